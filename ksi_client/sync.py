@@ -1,0 +1,208 @@
+"""The blocking client, for scripts and commands: one request after the other."""
+
+import itertools
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from ksi_daemon.protocol import Event, InvalidData, KsiError, Limits, TimedOut, Unavailable
+from ksi_daemon.protocol.errors import error_from
+from ksi_daemon.protocol.paths import check_owner, home_directory, socket_path
+from ksi_daemon.protocol.wire import Ask, Cancel, Context, Frame, decode_frame, decode_plain, encode
+
+Result = TypeVar("Result")
+
+
+class Client:
+    """A connection to a daemon for code that does not use asyncio; not for several threads at once.
+
+    Args:
+        path: The daemon's socket; that of ``KSI_HOME`` unless given.
+        token: Whom to act as; the user who runs this program unless given.
+        timeout_s: How long to wait for each frame; ``None`` is for ever.
+
+    Raises:
+        Unavailable: No daemon listens.
+
+    Example:
+        with Client() as client:
+            print(client.request("system:hello"))
+    """
+
+    def __init__(
+        self,
+        path: Path | str | None = None,
+        *,
+        token: str | None = None,
+        timeout_s: float | None = 300.0,
+    ) -> None:
+        self.path = Path(path) if path is not None else socket_path(home_directory())
+        self._timeout_s = timeout_s
+        self._ids = itertools.count(1)
+        self._buffer = bytearray()
+        self._socket = self._connect()
+        if token is not None:
+            self.request("router:authenticate", {"token": token})
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            check_owner(self.path.parent)
+            connection.connect(str(self.path))
+        except PermissionError as error:
+            connection.close()
+            raise Unavailable(f"{self.path} belongs to another user; set KSI_HOME") from error
+        except OSError as error:
+            connection.close()
+            message = f"no daemon listens on {self.path}; start it with: ksi start"
+            raise Unavailable(message, retry_after_s=0.5) from error
+        return connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    @overload
+    def request(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        result_type: type[Result],
+        timeout_s: float | None = None,
+    ) -> Result: ...
+
+    @overload
+    def request(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        result_type: None = None,
+        timeout_s: float | None = None,
+    ) -> Any: ...
+
+    def request(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        result_type: Any = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Send an event and return its answer.
+
+        Raises:
+            KsiError: What the daemon answered; `TimedOut`; `Unavailable` when it went away.
+        """
+        request_id = self._ask(event, data)
+        frame = self._answer(request_id, event, timeout_s)
+        if frame.chunk is not UNSET:
+            self._send(Cancel(request_id))
+            raise InvalidData(f"{event} answers with a stream: read it with stream()")
+        return self._decode(event, frame.result, result_type)
+
+    def stream(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        result_type: Any = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Any]:
+        """Send an event and yield the chunks of its answer; stopping early cancels it.
+
+        Raises:
+            KsiError: What the daemon answered; `TimedOut` when no chunk came in time.
+        """
+        request_id = self._ask(event, data)
+        try:
+            while True:
+                frame = self._answer(request_id, event, timeout_s)
+                if frame.chunk is UNSET:
+                    return
+                yield self._decode(event, frame.chunk, result_type)
+        except GeneratorExit:
+            self._send(Cancel(request_id))
+            raise
+
+    def events(self, pattern: str, *, outcomes: bool = False) -> Iterator[Event]:
+        """Subscribe to a glob and yield the events that match, for ever."""
+        self.request("router:subscribe", {"pattern": pattern, "outcomes": outcomes})
+        while True:
+            frame = self._receive(None)
+            if frame.subscription is not UNSET and frame.event is not UNSET:
+                context = UNSET if frame.context is UNSET else frame.context
+                yield Event(
+                    frame.event,
+                    None if frame.data is UNSET else decode_plain(frame.data),
+                    Context("unknown")
+                    if context is UNSET
+                    else msgspec.json.decode(context, type=Context),
+                    None if frame.outcome is UNSET else frame.outcome,
+                )
+
+    def _ask(self, event: str, data: Any) -> int:
+        request_id = next(self._ids)
+        self._send(Ask(request_id, event, {} if data is None else data))
+        return request_id
+
+    def _send(self, frame: Ask | Cancel) -> None:
+        try:
+            self._socket.sendall(encode(frame) + b"\n")
+        except OSError as error:
+            raise Unavailable("the connection was lost", retry_after_s=0.1) from error
+
+    def _answer(self, request_id: int, event: str, timeout_s: float | None) -> Frame:
+        """Return the next frame that answers a request; others belong to cancelled ones."""
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        while True:
+            try:
+                frame = self._receive(limit)
+            except TimedOut:
+                self._send(Cancel(request_id))
+                raise TimedOut(f"{event} was not answered in {limit} s") from None
+            if frame.error is not UNSET and frame.id in (request_id, UNSET):
+                raise error_from(frame.error)
+            if frame.id == request_id:
+                return frame
+
+    def _receive(self, limit: float | None) -> Frame:
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._socket.settimeout(limit)
+            try:
+                data = self._socket.recv(256 * 1024)
+            except TimeoutError:
+                raise TimedOut(f"nothing came in {limit} s") from None
+            except OSError as error:
+                raise Unavailable("the connection was lost", retry_after_s=0.1) from error
+            if not data:
+                raise Unavailable("the daemon closed the connection", retry_after_s=0.1)
+            self._buffer += data
+            if len(self._buffer) > 4 * Limits().max_frame_bytes:
+                raise InvalidData("the daemon sent a frame without end")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return decode_frame(line)
+
+    @staticmethod
+    def _decode(event: str, raw: Any, kind: Any) -> Any:
+        if not isinstance(raw, Raw):
+            raise KsiError(f"{event} was answered with neither result nor error")
+        return decode_plain(raw) if kind is None else msgspec.json.decode(raw, type=kind)

@@ -1,0 +1,236 @@
+"""The process of one isolated plugin: connects to the daemon, and serves what the plugin declares.
+
+The plugin's code is the same as in the daemon; only its bus is another one.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ksi_client import AsyncClient, KsiError, NotFound, SocketTransport
+from ksi_daemon.bus import converted
+from ksi_daemon.event_system import current_context, payload_of
+from ksi_daemon.hosts import HostAwait, HostAwaited, HostHello, HostKnown, HostReady, HostTask
+from ksi_daemon.loader import GROUP, Loaded, Loader
+from ksi_daemon.logs import configured
+from ksi_daemon.plugin import Plugin
+from ksi_daemon.protocol import Context, Event, Failed, InvalidData
+from ksi_daemon.router import Contribution, Observer, Route, Router
+from ksi_daemon.schemas import schemas_of
+from ksi_daemon.settings import LogSettings, Settings
+from ksi_daemon.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class RemoteBus:
+    """The bus of a plugin in a host: everything goes to the daemon, the plugin's own events too.
+
+    So the daemon's interceptors stand before every event, wherever its handler runs.
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def request(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        result_type: Any = Any,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Return the answer of an event's handler."""
+        result = await self._client.request(
+            event, payload_of(data), context=claim(), timeout_s=timeout_s
+        )
+        return converted(result, result_type)
+
+    async def stream(
+        self, event: str, data: Any = None, *, result_type: Any = Any
+    ) -> AsyncGenerator[Any]:
+        """Yield the chunks that an event is answered with."""
+        chunks = self._client.stream(event, payload_of(data), context=claim())
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield converted(chunk, result_type)
+
+    def emit(self, event: str, data: Any = None) -> None:
+        """Have an event handled without waiting; a failure is logged."""
+        self._client.emit_now(event, payload_of(data), context=claim())
+
+    def publish(self, event: str, data: Any = None) -> None:
+        """Show an event to its observers and subscribers; no handler is called."""
+        shown = {"event": event, "data": payload_of(data)}
+        self._client.emit_now("router:publish", shown, context=claim())
+
+    async def gather(
+        self, event: str, data: Any = None, *, timeout_s: float | None = None
+    ) -> list[Contribution]:
+        """Return what every contributor answers, or why it did not."""
+        try:
+            answer = await self.request(event, data, timeout_s=timeout_s)
+        except NotFound:
+            return []
+        return msgspec.convert(answer["contributions"], list[Contribution])
+
+
+def claim() -> dict[str, Any] | None:
+    """Say which event the one that is sent now comes from, and in whose name."""
+    context = current_context()
+    if context is None:
+        return None
+    fields: dict[str, Any] = msgspec.to_builtins(context)
+    fields["parent"] = fields.pop("id")
+    fields.pop("origin", None)
+    return fields
+
+
+async def main(handle: int) -> int:
+    """Run the plugin that the daemon at the other end of a socket names, until it lets go."""
+    async with AsyncClient(SocketTransport(socket.socket(fileno=handle))) as client:
+        task = await client.request("host:hello", HostHello(), result_type=HostTask)
+        settings = Settings(Path(task.home), task.arguments, environ={})
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        with configured(LogSettings(repeat_window_s=0), None):
+            async with asyncio.TaskGroup() as tasks:
+                host = Host(client, task, settings, Supervisor(tasks))
+                running = tasks.create_task(host.run(stop), name=task.plugin)
+                lost = tasks.create_task(client.closed.wait(), name="the daemon is gone")
+                await asyncio.wait({running, lost}, return_when=asyncio.FIRST_COMPLETED)
+                stop.set()
+                failure = await running
+                lost.cancel()
+                host.end()
+    return 0 if failure is None else 1
+
+
+class Host:
+    """The plugin's side: a router of its own behind the connection to the daemon."""
+
+    def __init__(
+        self, client: AsyncClient, task: HostTask, settings: Settings, supervisor: Supervisor
+    ) -> None:
+        self._client = client
+        self._task = task
+        self._settings = settings
+        self._supervisor = supervisor
+        self._router = Router(supervisor, observer_queue_events=task.observer_queue_events)
+        self._router.starting = False
+        self._loader = Loader(
+            self._router,
+            supervisor,
+            settings,
+            self._make_plugin,
+            start_timeout_s=task.start_timeout_s,
+            stop_timeout_s=task.stop_timeout_s,
+        )
+
+    def _make_plugin(self, loaded: Loaded) -> Plugin:
+        bus = RemoteBus(self._client)
+        home = Path(self._task.home)
+        return Plugin(loaded.name, loaded.settings, bus, home, self._router, self._supervisor)
+
+    async def run(self, stop: asyncio.Event) -> str | None:
+        """Start the plugin, serve it until ``stop``, stop it; return why it failed, if it did."""
+        name = self._task.plugin
+        try:
+            await self._client.serve("host:ping", answer_ping)
+            await self._start(name)
+        except KsiError as error:
+            with contextlib.suppress(KsiError):
+                failure = HostReady(failure=error.message)
+                await self._client.request("host:ready", failure, result_type=HostKnown)
+            return error.message
+        await stop.wait()
+        await self._loader.stop()
+        return None
+
+    async def _start(self, name: str) -> None:
+        points = [p for p in importlib.metadata.entry_points(group=GROUP) if p.name == name]
+        self._loader.load([name], points)
+        loaded = self._loader.plugins.get(name)
+        if loaded is None:
+            raise Failed(f"there is no entry point {name!r} in the group {GROUP!r}")
+        if self._router.has_interceptors:
+            raise InvalidData(
+                "it has an interceptor: that must run in the daemon (isolate = false)"
+            )
+        if loaded.state == "loaded":
+            self._settings.check([name])
+            requires = HostAwait(requires=loaded.info.requires)
+            await self._client.request("host:await", requires, result_type=HostAwaited)
+            loaded.info = msgspec.structs.replace(loaded.info, requires=())
+            await self._loader.start()
+        if loaded.state != "ready":
+            raise Failed(loaded.reason or f"is {loaded.state}")
+        await self._export()
+        report = HostReady(requires=requires.requires)
+        await self._client.request("host:ready", report, result_type=HostKnown)
+
+    async def _export(self) -> None:
+        """Serve over the connection what the plugin has added to its router."""
+        for route in self._router.routes.values():
+            if route.name not in self._router.contributors:
+                await self._serve(route, contributor=False)
+        for members in self._router.contributors.values():
+            for route in members:
+                await self._serve(route, contributor=True)
+        for observer in self._router.observers:
+            subscription = await self._client.subscribe(
+                observer.pattern, outcomes=observer.outcomes
+            )
+            relay = relay_events(subscription, observer)
+            self._supervisor.start(f"events of {observer.pattern}", relay)
+
+    async def _serve(self, route: Route, *, contributor: bool) -> None:
+        async def answer(data: Any, context: Context) -> Any:
+            event = Event(route.name, route.convert(data), context)
+            return await self._router.dispatch(route, event)
+
+        data_schema, result_schema = schemas_of(route)
+        await self._client.serve(
+            route.name,
+            answer,
+            doc=route.doc,
+            contributor=contributor,
+            timeout_s=route.timeout_s,
+            data_schema=data_schema,
+            result_schema=result_schema,
+            streams=route.streams,
+        )
+
+    def end(self) -> None:
+        """Let go of the tasks that the plugin has left."""
+        for name in list(self._supervisor.units):
+            self._supervisor.stop(name)
+
+
+async def answer_ping(data: Any, context: Context) -> dict[str, Any]:
+    """Tell the daemon that the loop turns."""
+    return {}
+
+
+def relay_events(events: Any, observer: Observer) -> Callable[[], Any]:
+    """Make the task that hands the daemon's events to an observer."""
+
+    async def run() -> None:
+        async for event in events:
+            observer.deliver(event)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(int(sys.argv[1]))))

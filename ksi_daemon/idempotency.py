@@ -1,0 +1,101 @@
+"""Requests that bear a key are done once, however often they are sent."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from msgspec import Raw, Struct
+
+from ksi_daemon.protocol import Conflict, InvalidData, KsiError
+from ksi_daemon.protocol.errors import RETRYABLE_CODES
+from ksi_daemon.protocol.wire import encode
+
+KEEP_S: Final = 24 * 3600.0
+MAX_KEYS: Final = 100_000
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
+MAX_KEY_LENGTH: Final = 200
+
+# A key belongs to a tenant and a principal: two of them may use the same one.
+Key = tuple[str, str, str]
+
+
+class _Entry(Struct):
+    digest: bytes
+    task: asyncio.Task[Raw]
+    began_at: float
+    size: int = 0
+
+
+def digest_of(event: str, payload: bytes) -> bytes:
+    """Fingerprint a request, so that a key is not used for two of them."""
+    return hashlib.blake2b(payload, digest_size=16, person=event.encode()[:16]).digest()
+
+
+class Ledger:
+    """Keeps the answers of keyed requests for a day, in memory.
+
+    The work goes on when its asker's connection is lost, so that a repetition finds the answer.
+    Past `MAX_KEYS` keys or `MAX_KEPT_BYTES` of answers the oldest finished ones are forgotten.
+    A retryable error is not kept: the repetition tries again.
+    """
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._entries: dict[Key, _Entry] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def once(
+        self, key: Key, digest: bytes, work: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Raw:
+        """Return the answer of ``work``, which is done only if this key is new.
+
+        Raises:
+            Conflict: The key came with another request before.
+            KsiError: What the work ended with.
+        """
+        if not 0 < len(key[2]) <= MAX_KEY_LENGTH:
+            raise InvalidData(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters")
+        entry = self._entries.get(key)
+        if entry is None:
+            self._make_room()
+            task = self._tasks.create_task(self._run(key, work()), name=f"keyed {key[2]}")
+            entry = self._entries[key] = _Entry(digest, task, time.monotonic())
+        elif entry.digest != digest:
+            raise Conflict("this idempotency key was used for another request; take a new one")
+        return await asyncio.shield(entry.task)
+
+    def running_tasks(self) -> set[asyncio.Task[Any]]:
+        """List the work that is not done yet."""
+        return {entry.task for entry in self._entries.values() if not entry.task.done()}
+
+    def cancel(self, key: Key) -> None:
+        """Stop the work under a key."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.task.cancel()
+
+    async def _run(self, key: Key, work: Coroutine[Any, Any, Any]) -> Raw:
+        try:
+            answer = Raw(encode(await work))
+        except BaseException as error:
+            if not isinstance(error, KsiError) or error.code in RETRYABLE_CODES:
+                del self._entries[key]
+            raise
+        self._entries[key].size = len(bytes(answer))
+        self._kept_bytes += self._entries[key].size
+        return answer
+
+    def _make_room(self) -> None:
+        oldest = time.monotonic() - KEEP_S
+        for key, entry in list(self._entries.items()):
+            full = len(self._entries) >= MAX_KEYS or self._kept_bytes > MAX_KEPT_BYTES
+            if entry.began_at > oldest and not full:
+                break
+            if entry.task.done():
+                self._kept_bytes -= entry.size
+                del self._entries[key]

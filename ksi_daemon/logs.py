@@ -1,0 +1,154 @@
+"""Logs: JSON or pretty lines that bear the event they belong to; bounded in size and repetition."""
+
+import logging
+import logging.handlers
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ksi_daemon.event_system import CURRENT
+from ksi_daemon.settings import LogSettings
+
+MAX_REMEMBERED: Final = 1000
+MAX_LINE_CHARACTERS: Final = 32_000
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "repeated",
+    "taskName",
+}
+
+
+class ContextFilter(logging.Filter):
+    """Adds the ids of the event that is being handled to every line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        context = CURRENT.get()
+        if context is not None:
+            for name, value in (
+                ("event_id", context.id),
+                ("conversation", context.conversation),
+                ("run", context.run),
+            ):
+                if value is not None and not hasattr(record, name):
+                    setattr(record, name, value)
+        if record.name.startswith("ksi.plugin.") and not hasattr(record, "plugin"):
+            record.plugin = record.name.removeprefix("ksi.plugin.")
+        return True
+
+
+class RepeatFilter(logging.Filter):
+    """Lets an identical warning or error through once in a while, with a count of the rest."""
+
+    def __init__(self, window_s: float) -> None:
+        super().__init__()
+        self._window_s = window_s
+        self._seen: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or not self._window_s:
+            return True
+        fields = (getattr(record, name, None) for name in ("plugin", "event", "task", "why"))
+        error = record.exc_info[0] if record.exc_info else None
+        key = (record.name, record.levelno, str(record.msg), error, *map(str, fields))
+        now = time.monotonic()
+        since, held_back = self._seen.get(key, (now - self._window_s, 0))
+        if now - since < self._window_s:
+            self._seen[key] = (since, held_back + 1)
+            return False
+        if held_back:
+            record.repeated = held_back
+        if len(self._seen) >= MAX_REMEMBERED:
+            self._seen.clear()
+        self._seen[key] = (now, 0)
+        return True
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a line was given by ``extra``, and what the filters added."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        if hasattr(record, "repeated"):
+            line["repeated"] = record.repeated
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)[-MAX_LINE_CHARACTERS:]
+        return msgspec.json.encode(line, enc_hook=repr).decode()[: 2 * MAX_LINE_CHARACTERS]
+
+
+class PrettyFormatter(logging.Formatter):
+    """A line for people: time, level, message, fields, and a traceback below."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items())
+        line = f"{at} {record.levelname:<8} {record.getMessage()}  {fields}".rstrip()
+        if hasattr(record, "repeated"):
+            line += f"  (and {record.repeated} more like it)"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class DaemonLogHandler(logging.handlers.RotatingFileHandler):
+    """Writes the daemon's log; a full disk costs lines, which are counted, and nothing else."""
+
+    def __init__(self, path: Path, settings: LogSettings) -> None:
+        super().__init__(
+            path,
+            maxBytes=settings.max_file_bytes,
+            backupCount=settings.kept_files,
+            encoding="utf-8",
+        )
+        self.lost_lines = 0
+        self.last_error: str | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count a line that could not be written."""
+        self.lost_lines += 1
+        self.last_error = str(sys.exc_info()[1])
+
+
+def configure(settings: LogSettings, path: Path | None) -> logging.Handler:
+    """Send all logging to a file, or to standard error where there is no path."""
+    handler: logging.Handler
+    handler = logging.StreamHandler() if path is None else DaemonLogHandler(path, settings)
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else PrettyFormatter())
+    handler.addFilter(ContextFilter())
+    handler.addFilter(RepeatFilter(settings.repeat_window_s))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(settings.level.upper())
+    logging.captureWarnings(capture=True)
+    return handler
+
+
+@contextmanager
+def configured(settings: LogSettings, path: Path | None) -> Iterator[logging.Handler]:
+    """Send all logging to a file for a while, then flush and close it."""
+    handler = configure(settings, path)
+    try:
+        yield handler
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

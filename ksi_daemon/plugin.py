@@ -1,0 +1,82 @@
+"""What a plugin is handed when it starts."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import declarations_of
+from ksi_daemon.principals import Principal, TokenStore
+from ksi_daemon.protocol import Denied
+from ksi_daemon.router import Router
+from ksi_daemon.supervisor import RestartPolicy, Supervisor
+
+__all__ = ["Plugin"]
+
+
+class Plugin:
+    """A plugin's own view of the daemon, or of its host.
+
+    Attributes:
+        name: The plugin's name, which is also its section in the settings.
+        settings: The Struct that `PluginInfo.settings` names, filled in; ``None`` without one.
+        bus: Sends events.
+        home: ``KSI_HOME``.
+        log: A logger whose lines bear the plugin's name.
+        daemon: The daemon itself, for the plugins that are part of it; ``None`` in a host.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Any,
+        bus: Bus,
+        home: Path,
+        router: Router,
+        supervisor: Supervisor,
+        tokens: TokenStore | None = None,
+        daemon: Any = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.bus = bus
+        self.home = home
+        self.log = logging.getLogger(f"ksi.plugin.{name}")
+        self.daemon = daemon
+        self._router = router
+        self._supervisor = supervisor
+        self._tokens = tokens
+
+    def add(self, *owners: object) -> None:
+        """Take on the decorated functions of modules, or the decorated methods of objects.
+
+        Raises:
+            Conflict: Another plugin answers one of the events.
+            InvalidData: A function has a signature that can't be served.
+        """
+        for owner in owners:
+            self._router.add(self.name, declarations_of(owner))
+
+    def start_task(
+        self,
+        name: str,
+        run: Callable[[], Awaitable[None]],
+        policy: RestartPolicy | None = None,
+    ) -> None:
+        """Keep a coroutine function running until the plugin stops; restarted when it fails."""
+        self._supervisor.start(f"{self.name}: {name}", run, policy)
+
+    def stop_task(self, name: str) -> None:
+        """Stop what `start_task` started."""
+        self._supervisor.stop(f"{self.name}: {name}")
+
+    def issue_token(self, principal: Principal, *, ttl_s: float) -> str:
+        """Make a token for a child process; it does not outlive the daemon.
+
+        Raises:
+            Denied: The plugin runs in a host, which issues none.
+        """
+        if self._tokens is None:
+            raise Denied("a plugin in a host issues no tokens: send token:create")
+        return self._tokens.issue(principal, ttl_s=ttl_s)

@@ -1,0 +1,475 @@
+"""One end of a connection: frames in both directions, requests in both directions.
+
+The daemon and the client are the same kind of peer; each says in a subclass what it does with the
+requests and events that arrive. Nothing here blocks: a reader that is too slow pauses its streams
+and its own requests, and is cut off after ``reader_timeout_s``.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ksi_daemon.protocol.errors import (
+    Busy,
+    Cancelled,
+    Conflict,
+    Failed,
+    InvalidData,
+    KsiError,
+    NotFound,
+    Unavailable,
+    error_from,
+)
+from ksi_daemon.protocol.wire import (
+    DECODE_ERRORS,
+    ENCODE_ERRORS,
+    ENCODER,
+    Ask,
+    Cancel,
+    Chunk,
+    Failure,
+    Frame,
+    Limits,
+    Pause,
+    Reply,
+    decode_frame,
+    decode_frames,
+    id_of,
+)
+
+
+class Serving:
+    """A request of the other side that is being answered."""
+
+    __slots__ = ("cause", "deadline", "go", "name", "started", "task")
+
+    def __init__(self, name: str, deadline: float | None) -> None:
+        self.name = name
+        self.deadline = deadline
+        self.task: asyncio.Task[None] | None = None
+        self.started = False
+        self.cause: KsiError | None = None
+        self.go: asyncio.Event | None = None
+
+    def stop(self, cause: KsiError) -> None:
+        """End the work; the other side gets ``cause`` as its answer."""
+        if self.cause is None:
+            self.cause = cause
+            # A task that has not started yet would never enter its try block: it looks at cause.
+            if self.started and self.task is not None:
+                self.task.cancel()
+
+
+class Inbound:
+    """A request of ours that the other side answers: its chunks, then its end.
+
+    Iterate over it for a stream (chunks come as `Raw`); `result` waits for the answer of a plain
+    request. When the reader lags ``window`` chunks behind, the sender is asked to pause.
+
+    Raises:
+        KsiError: what the other side answered, or `Unavailable` when the connection was lost.
+    """
+
+    def __init__(self, peer: "Peer", request_id: int, window: int) -> None:
+        self._peer = peer
+        self._id = request_id
+        self._window = window
+        self._chunks: deque[Raw] = deque()
+        self._paused = False
+        self._ended: asyncio.Future[Raw] = peer.loop.create_future()
+        self._news: asyncio.Future[None] | None = None
+
+    def feed(self, chunk: Raw) -> None:
+        self._chunks.append(chunk)
+        count = len(self._chunks)
+        if count >= self._window and not self._paused:
+            self._paused = True
+            self._peer.send(Pause(self._id, True))
+        elif count > self._window * 16:
+            self.finish(Busy(f"the stream sent {count} chunks past a pause (stream_window_chunks)"))
+            self._peer.abandon(self._id)
+        self._wake()
+
+    def finish(self, end: Raw | KsiError) -> None:
+        if self._ended.done():
+            return
+        if isinstance(end, KsiError):
+            self._ended.set_exception(end)
+            self._ended.exception()  # marks it as seen: nobody may be waiting for it any more
+        else:
+            self._ended.set_result(end)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def result(self) -> Raw:
+        """Wait for the answer; a chunk in its place is an error that says what to call."""
+        try:
+            while not self._ended.done():
+                if self._chunks:
+                    raise InvalidData("the event answers with a stream: read it with stream()")
+                await self._wait()
+            return self._ended.result()
+        finally:
+            await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Raw]:
+        return self
+
+    async def __anext__(self) -> Raw:
+        while not self._chunks:
+            if self._ended.done():
+                self._ended.result()
+                raise StopAsyncIteration
+            await self._wait()
+        chunk = self._chunks.popleft()
+        if self._paused and len(self._chunks) * 2 <= self._window:
+            self._paused = False
+            self._peer.send(Pause(self._id, False))
+        return chunk
+
+    async def _wait(self) -> None:
+        self._news = self._peer.loop.create_future()
+        await self._news
+
+    async def aclose(self) -> None:
+        """Stop: what still runs on the other side is cancelled."""
+        if not self._ended.done():
+            self._peer.abandon(self._id)
+            self._ended.cancel()
+
+
+class Peer(asyncio.Protocol):
+    """Reads and writes frames, matches answers to requests, answers requests in tasks."""
+
+    def __init__(self, limits: Limits, tasks: asyncio.TaskGroup) -> None:
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self._tasks = tasks
+        self._partial = bytearray()
+        self._out = bytearray()
+        self._flush_due = False
+        self._half_closed = False
+        self._asked: dict[int, Inbound] = {}
+        self._ids = itertools.count(1)
+        self.serving: dict[object, Serving] = {}
+        self._writable: asyncio.Event = asyncio.Event()
+        self._writable.set()
+        self._cut_off: asyncio.TimerHandle | None = None
+
+    # -- what a subclass says -------------------------------------------------------------------
+
+    def frame_received(self, frame: Frame) -> None:
+        """Take a request, or an event that wants no answer."""
+        raise NotImplementedError
+
+    def error_received(self, error: KsiError) -> None:
+        """Take an error that concerns the connection and no request."""
+
+    def error_of(self, error: BaseException, serving: Serving) -> KsiError:
+        """Make an error for the wire of whatever a handler raised."""
+        raise NotImplementedError
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=self.limits.max_buffer_bytes)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._resume()
+        lost = Unavailable("the connection was lost", retry_after_s=0.1)
+        for inbound in self._asked.values():
+            inbound.finish(lost)
+        self._asked.clear()
+        self.stop_serving(lost)
+
+    def eof_received(self) -> bool:
+        """Go on answering a side that has nothing more to ask, as ``echo … | nc -U`` has not."""
+        self._half_closed = True
+        self.loop.call_soon(self._close_if_done)
+        return True
+
+    def lingers(self) -> bool:
+        """Say whether something may still be sent to a side that asks nothing more."""
+        return bool(self.serving)
+
+    def _close_if_done(self) -> None:
+        if self._half_closed and not self.lingers():
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        end = data.rfind(b"\n") + 1
+        lines = data[:end]
+        if self._partial and end:
+            lines = bytes(self._partial) + lines
+            self._partial.clear()
+        if end < len(data):
+            self._partial += data[end:]
+            if len(self._partial) > self.limits.max_frame_bytes:
+                self.refuse_oversized()
+                return
+        if lines:
+            self._decode(lines)
+
+    def _decode(self, lines: bytes) -> None:
+        """Decode a whole chunk at once, or line by line where one of them is broken."""
+        limit = self.limits.max_frame_bytes
+        try:
+            frames = decode_frames(lines)
+        except DECODE_ERRORS:
+            frames = []
+        if len(frames) == lines.count(b"\n") and len(lines) <= limit:
+            self.frames_received(frames)
+            return
+        for line in lines.split(b"\n"):
+            if len(line) > limit:
+                self.refuse_oversized()
+                return
+            if line and not line.isspace():
+                self._decode_one(line)
+
+    def _decode_one(self, line: bytes) -> None:
+        try:
+            frame = decode_frame(line)
+        except DECODE_ERRORS as error:
+            self.fail(id_of(line), InvalidData(f"this line is no frame: {error}"))
+        else:
+            self.frames_received([frame])
+
+    def refuse_oversized(self) -> None:
+        """Close the connection: what follows an oversized frame can't be told apart from it."""
+        bound = self.limits.max_frame_bytes
+        error = InvalidData(f"a frame may have {bound} bytes (max_frame_bytes); closing")
+        self.fail(UNSET, error)
+        self.close()
+
+    def frames_received(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self.take(frame)
+
+    def take(self, frame: Frame) -> None:
+        """Give one frame to whoever it is for."""
+        if frame.event is not UNSET:
+            self.frame_received(frame)
+        elif frame.cancel or frame.pause is not UNSET:
+            self._control(frame)
+        elif isinstance(frame.id, int):
+            self._answered(frame.id, frame)
+        elif frame.error is not UNSET:
+            self.error_received(error_from(frame.error))
+        else:
+            self.fail(UNSET, InvalidData("a frame needs an event, or the id of a request"))
+
+    def _answered(self, request_id: int, frame: Frame) -> None:
+        inbound = self._asked.get(request_id)
+        if inbound is None:
+            return  # it was cancelled here while its answer was on the way
+        if frame.chunk is not UNSET:
+            inbound.feed(frame.chunk)
+            return
+        del self._asked[request_id]
+        if frame.error is not UNSET:
+            inbound.finish(error_from(frame.error))
+        elif frame.result is not UNSET:
+            inbound.finish(frame.result)
+        else:
+            inbound.finish(InvalidData("the answer had no result, chunk or error"))
+
+    def _control(self, frame: Frame) -> None:
+        serving = self.serving.get(frame.id)
+        if serving is None:
+            # Not an answer to that id: the request may just have ended, or its id be in use again.
+            details = {"id": None if frame.id is UNSET else frame.id}
+            self.fail(UNSET, NotFound("no request with this id is in flight", details=details))
+        elif frame.cancel:
+            serving.stop(Cancelled(f"{serving.name} was cancelled by its sender"))
+        elif serving.go is not None:
+            serving.go.clear() if frame.pause else serving.go.set()
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def send(self, frame: Struct) -> None:
+        """Queue a frame; all that is queued in one turn of the loop goes out in one write.
+
+        Raises:
+            InvalidData: It has no JSON form, or it is larger than ``max_frame_bytes``.
+        """
+        out = self._out
+        start = len(out)
+        try:
+            ENCODER.encode_into(frame, out, -1)
+        except ENCODE_ERRORS as error:
+            del out[start:]
+            raise InvalidData(f"it has no JSON form: {error}") from error
+        size = len(out) - start
+        if size > self.limits.max_frame_bytes:
+            del out[start:]
+            bound = self.limits.max_frame_bytes
+            raise InvalidData(f"a frame of {size} bytes; max_frame_bytes is {bound}")
+        out += b"\n"
+        self.schedule_flush()
+
+    def schedule_flush(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand what is queued to the transport."""
+        self._flush_due = False
+        if self._out:
+            out, self._out = self._out, bytearray()
+            if self.transport is not None:
+                self.transport.write(out)
+
+    def fail(self, request_id: int | str | UnsetType, error: KsiError) -> None:
+        """Answer with an error."""
+        self.send(Failure(request_id, error.body))
+
+    def pause_writing(self) -> None:
+        """Stop reading from who does not read, and cut it off if that goes on."""
+        self._writable.clear()
+        if self.transport is not None:
+            self.transport.pause_reading()
+            delay = self.limits.reader_timeout_s
+            self._cut_off = self.loop.call_later(delay, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._resume()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _resume(self) -> None:
+        self._writable.set()
+        if self._cut_off is not None:
+            self._cut_off.cancel()
+            self._cut_off = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known here."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the other side reads too slowly."""
+        return not self._writable.is_set()
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        self.flush()
+        if self.transport is not None:
+            self.transport.close()
+
+    def stop_serving(self, cause: KsiError) -> None:
+        """Stop all that is being answered; ``cause`` is the answer."""
+        for serving in list(self.serving.values()):
+            serving.stop(cause)
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        event: str,
+        data: Any,
+        context: Any = UNSET,
+        idempotency_key: str | UnsetType = UNSET,
+    ) -> Inbound:
+        """Send a request; what comes back is read from the `Inbound`.
+
+        Raises:
+            Unavailable: There is no connection.
+        """
+        if not self.connected:
+            raise Unavailable("there is no connection", retry_after_s=0.1)
+        request_id = next(self._ids)
+        self.send(Ask(request_id, event, data, context, idempotency_key))
+        inbound = self._asked[request_id] = Inbound(
+            self, request_id, self.limits.stream_window_chunks
+        )
+        return inbound
+
+    def abandon(self, request_id: int) -> None:
+        """Forget a request of ours and tell the other side to stop."""
+        if self._asked.pop(request_id, None) is not None and self.transport is not None:
+            self.send(Cancel(request_id))
+
+    # -- answering ------------------------------------------------------------------------------
+
+    def admit(self, frame: Frame) -> bool:
+        """Say whether a request may start: its id is free and the connection has room."""
+        if frame.id in self.serving:
+            error = Conflict("a request with this id is in flight", details={"id": frame.id})
+            self.fail(UNSET, error)
+            return False
+        if len(self.serving) >= self.limits.max_in_flight:
+            bound = self.limits.max_in_flight
+            busy = Busy(f"{bound} requests are in flight (max_in_flight)", retry_after_s=0.1)
+            self.fail(frame.id, busy)
+            return False
+        return True
+
+    def answer(
+        self, frame: Frame, reply: Coroutine[Any, Any, Any], deadline: float | None = None
+    ) -> None:
+        """Work on a request in a task of its own; ``reply`` gives a value or a stream of them."""
+        name = str(frame.event)
+        serving = Serving(name, deadline)
+        key: object = object() if frame.id is UNSET else frame.id
+        self.serving[key] = serving
+        serving.task = self._tasks.create_task(self._work(frame.id, key, serving, reply), name=name)
+
+    async def _work(
+        self,
+        request_id: int | str | UnsetType,
+        key: object,
+        serving: Serving,
+        reply: Coroutine[Any, Any, Any],
+    ) -> None:
+        serving.started = True
+        try:
+            if serving.cause is not None:
+                reply.close()
+                raise serving.cause
+            result = await reply
+            if hasattr(result, "__anext__"):
+                await self._stream(request_id, serving, result)
+                result = None
+            if request_id is not UNSET:
+                self._send_answer(serving.name, Reply(request_id, result))
+        except BaseException as error:  # noqa: BLE001  the boundary: error_of knows every kind
+            self.fail(request_id, self.error_of(error, serving))
+        finally:
+            del self.serving[key]
+            self._close_if_done()
+
+    async def _stream(
+        self, request_id: int | str | UnsetType, serving: Serving, chunks: AsyncGenerator[Any]
+    ) -> None:
+        serving.go = asyncio.Event()
+        serving.go.set()
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if request_id is not UNSET:
+                    self._send_answer(serving.name, Chunk(request_id, chunk))
+                await self._writable.wait()
+                if not serving.go.is_set():
+                    async with asyncio.timeout(self.limits.reader_timeout_s):
+                        await serving.go.wait()
+
+    def _send_answer(self, name: str, answer: Reply | Chunk) -> None:
+        try:
+            self.send(answer)
+        except InvalidData as error:
+            raise Failed(f"the answer of {name} can't be sent: {error.message}") from error

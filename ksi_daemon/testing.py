@@ -1,0 +1,186 @@
+"""The public test kit, as a pytest plugin: fixtures ``daemon``, ``client`` and ``daemon_process``.
+
+A plugin's tests need no conftest. They are ``async def`` functions (``anyio_mode = "auto"`` in the
+pytest settings, or the mark ``anyio``) and take what they need:
+
+    async def test_the_weather_is_reported(client):
+        report = await client.request("weather:get", {"place": "Oslo"})
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ksi_client import AsyncClient, LocalTransport, UnixTransport
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.loader import EntryPoint
+
+__all__ = ["DaemonProcess", "ModuleEntryPoint", "module_plugin", "running_daemon"]
+
+PROCESS_TIMEOUT_S = 20.0
+
+
+class ModuleEntryPoint:
+    """An entry point for a module that is not installed."""
+
+    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+        self.name = name
+        self.load = load
+
+
+def module_plugin(name: str, **members: Any) -> ModuleEntryPoint:
+    """Make a plugin of functions and hooks, as if they stood in a module of their own."""
+    module = ModuleType(f"{name}_plugin_under_test")
+    vars(module).update(members)
+    return ModuleEntryPoint(name, lambda: module)
+
+
+@asynccontextmanager
+async def running_daemon(
+    home: Path,
+    *plugins: EntryPoint,
+    settings: Iterable[str] = (),
+) -> AsyncIterator[Daemon]:
+    """Run a daemon on this loop, with these plugins besides the installed ``system``.
+
+    Args:
+        home: An empty directory.
+        plugins: What to load, such as `module_plugin` makes.
+        settings: ``section.key=value`` strings.
+    """
+    installed = [p for p in entry_points(group="ksi") if p.name == "system"]
+    daemon = Daemon(home, tuple(settings), entry_points=[*installed, *plugins])
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(daemon.run(ready.set), name="daemon under test")
+        waiting = tasks.create_task(ready.wait(), name="ready")
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if running.done():
+            running.result()
+        try:
+            yield daemon
+        finally:
+            daemon.shutdown(0.0)
+
+
+class DaemonProcess:
+    """A daemon in a process of its own, to be killed."""
+
+    def __init__(self, home: Path, *, environ: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.socket = home / "run" / "ksi.sock"
+        self.environ = environ or {}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: str) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            AssertionError: It did not become ready; the message has what it wrote.
+        """
+        read, write = os.pipe()
+        command = [sys.executable, "-m", "ksi_daemon", "--home", str(self.home), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **self.environ, "KSI_READY_FD": str(write)},
+            pass_fds=(write,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            told = pipe.readline()
+        assert b'"pid"' in told, f"the daemon did not start: {told!r}"
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Send it a signal and wait for its end; return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PROCESS_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill(signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio, which the daemon is written for."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("KSI_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def ksi_home() -> Iterator[Path]:
+    """A home for a daemon, short enough for its socket, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ksi-test-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def ksi_plugins() -> list[EntryPoint]:
+    """The plugins that the fixture ``daemon`` loads besides ``system``: all that are installed.
+
+    Override it to load others.
+    """
+    return [point for point in entry_points(group="ksi") if point.name != "system"]
+
+
+@pytest.fixture
+def ksi_settings() -> list[str]:
+    """The settings of the fixture ``daemon``, as ``section.key=value``; override it."""
+    return []
+
+
+@pytest.fixture
+async def daemon(
+    ksi_home: Path, ksi_plugins: list[EntryPoint], ksi_settings: list[str]
+) -> AsyncIterator[Daemon]:
+    """A daemon on the test's own loop."""
+    async with running_daemon(ksi_home, *ksi_plugins, settings=ksi_settings) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(daemon: Daemon) -> AsyncIterator[AsyncClient]:
+    """A client of the fixture ``daemon``, as its owner."""
+    async with AsyncClient(LocalTransport(daemon)) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def connect(daemon: Daemon) -> AsyncIterator[Callable[..., Any]]:
+    """Make more clients of the fixture ``daemon``: ``await connect(token=…)``, over its socket."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**options: Any) -> AsyncClient:
+            transport = UnixTransport(daemon.home.socket)
+            return await stack.enter_async_context(AsyncClient(transport, **options))
+
+        yield make
+
+
+@pytest.fixture
+def daemon_process(ksi_home: Path) -> Iterator[DaemonProcess]:
+    """A daemon in a process of its own, not yet started, ended afterwards."""
+    process = DaemonProcess(ksi_home)
+    yield process
+    process.stop()

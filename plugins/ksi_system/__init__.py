@@ -1,0 +1,1 @@
+"""The daemon's events about itself: health, discovery, statistics, configuration, tokens."""
