@@ -9,7 +9,8 @@ import msgspec
 
 from ksi_daemon.event_system import CURRENT, payload_of
 from ksi_daemon.protocol import Context, Event, KsiError, TimedOut
-from ksi_daemon.router import Contribution, Route, Router
+from ksi_daemon.router import Contribution, Router
+from ksi_daemon.routes import Route
 
 
 class Bus(Protocol):

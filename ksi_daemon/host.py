@@ -20,11 +20,13 @@ from ksi_client import AsyncClient, KsiError, NotFound, SocketTransport
 from ksi_daemon.bus import converted
 from ksi_daemon.event_system import current_context, payload_of
 from ksi_daemon.hosts import HostAwait, HostAwaited, HostHello, HostKnown, HostReady, HostTask
+from ksi_daemon.listeners import Observer
 from ksi_daemon.loader import GROUP, Loaded, Loader
 from ksi_daemon.logs import configured
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Context, Event, Failed, InvalidData
-from ksi_daemon.router import Contribution, Observer, Route, Router
+from ksi_daemon.router import Contribution, Router
+from ksi_daemon.routes import Route
 from ksi_daemon.schemas import schemas_of
 from ksi_daemon.settings import LogSettings, Settings
 from ksi_daemon.supervisor import Supervisor

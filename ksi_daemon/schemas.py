@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from ksi_daemon.router import Route
+from ksi_daemon.routes import Route
 
 Schema = dict[str, Any]
 

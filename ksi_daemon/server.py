@@ -57,7 +57,8 @@ from ksi_daemon.protocol.wire import (
     decode_plain,
     encode,
 )
-from ksi_daemon.router import Route, Router, route_for
+from ksi_daemon.router import Router
+from ksi_daemon.routes import Route, route_for
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from ksi_daemon.logs import DaemonLogHandler
 from ksi_daemon.principals import Principal, TokenRecord
 from ksi_daemon.protocol import PROTOCOL_VERSION, Context, NotFound
 from ksi_daemon.protocol.names import did_you_mean, matches
-from ksi_daemon.router import Contribution, Route
+from ksi_daemon.router import Contribution
+from ksi_daemon.routes import Route
 from ksi_daemon.schemas import schemas_of
 from ksi_system import events as e
 
