@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ksi_daemon.bus import LocalBus
+from ksi_daemon.connection import Connection
 from ksi_daemon.event_system import declarations_of
 from ksi_daemon.home import Home
 from ksi_daemon.hosts import Hosts
+from ksi_daemon.hub import Hub
 from ksi_daemon.loader import EntryPoint, Loaded, Loader
 from ksi_daemon.logs import configured
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.principals import OWNER, Principal, TokenStore
 from ksi_daemon.protocol import Event, Failed, KsiError, Limits
 from ksi_daemon.router import Router
-from ksi_daemon.server import Connection, Server
+from ksi_daemon.server import Server
 from ksi_daemon.settings import DaemonSettings, LogSettings, Settings
 from ksi_daemon.supervisor import Supervisor
 from ksi_daemon.watchdog import Watchdog
@@ -159,7 +161,7 @@ class Daemon:
 
     def _make_server(self, tasks: asyncio.TaskGroup) -> Server:
         options = self.options
-        return Server(
+        hub = Hub(
             self.router,
             tasks,
             self.tokens,
@@ -171,9 +173,9 @@ class Daemon:
                 reader_timeout_s=options.reader_timeout_s,
             ),
             request_timeout_s=options.request_timeout_s,
-            max_connections=options.max_connections,
             max_subscriptions=options.max_subscriptions,
         )
+        return Server(hub, max_connections=options.max_connections)
 
     def _make_plugin(self, loaded: Loaded) -> Plugin:
         bus = LocalBus(self.router, loaded.name, self.supervisor.tasks)

@@ -13,12 +13,13 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from ksi_daemon.connection import Connection
 from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.loader import Loaded, Loader
 from ksi_daemon.principals import EVERYTHING, Principal
 from ksi_daemon.protocol import Denied, Failed, KsiError, Unavailable
 from ksi_daemon.router import Router
-from ksi_daemon.server import Connection, Server
+from ksi_daemon.server import Server
 from ksi_daemon.settings import DaemonSettings, Settings
 from ksi_daemon.supervisor import Supervisor
 

@@ -191,11 +191,11 @@ class System:
                 )
                 for u in daemon.supervisor.units.values()
             ),
-            refusals=dict(server.refusals),
+            refusals=dict(server.hub.refusals),
             connections=len(server.connections),
             subscriptions=sum(len(each.subscriptions) for each in server.connections),
             in_flight=server.in_flight,
-            idempotency_keys=len(server.ledger),
+            idempotency_keys=len(server.hub.ledger),
             loop_lag_ms=round(daemon.watchdog.lag_s * 1000, 3),
             loop_stalls=daemon.watchdog.stalls,
             lost_log_lines=handler.lost_lines if isinstance(handler, DaemonLogHandler) else 0,

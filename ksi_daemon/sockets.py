@@ -1,0 +1,64 @@
+"""Unix sockets: binding one safely, and asking who is at the other end."""
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+import sys
+from pathlib import Path
+
+from ksi_daemon.protocol import Conflict
+
+
+def bind(path: Path) -> socket.socket:
+    """Bind a socket that only this user can open, in the place of one whose daemon died.
+
+    Raises:
+        Conflict: Something else is at the path, or a live daemon is behind it.
+    """
+    clear_the_way(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(umask)
+    return listener
+
+
+def peer_uid(transport: asyncio.BaseTransport) -> int | None:
+    """Return the user at the other end of a Unix socket, or ``None`` where nobody can say."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    if sys.platform == "linux":
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[1])
+    # macOS and the BSDs: struct xucred of LOCAL_PEERCRED (1) at SOL_LOCAL (0).
+    credentials = sock.getsockopt(0, 1, struct.calcsize("2I"))
+    return int(struct.unpack("2I", credentials)[1])
+
+
+def clear_the_way(path: Path) -> None:
+    """Remove the socket of a daemon that died; touch nothing else.
+
+    Raises:
+        Conflict: A live daemon answers there, or it is no socket, or not ours.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise Conflict(f"{path} is in the way: it is no socket; move it, or set KSI_SOCKET")
+    if found.st_uid != os.getuid():
+        raise Conflict(f"{path} belongs to user {found.st_uid}; set KSI_SOCKET to another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise Conflict(f"a daemon listens on {path} already")
