@@ -94,12 +94,14 @@ class Connection(Peer):
     # -- life -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See who is at the other end."""
         super().connection_made(transport)
         if self.principal is NOBODY and sockets.peer_uid(transport) == os.getuid():
             self._become(OWNER)
         self._made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of all that the peer had."""
         super().connection_lost(exc)
         self._backlog.clear()
         for subscription in self.subscriptions.values():
@@ -111,10 +113,12 @@ class Connection(Peer):
         self._lost(self)
 
     def eof_received(self) -> bool:
+        """Ask nothing more of a peer that will send nothing more."""
         self.served.end()
         return super().eof_received()
 
     def lingers(self) -> bool:
+        """Stay for who only listens."""
         return super().lingers() or bool(self.subscriptions)
 
     # -- the way in -----------------------------------------------------------------------------
@@ -270,6 +274,7 @@ class Connection(Peer):
             raise
 
     def error_of(self, error: BaseException, serving: Serving) -> KsiError:
+        """Make the error that ends a request."""
         if isinstance(error, KsiError):
             return error
         if isinstance(error, asyncio.CancelledError | TimeoutError):
@@ -289,6 +294,7 @@ class Connection(Peer):
         return True
 
     def flush(self) -> None:
+        """Send what is queued; then say what was missed, once there is room."""
         super().flush()
         if not self.paused:
             for subscription in self.subscriptions.values():
@@ -296,6 +302,7 @@ class Connection(Peer):
                     subscription.tell_missed()
 
     def resume_writing(self) -> None:
+        """Go on with what was put off while the peer read too slowly."""
         super().resume_writing()
         self.flush()
         frames, self._backlog = self._backlog, []

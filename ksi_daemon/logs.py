@@ -29,6 +29,7 @@ class ContextFilter(logging.Filter):
     """Adds the ids of the event that is being handled to every line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Add them; the line always passes."""
         context = CURRENT.get()
         if context is not None:
             for name, value in (
@@ -52,6 +53,7 @@ class RepeatFilter(logging.Filter):
         self._seen: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the line is new."""
         if record.levelno < logging.WARNING or not self._window_s:
             return True
         fields = (getattr(record, name, None) for name in ("plugin", "event", "task", "why"))
@@ -79,6 +81,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Make the line."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -97,6 +100,7 @@ class PrettyFormatter(logging.Formatter):
     """A line for people: time, level, message, fields, and a traceback below."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Make the line."""
         at = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         fields = " ".join(f"{name}={value}" for name, value in fields_of(record).items())
         line = f"{at} {record.levelname:<8} {record.getMessage()}  {fields}".rstrip()
@@ -120,7 +124,7 @@ class DaemonLogHandler(logging.handlers.RotatingFileHandler):
         self.lost_lines = 0
         self.last_error: str | None = None
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
         """Count a line that could not be written."""
         self.lost_lines += 1
         self.last_error = str(sys.exc_info()[1])

@@ -65,7 +65,7 @@ class Router:
         self.observers: list[Observer] = []
         self.reasons: dict[str, str] = {}  # why a plugin can't answer just now
         self.starting = True
-        self.changed: list[Callable[[], None]] = []  # called whenever the table changes
+        self.changed: list[Callable[[], None]] = []  # called when the table or a listener changes
         self._supervisor = supervisor
         self._queue_size = observer_queue_events
         self._contributor_timeout_s = contributor_timeout_s
@@ -153,8 +153,11 @@ class Router:
             for _, plugin, pattern, function in reversed(self._interceptors):
                 if matches(route.name, pattern):
                     route.call = self._intercepted(plugin, function, route.call)
-        for notify in self.changed:
-            notify()
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        for tell in self.changed:
+            tell()
 
     def _intercepted(
         self, plugin: str, function: Callable[..., Awaitable[Any]], proceed: Call
@@ -308,11 +311,13 @@ class Router:
         """Show a listener every event that it wants, from now on."""
         self._listeners[listener] = None
         self._heard.clear()
+        self._tell_changed()
 
     def unlisten(self, listener: Listener) -> None:
         """Show a listener nothing more."""
         self._listeners.pop(listener, None)
         self._heard.clear()
+        self._tell_changed()
 
     def heard(self, name: str) -> tuple[list[Listener], list[Listener]]:
         """List who sees an event before it is handled, and who afterwards."""

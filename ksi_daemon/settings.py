@@ -37,7 +37,7 @@ class DaemonSettings(Struct, frozen=True, kw_only=True):
 
     Attributes:
         plugins: Globs of the plugins that may be loaded; all that are installed unless set.
-        request_timeout_s: How long an answer may take where its handler says nothing; 0 is for ever.
+        request_timeout_s: How long an answer may take unless its handler says so; 0 is for ever.
         contributor_timeout_s: How long one of many contributors may take.
         start_timeout_s: How long a plugin's start may take before it counts as failed.
         shutdown_grace_s: What running requests get to finish at a shutdown.

@@ -168,7 +168,7 @@ async def client(daemon: Daemon) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture
 async def connect(daemon: Daemon) -> AsyncIterator[Callable[..., Any]]:
-    """Make more clients of the fixture ``daemon``: ``await connect(token=…)``, over its socket."""
+    """Open further clients over the socket, as in ``await connect(token=token)``."""
     async with AsyncExitStack() as stack:
 
         async def make(**options: Any) -> AsyncClient:

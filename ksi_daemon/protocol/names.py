@@ -22,8 +22,8 @@ def check_name(name: str) -> str:
     """
     if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name):
         raise InvalidData(
-            f"{name[:MAX_NAME_LENGTH]!r} is no event name: write it as namespace:verb, with letters, "
-            f"digits, '_', '.' and '-', in {MAX_NAME_LENGTH} characters at most"
+            f"{name[:MAX_NAME_LENGTH]!r} is no event name: write it as namespace:verb, with "
+            f"letters, digits, '_', '.' and '-', in {MAX_NAME_LENGTH} characters at most"
         )
     return name
 

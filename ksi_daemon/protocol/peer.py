@@ -85,6 +85,7 @@ class Inbound:
         self._news: asyncio.Future[None] | None = None
 
     def feed(self, chunk: Raw) -> None:
+        """Take a chunk; ask the sender to pause where too many wait."""
         self._chunks.append(chunk)
         count = len(self._chunks)
         if count >= self._window and not self._paused:
@@ -96,6 +97,7 @@ class Inbound:
         self._wake()
 
     def finish(self, end: Raw | KsiError) -> None:
+        """Take the answer that ends it."""
         if self._ended.done():
             return
         if isinstance(end, KsiError):
@@ -181,11 +183,13 @@ class Peer(asyncio.Protocol):
     # -- reading --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note that there is a connection."""
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=self.limits.max_buffer_bytes)
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what was asked, and stop what was being answered."""
         self.transport = None
         self._resume()
         lost = Unavailable("the connection was lost", retry_after_s=0.1)
@@ -209,6 +213,7 @@ class Peer(asyncio.Protocol):
             self.close()
 
     def data_received(self, data: bytes) -> None:
+        """Cut what has arrived into lines; the rest waits for its end."""
         end = data.rfind(b"\n") + 1
         lines = data[:end]
         if self._partial and end:
@@ -255,6 +260,7 @@ class Peer(asyncio.Protocol):
         self.close()
 
     def frames_received(self, frames: list[Frame]) -> None:
+        """Take the frames of one chunk."""
         for frame in frames:
             self.take(frame)
 
@@ -321,6 +327,7 @@ class Peer(asyncio.Protocol):
         self.schedule_flush()
 
     def schedule_flush(self) -> None:
+        """Have what is queued sent at the end of this turn of the loop."""
         if not self._flush_due:
             self._flush_due = True
             self.loop.call_soon(self.flush)
@@ -346,6 +353,7 @@ class Peer(asyncio.Protocol):
             self._cut_off = self.loop.call_later(delay, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """Read again: the other side has caught up."""
         self._resume()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
