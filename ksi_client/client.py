@@ -186,9 +186,9 @@ class AsyncClient:
     ) -> None:
         if transport is None or isinstance(transport, Path | str):
             transport = UnixTransport(transport)
-        self.limits = limits or Limits()
+        self.limits: Limits = limits or Limits()
         self.on_error: Callable[[KsiError], None] = on_error or _log_error
-        self.closed = asyncio.Event()
+        self.closed: asyncio.Event = asyncio.Event()
         self._transport = transport
         self._token = token if token is not None else inherited_token()
         self._timeout_s = timeout_s

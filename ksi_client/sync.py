@@ -41,7 +41,7 @@ class Client:
         token: str | None = None,
         timeout_s: float | None = 300.0,
     ) -> None:
-        self.path = Path(path) if path is not None else socket_path(home_directory())
+        self.path: Path = Path(path) if path is not None else socket_path(home_directory())
         self._timeout_s = timeout_s
         self._ids = itertools.count(1)
         self._buffer = bytearray()

@@ -32,7 +32,7 @@ class UnixTransport:
     reconnects = True
 
     def __init__(self, path: Path | str | None = None) -> None:
-        self.path = Path(path) if path is not None else socket_path(home_directory())
+        self.path: Path = Path(path) if path is not None else socket_path(home_directory())
 
     async def connect(self, make_peer: Callable[[], Peer]) -> None:
         """Connect a new peer to the socket."""
