@@ -1,6 +1,7 @@
 """Keeps background tasks running, and says loudly when one can't be kept."""
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -29,8 +30,13 @@ class RestartPolicy(Struct, frozen=True, kw_only=True):
 
 def is_cancelled(error: BaseException) -> bool:
     """Say whether an error is the cancellation of the task that runs here, not one made up."""
+    return isinstance(error, asyncio.CancelledError) and is_stopping()
+
+
+def is_stopping() -> bool:
+    """Say whether the task that runs here is being cancelled."""
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 class Unit:
@@ -72,11 +78,22 @@ class Supervisor:
         run: Callable[[], Awaitable[None]],
         policy: RestartPolicy | None = None,
     ) -> Unit:
-        """Keep ``run`` running; it ends when it returns, or when it was restarted too often."""
-        unit = Unit(name, run, policy or RestartPolicy())
-        self.units[name] = unit
-        unit.task = self.tasks.create_task(self._keep(unit), name=name)
+        """Keep ``run`` running; it ends when it returns, or when it was restarted too often.
+
+        Where a task of that name runs already, the unit's name gets a number.
+        """
+        unit = Unit(self._free(name), run, policy or RestartPolicy())
+        self.units[unit.name] = unit
+        unit.task = self.tasks.create_task(self._keep(unit), name=unit.name)
         return unit
+
+    def _free(self, name: str) -> str:
+        for number in itertools.count(2):
+            taken = self.units.get(name)
+            if taken is None or taken.state == "failed":
+                break
+            name = f"{name.removesuffix(f' ({number - 1})')} ({number})"
+        return name
 
     def stop(self, name: str) -> None:
         """Cancel a task and forget it."""
@@ -94,8 +111,11 @@ class Supervisor:
                     raise
                 unit.last_error = f"{type(error).__name__}: {error}"
                 log.exception("a background task failed", extra={"task": unit.name})
+                if is_stopping():
+                    return  # its clean-up failed: to start it again would lose the cancellation
             else:
                 unit.state = "finished"
+                self.units.pop(unit.name, None)
                 return
             delay = unit.next_delay_s()
             if delay is None:
