@@ -33,13 +33,13 @@ class Watchdog:
         self._packages = packages
         self._beat_at = time.monotonic()
         self._watched = threading.get_ident()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     async def run(self, each_beat: Iterable[Callable[[], None]]) -> None:
         """Beat until cancelled, and call what wants to be called at each beat."""
+        stop = threading.Event()
         if self._stall_s:
-            self._thread.start()
+            self._beat_at = time.monotonic()
+            threading.Thread(target=self._watch, args=(stop,), name="watchdog", daemon=True).start()
         try:
             while True:
                 expected = time.monotonic() + BEAT_S
@@ -49,11 +49,11 @@ class Watchdog:
                 for call in each_beat:
                     call()
         finally:
-            self._stop.set()
+            stop.set()
 
-    def _watch(self) -> None:
+    def _watch(self, stop: threading.Event) -> None:
         reported = 0.0
-        while not self._stop.wait(self._stall_s / 4):
+        while not stop.wait(self._stall_s / 4):
             beat_at = self._beat_at
             if time.monotonic() - beat_at > self._stall_s + BEAT_S and reported != beat_at:
                 reported = beat_at
