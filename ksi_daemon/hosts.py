@@ -275,7 +275,7 @@ async def relay_log(process: asyncio.subprocess.Process, plugin: str) -> None:
         if not line:
             return
         level, message, fields = read_log_line(line)
-        logger.log(level, "%s", message, extra={**fields, "plugin": plugin})
+        logger.log(level, message, extra={**fields, "plugin": plugin})
 
 
 def read_log_line(line: bytes) -> tuple[int, str, dict[str, Any]]:

@@ -1,14 +1,15 @@
 """Logs: JSON or pretty lines that bear the event they belong to; bounded in size and repetition."""
 
+import json
 import logging
 import logging.handlers
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import msgspec
 
@@ -17,6 +18,7 @@ from ksi_daemon.settings import LogSettings
 
 MAX_REMEMBERED: Final = 1000
 MAX_LINE_CHARACTERS: Final = 32_000
+MAX_FIELD_REPR: Final = 1000  # of a field that is kept in a line which is too long
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
@@ -49,8 +51,14 @@ class RepeatFilter(logging.Filter):
 
     def __init__(self, window_s: float) -> None:
         super().__init__()
+        self.clock = time.monotonic
         self._window_s = window_s
         self._seen: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    @property
+    def remembered(self) -> int:
+        """How many different lines it knows."""
+        return len(self._seen)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the line is new."""
@@ -58,8 +66,8 @@ class RepeatFilter(logging.Filter):
             return True
         fields = (getattr(record, name, None) for name in ("plugin", "event", "task", "why"))
         error = record.exc_info[0] if record.exc_info else None
-        key = (record.name, record.levelno, str(record.msg), error, *map(str, fields))
-        now = time.monotonic()
+        key = (record.name, record.levelno, record.getMessage(), error, *map(str, fields))
+        now = self.clock()
         since, held_back = self._seen.get(key, (now - self._window_s, 0))
         if now - since < self._window_s:
             self._seen[key] = (since, held_back + 1)
@@ -93,7 +101,21 @@ class JsonFormatter(logging.Formatter):
             line["repeated"] = record.repeated
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)[-MAX_LINE_CHARACTERS:]
-        return msgspec.json.encode(line, enc_hook=repr).decode()[: 2 * MAX_LINE_CHARACTERS]
+        text = _encode(line)
+        if len(text) > 2 * MAX_LINE_CHARACTERS:
+            kept = {name: line[name] for name in line if len(repr(line[name])) <= MAX_FIELD_REPR}
+            message = line["message"][:MAX_LINE_CHARACTERS]
+            text = _encode({**kept, "message": message, "cut_characters": len(text)})
+        return text
+
+
+def _encode(line: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=repr).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # Half a surrogate pair from a file's name, a huge number, a key that is no string.
+        texts = {n: v if isinstance(v, str) else repr(v) for n, v in line.items()}
+        return json.dumps(texts)
 
 
 class PrettyFormatter(logging.Formatter):
@@ -120,14 +142,28 @@ class DaemonLogHandler(logging.handlers.RotatingFileHandler):
             maxBytes=settings.max_file_bytes,
             backupCount=settings.kept_files,
             encoding="utf-8",
+            errors="backslashreplace",
         )
         self.lost_lines = 0
         self.last_error: str | None = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
-        """Count a line that could not be written."""
+        """Count a line that could not be written; the next one opens the file anew."""
         self.lost_lines += 1
         self.last_error = str(sys.exc_info()[1])
+        self._let_go()
+
+    def close(self) -> None:
+        """Close the file, whether or not it can still be written."""
+        self._let_go()
+        super().close()
+
+    def _let_go(self) -> None:
+        stream: TextIO | None = self.stream
+        self.stream = None
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
 
 
 def configure(settings: LogSettings, path: Path | None) -> logging.Handler:

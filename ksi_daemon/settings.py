@@ -88,7 +88,7 @@ class LogSettings(Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     format: Literal["json", "pretty"] = "json"
     max_file_bytes: int = 10 * 1024 * 1024
-    kept_files: int = 5
+    kept_files: Annotated[int, Meta(ge=1)] = 5
     repeat_window_s: float = 60.0
 
 

@@ -8,6 +8,7 @@ pytest settings, or the mark ``anyio``) and take what they need:
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from ksi_client import AsyncClient, LocalTransport, UnixTransport
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 
-__all__ = ["DaemonProcess", "ModuleEntryPoint", "module_plugin", "running_daemon"]
+__all__ = ["DaemonProcess", "ModuleEntryPoint", "module_plugin", "read_log", "running_daemon"]
 
 PROCESS_TIMEOUT_S = 20.0
 
@@ -44,6 +45,12 @@ def module_plugin(name: str, **members: Any) -> ModuleEntryPoint:
     module = ModuleType(f"{name}_plugin_under_test")
     vars(module).update(members)
     return ModuleEntryPoint(name, lambda: module)
+
+
+def read_log(home: Path) -> list[dict[str, Any]]:
+    """Return the lines of a daemon's log."""
+    text = (home / "log" / "daemon.log").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @asynccontextmanager
