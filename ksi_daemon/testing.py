@@ -1,4 +1,4 @@
-"""The public test kit, as a pytest plugin: fixtures ``daemon``, ``client`` and ``daemon_process``.
+"""The public test kit, as a pytest plugin: ``daemon``, ``client``, ``wire``, ``daemon_process``.
 
 A plugin's tests need no conftest. They are ``async def`` functions (``anyio_mode = "auto"`` in the
 pytest settings, or the mark ``anyio``) and take what they need:
@@ -8,13 +8,15 @@ pytest settings, or the mark ``anyio``) and take what they need:
 """
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,9 +29,18 @@ from ksi_client import AsyncClient, LocalTransport, UnixTransport
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 
-__all__ = ["DaemonProcess", "ModuleEntryPoint", "module_plugin", "read_log", "running_daemon"]
+__all__ = [
+    "DaemonProcess",
+    "ModuleEntryPoint",
+    "Wire",
+    "module_plugin",
+    "read_log",
+    "running_daemon",
+]
 
 PROCESS_TIMEOUT_S = 20.0
+WIRE_TIMEOUT_S = 10.0
+WIRE_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 class ModuleEntryPoint:
@@ -80,6 +91,73 @@ async def running_daemon(
             yield daemon
         finally:
             daemon.shutdown(0.0)
+
+
+class Wire:
+    """A bare connection, for tests of what crosses it: writes any bytes, reads frames as dicts.
+
+    Example:
+        frame = await wire.ask("weather:get", {"place": "Oslo"})
+        assert frame["error"]["code"] == "not_found"
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._ids = itertools.count(1)
+
+    @classmethod
+    async def connect(cls, path: Path) -> "Wire":
+        """Connect to a daemon's socket."""
+        return cls(*await asyncio.open_unix_connection(path, limit=WIRE_LIMIT_BYTES))
+
+    def send(self, *frames: dict[str, Any] | bytes) -> None:
+        """Write frames in one go: dicts as a line each, bytes as they are."""
+        lines = [f if isinstance(f, bytes) else json.dumps(f).encode() + b"\n" for f in frames]
+        self.writer.write(b"".join(lines))
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next frame.
+
+        Raises:
+            EOFError: The daemon has closed the connection.
+        """
+        async with asyncio.timeout(WIRE_TIMEOUT_S):
+            try:
+                line = await self.reader.readline()
+            except ConnectionError:
+                line = b""
+        if not line:
+            raise EOFError("the daemon closed the connection")
+        frame: dict[str, Any] = json.loads(line)
+        return frame
+
+    async def answer_to(self, request_id: int | str) -> dict[str, Any]:
+        """Return the frame that ends a request; those before it are dropped."""
+        while True:
+            frame = await self.receive()
+            if frame.get("id") == request_id and ("result" in frame or "error" in frame):
+                return frame
+
+    async def ask(self, event: str, data: Any = None, **members: Any) -> dict[str, Any]:
+        """Send a request and return the frame that ends it; ``members`` are more of its own."""
+        request_id = next(self._ids)
+        self.send({"id": request_id, "event": event, "data": data or {}, **members})
+        return await self.answer_to(request_id)
+
+    async def until_closed(self) -> list[dict[str, Any]]:
+        """Return all frames that still come, once the daemon has closed the connection."""
+        frames = []
+        with contextlib.suppress(EOFError):
+            while True:
+                frames.append(await self.receive())
+        return frames
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
 
 
 class DaemonProcess:
@@ -181,6 +259,19 @@ async def connect(daemon: Daemon) -> AsyncIterator[Callable[..., Any]]:
         async def make(**options: Any) -> AsyncClient:
             transport = UnixTransport(daemon.home.socket)
             return await stack.enter_async_context(AsyncClient(transport, **options))
+
+        yield make
+
+
+@pytest.fixture
+async def wire(daemon: Daemon) -> AsyncIterator[Callable[[], Awaitable[Wire]]]:
+    """Open bare connections to the fixture ``daemon``, as in ``await wire()``."""
+    async with AsyncExitStack() as stack:
+
+        async def make() -> Wire:
+            made = await Wire.connect(daemon.home.socket)
+            stack.push_async_callback(made.close)
+            return made
 
         yield make
 
