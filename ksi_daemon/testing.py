@@ -253,7 +253,7 @@ async def client(daemon: Daemon) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture
 async def connect(daemon: Daemon) -> AsyncIterator[Callable[..., Any]]:
-    """Open further clients over the socket, as in ``await connect(token=token)``."""
+    """Open further clients over the socket, such as one with a token."""
     async with AsyncExitStack() as stack:
 
         async def make(**options: Any) -> AsyncClient:
@@ -265,7 +265,7 @@ async def connect(daemon: Daemon) -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 async def wire(daemon: Daemon) -> AsyncIterator[Callable[[], Awaitable[Wire]]]:
-    """Open bare connections to the fixture ``daemon``, as in ``await wire()``."""
+    """Open bare connections to the fixture ``daemon``, one at each call."""
     async with AsyncExitStack() as stack:
 
         async def make() -> Wire:
