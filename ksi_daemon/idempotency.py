@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from msgspec import Raw, Struct
 
-from ksi_daemon.protocol import Conflict, InvalidData, KsiError
+from ksi_daemon.protocol import Conflict, Failed, InvalidData, KsiError
 from ksi_daemon.protocol.errors import RETRYABLE_CODES
-from ksi_daemon.protocol.wire import encode
+from ksi_daemon.protocol.wire import ENCODE_ERRORS, encode
 
 KEEP_S: Final = 24 * 3600.0
 MAX_KEYS: Final = 100_000
@@ -23,7 +23,7 @@ Key = tuple[str, str, str]
 
 class _Entry(Struct):
     digest: bytes
-    task: asyncio.Task[Raw]
+    task: asyncio.Task[Raw | KsiError]
     began_at: float
     size: int = 0
 
@@ -61,13 +61,16 @@ class Ledger:
         if not 0 < len(key[2]) <= MAX_KEY_LENGTH:
             raise InvalidData(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters")
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is None or entry.task.cancelled():
             self._make_room()
             task = self._tasks.create_task(self._run(key, work()), name=f"keyed {key[2]}")
             entry = self._entries[key] = _Entry(digest, task, time.monotonic())
         elif entry.digest != digest:
             raise Conflict("this idempotency key was used for another request; take a new one")
-        return await asyncio.shield(entry.task)
+        answer = await asyncio.shield(entry.task)
+        if isinstance(answer, KsiError):
+            raise answer
+        return answer
 
     def running_tasks(self) -> set[asyncio.Task[Any]]:
         """List the work that is not done yet."""
@@ -79,13 +82,18 @@ class Ledger:
         if entry is not None:
             entry.task.cancel()
 
-    async def _run(self, key: Key, work: Coroutine[Any, Any, Any]) -> Raw:
+    async def _run(self, key: Key, work: Coroutine[Any, Any, Any]) -> Raw | KsiError:
         try:
             answer = Raw(encode(await work))
-        except BaseException as error:
-            if not isinstance(error, KsiError) or error.code in RETRYABLE_CODES:
-                del self._entries[key]
+        except asyncio.CancelledError:
+            del self._entries[key]
             raise
+        except KsiError as error:
+            if error.code in RETRYABLE_CODES:
+                del self._entries[key]
+            return error
+        except ENCODE_ERRORS as error:
+            return Failed(f"the answer has no JSON form: {error}")
         self._entries[key].size = len(bytes(answer))
         self._kept_bytes += self._entries[key].size
         return answer

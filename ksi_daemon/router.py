@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -128,6 +128,18 @@ class Router:
         self.routes = {name: route for name, route in self.routes.items() if not gone(route)}
         self._table_changed()
 
+    def remove_observers(self, plugin: str) -> None:
+        """Show a plugin nothing more."""
+        for observer in [each for each in self.observers if each.plugin == plugin]:
+            self.observers.remove(observer)
+            self.unlisten(observer)
+
+    def forget(self, plugin: str) -> None:
+        """Undo what `add` did for a plugin."""
+        self._interceptors = [entry for entry in self._interceptors if entry[1] != plugin]
+        self.remove_observers(plugin)
+        self.remove(lambda route: route.plugin == plugin)
+
     def set_reason(self, plugin: str, reason: str | None) -> None:
         """Say why a plugin's events can't be answered just now, or that they can (``None``)."""
         if reason is None:
@@ -221,43 +233,49 @@ class Router:
                 return self._relay(route, event, started, result)
             route.check(result)
         except BaseException as error:
-            raise self._ended(route, event, started, error) from error
+            raise self._failed(route, event, started, error) from error
         finally:
             CURRENT.reset(token)
         self._ended(route, event, started, None)
         return result
 
     async def _relay(
-        self, route: Route, event: Event, started: float, chunks: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
+        self, route: Route, event: Event, started: float, chunks: AsyncGenerator[Any]
+    ) -> AsyncGenerator[Any]:
         """Pass a stream on, each step of it in the context of its event."""
-        async with aclosing(chunks):  # type: ignore[type-var]  # a generator, by the route's kind
-            while True:
-                token = CURRENT.set(event.context)
-                try:
-                    chunk = route.check(await anext(chunks))
-                except StopAsyncIteration:
-                    break
-                except BaseException as error:
-                    raise self._ended(route, event, started, error) from error
-                finally:
-                    CURRENT.reset(token)
-                yield chunk
+        try:
+            async with aclosing(chunks):
+                while True:
+                    token = CURRENT.set(event.context)
+                    try:
+                        chunk = route.check(await anext(chunks))
+                    except StopAsyncIteration:
+                        break
+                    finally:
+                        CURRENT.reset(token)
+                    yield chunk
+        except BaseException as error:
+            raise self._failed(route, event, started, error) from error
         self._ended(route, event, started, None)
 
-    def _ended(
-        self, route: Route, event: Event, started: float, error: BaseException | None
+    def _failed(
+        self, route: Route, event: Event, started: float, error: BaseException
     ) -> BaseException:
-        """Count, show and return how an event ended: cancellation as it is, the rest typed."""
+        """Count and show a failure; return it typed, or raise it as it is where it has its form."""
+        typed = self.boundary(route, event.context, error)
+        stopped = ErrorBody("cancelled", f"{event.name} was cancelled")
+        body = typed.body if isinstance(typed, KsiError) else stopped
+        self._ended(route, event, started, body)
+        if typed is error:
+            raise error  # `raise error from error` would make it its own cause
+        return typed
+
+    def _ended(self, route: Route, event: Event, started: float, error: ErrorBody | None) -> None:
+        """Count how an event ended, and show it to who wants to see outcomes."""
         route.finished(started, error is not None)
-        typed = None if error is None else self.boundary(route, event.context, error)
         if self.heard(event.name)[1]:
-            body = typed.body if isinstance(typed, KsiError) else None
-            if isinstance(typed, asyncio.CancelledError):
-                body = ErrorBody("cancelled", f"{event.name} was cancelled")
-            outcome = Outcome(time.perf_counter() - started, body)
+            outcome = Outcome(time.perf_counter() - started, error)
             self.notify(Event(event.name, event.data, event.context, outcome))
-        return typed or Failed("")
 
     def log_unanswered(self, event: Event, error: KsiError) -> None:
         """Log the failure of an event whose sender wanted no answer."""

@@ -32,6 +32,7 @@ from ksi_daemon.protocol.wire import (
     Ask,
     Cancel,
     Chunk,
+    ErrorBody,
     Failure,
     Frame,
     Limits,
@@ -41,6 +42,9 @@ from ksi_daemon.protocol.wire import (
     decode_frames,
     id_of,
 )
+
+MAX_MESSAGE_CHARACTERS = 300
+HARD_LIMIT = 16  # times the window: what a sender that ignores a pause is cut off at
 
 
 class Serving:
@@ -69,32 +73,39 @@ class Inbound:
     """A request of ours that the other side answers: its chunks, then its end.
 
     Iterate over it for a stream (chunks come as `Raw`); `result` waits for the answer of a plain
-    request. When the reader lags ``window`` chunks behind, the sender is asked to pause.
+    request. When the reader lags a window behind, the sender is asked to pause.
 
     Raises:
         KsiError: what the other side answered, or `Unavailable` when the connection was lost.
     """
 
-    def __init__(self, peer: "Peer", request_id: int, window: int) -> None:
+    def __init__(self, peer: "Peer", request_id: int) -> None:
         self._peer = peer
         self._id = request_id
-        self._window = window
         self._chunks: deque[Raw] = deque()
+        self._bytes = 0
         self._paused = False
         self._ended: asyncio.Future[Raw] = peer.loop.create_future()
         self._news: asyncio.Future[None] | None = None
 
     def feed(self, chunk: Raw) -> None:
         """Take a chunk; ask the sender to pause where too many wait."""
-        self._chunks.append(chunk)
-        count = len(self._chunks)
-        if count >= self._window and not self._paused:
+        self._chunks.append(chunk.copy())  # a view would keep all that came with it
+        self._bytes += memoryview(chunk).nbytes
+        if self._fill() >= 1 and not self._paused:
             self._paused = True
             self._peer.send(Pause(self._id, True))
-        elif count > self._window * 16:
-            self.finish(Busy(f"the stream sent {count} chunks past a pause (stream_window_chunks)"))
+        elif self._fill() > HARD_LIMIT:
+            self.finish(Busy("the stream went on through a pause (stream_window_chunks)"))
             self._peer.abandon(self._id)
         self._wake()
+
+    def _fill(self) -> float:
+        """Return how full the window is; 1 is full."""
+        limits = self._peer.limits
+        return max(
+            len(self._chunks) / limits.stream_window_chunks, self._bytes / limits.max_buffer_bytes
+        )
 
     def finish(self, end: Raw | KsiError) -> None:
         """Take the answer that ends it."""
@@ -132,7 +143,8 @@ class Inbound:
                 raise StopAsyncIteration
             await self._wait()
         chunk = self._chunks.popleft()
-        if self._paused and len(self._chunks) * 2 <= self._window:
+        self._bytes -= memoryview(chunk).nbytes
+        if self._paused and self._fill() <= 0.5:
             self._paused = False
             self._peer.send(Pause(self._id, False))
         return chunk
@@ -341,8 +353,12 @@ class Peer(asyncio.Protocol):
                 self.transport.write(out)
 
     def fail(self, request_id: int | str | UnsetType, error: KsiError) -> None:
-        """Answer with an error."""
-        self.send(Failure(request_id, error.body))
+        """Answer with an error; where its details can't be sent, its code and message are."""
+        try:
+            self.send(Failure(request_id, error.body))
+        except InvalidData:
+            message = error.message[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
+            self.send(Failure(request_id, ErrorBody(error.code, message, error.retry_after_s)))
 
     def pause_writing(self) -> None:
         """Stop reading from who does not read, and cut it off if that goes on."""
@@ -379,6 +395,9 @@ class Peer(asyncio.Protocol):
         self.flush()
         if self.transport is not None:
             self.transport.close()
+            if self._cut_off is None:  # what is queued may be for somebody who never reads it
+                delay = self.limits.reader_timeout_s
+                self._cut_off = self.loop.call_later(delay, self.transport.abort)
 
     def stop_serving(self, cause: KsiError) -> None:
         """Stop all that is being answered; ``cause`` is the answer."""
@@ -403,9 +422,7 @@ class Peer(asyncio.Protocol):
             raise Unavailable("there is no connection", retry_after_s=0.1)
         request_id = next(self._ids)
         self.send(Ask(request_id, event, data, context, idempotency_key))
-        inbound = self._asked[request_id] = Inbound(
-            self, request_id, self.limits.stream_window_chunks
-        )
+        inbound = self._asked[request_id] = Inbound(self, request_id)
         return inbound
 
     def abandon(self, request_id: int) -> None:

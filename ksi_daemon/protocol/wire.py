@@ -1,9 +1,9 @@
 """The frames that cross a connection, as msgspec Structs."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 
 class Context(Struct, frozen=True, omit_defaults=True):
@@ -62,10 +62,13 @@ class Limits(Struct, frozen=True, kw_only=True):
     reader_timeout_s: float = 60.0
 
 
+RequestId = int | Annotated[str, Meta(max_length=128)]
+
+
 class Frame(Struct, gc=False):
     """Any line that arrives: a request, an answer, a cancellation or a pushed event."""
 
-    id: int | str | UnsetType = UNSET
+    id: RequestId | UnsetType = UNSET
     event: str | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
     context: Raw | UnsetType = UNSET
@@ -134,7 +137,7 @@ class Push(Struct, frozen=True, gc=False):
 
 
 class _Identified(Struct, gc=False):
-    id: int | str | UnsetType = UNSET
+    id: RequestId | UnsetType = UNSET
 
 
 ENCODER: Final = msgspec.json.Encoder()
