@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from ksi_daemon.event_system import CURRENT, payload_of
-from ksi_daemon.protocol import Context, Event, KsiError, TimedOut
+from ksi_daemon.protocol import Busy, Context, Event, KsiError, TimedOut
 from ksi_daemon.router import Contribution, Router
 from ksi_daemon.routes import Route
+
+
+MAX_EMITTED: Final = 10_000
 
 
 class Bus(Protocol):
@@ -54,6 +57,7 @@ class LocalBus:
         self._router = router
         self._origin = origin
         self._tasks = tasks
+        self._emitted = 0
 
     def _context(self) -> Context:
         return self._router.child_of(CURRENT.get(), self._origin)
@@ -91,6 +95,9 @@ class LocalBus:
     def emit(self, event: str, data: Any = None) -> None:
         """Have an event handled without waiting; a failure is logged."""
         route, prepared = self._prepare(event, data)
+        if self._emitted >= MAX_EMITTED:
+            raise Busy(f"{MAX_EMITTED} emitted events of {self._origin} are being handled")
+        self._emitted += 1
         self._tasks.create_task(self._quietly(route, prepared), name=event)
 
     async def _quietly(self, route: Route, event: Event) -> None:
@@ -102,6 +109,8 @@ class LocalBus:
                         pass
         except KsiError as error:
             self._router.log_unanswered(event, error)
+        finally:
+            self._emitted -= 1
 
     def publish(self, event: str, data: Any = None) -> None:
         """Show an event to its observers and subscribers; no handler is called."""

@@ -104,8 +104,7 @@ class TokenStore:
         self._passing: dict[str, TokenRecord] = {}
         self.revoked: list[Callable[[str], None]] = []  # called with the id of a revoked token
         if path is not None and path.exists():
-            records = msgspec.json.decode(path.read_bytes(), type=list[TokenRecord])
-            self._kept = {record.id: record for record in records}
+            self._kept = {record.id: record for record in _read_records(path)}
 
     def issue(self, principal: Principal, *, ttl_s: float, keep: bool = False) -> str:
         """Make a token that names ``principal`` for ``ttl_s`` seconds.
@@ -127,8 +126,7 @@ class TokenStore:
         token_id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), time.time()
         record = TokenRecord(token_id, _digest(secret), principal, now, now + ttl_s)
         if keep:
-            self._kept[token_id] = record
-            self._save()
+            self._save({**self._kept, token_id: record})
         else:
             self._passing[token_id] = record
         return f"ksi_{token_id}_{secret}"
@@ -161,8 +159,8 @@ class TokenStore:
         Raises:
             NotFound: There is no such token.
         """
-        if self._kept.pop(token_id, None) is not None:
-            self._save()
+        if token_id in self._kept:
+            self._save({key: kept for key, kept in self._kept.items() if key != token_id})
         elif self._passing.pop(token_id, None) is None:
             raise NotFound(f"there is no token {token_id!r}")
         for notify in self.revoked:
@@ -174,9 +172,19 @@ class TokenStore:
             for token_id in [r.id for r in records.values() if r.expires_at <= now]:
                 del records[token_id]
 
-    def _save(self) -> None:
+    def _save(self, records: dict[str, TokenRecord]) -> None:
+        """Write first: what is not on the disk has not happened."""
         if self._path is not None:
-            write_private(self._path, msgspec.json.encode(list(self._kept.values())))
+            write_private(self._path, msgspec.json.encode(list(records.values())))
+        self._kept = records
+
+
+def _read_records(path: Path) -> list[TokenRecord]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[TokenRecord])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"{path} can't be read ({error}); remove it, and issue the tokens again"
+        raise InvalidData(message) from error
 
 
 def _digest(secret: str) -> str:
