@@ -142,6 +142,15 @@ class Client:
             self._send(Cancel(request_id))
             raise
 
+    def emit(self, event: str, data: Any = None) -> None:
+        """Send an event and want no answer.
+
+        Raises:
+            KsiError: The daemon refused it at once; what goes wrong later is not told.
+        """
+        self._send(Ask(UNSET, event, {} if data is None else data))
+        self.request("system:hello")  # answered after the event was taken, or its error was sent
+
     def events(self, pattern: str, *, outcomes: bool = False) -> Iterator[Event]:
         """Subscribe to a glob and yield the events that match, for ever."""
         self.request("router:subscribe", {"pattern": pattern, "outcomes": outcomes})
