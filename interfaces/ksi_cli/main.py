@@ -1,0 +1,100 @@
+"""The ``ksi`` command: reads the command line, and ends every error in one sentence."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ksi_cli import output
+from ksi_cli.lazy import LazyGroup
+from ksi_client import KsiError
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def ksi(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Run AI agents the way an init system runs services.
+
+    Every command takes --json. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 not running.
+    """
+
+
+def run() -> None:
+    """Run the command line of this process; the console script ``ksi``."""
+    code = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence()
+    sys.exit(code)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show a character gets it escaped, and no traceback.
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        return invoke(words)
+    except BrokenPipeError:
+        silence()
+        return output.FAILED
+    except KeyboardInterrupt:
+        return output.INTERRUPTED
+    except KsiError as error:
+        output.fail(error, as_json=as_json)
+        return EXIT_CODES.get(type(error), output.FAILED)
+    except Exception as error:  # the outermost boundary: a user sees no traceback
+        if sys.flags.dev_mode:
+            raise
+        message = f"{type(error).__name__}: {error} (traceback: python -X dev -m ksi_cli …)"
+        output.fail(KsiError(message), as_json=as_json)
+        return output.FAILED
+
+
+EXIT_CODES: dict[type[KsiError], int] = {
+    output.UsageError: output.USAGE,
+    output.NotRunning: output.NOT_RUNNING,
+}
+
+
+def invoke(words: Sequence[str]) -> int:
+    """Run a command line.
+
+    Raises:
+        KsiError: It failed, or it was wrong.
+    """
+    if list(words) == ["--version"]:
+        from importlib.metadata import version  # noqa: PLC0415  slow, and seldom needed
+
+        output.write(f"ksi {version('ksi')}")
+        return 0
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(list(words) or ["--help"], prog_name="ksi", standalone_mode=False)
+    except typer.Abort:
+        return output.INTERRUPTED
+    except typer.TyperException as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "ksi")
+        message = error.format_message().rstrip(".")
+        raise output.UsageError(f"{message[:1].lower()}{message[1:]}; see: {path} --help") from None
+    return code if isinstance(code, int) else 0
+
+
+def silence() -> None:
+    """Point stdout to nowhere: who read it has left, and Python flushes it once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

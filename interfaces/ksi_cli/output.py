@@ -1,0 +1,122 @@
+"""How commands speak: sentences and tables for people, or one JSON object."""
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import typer
+
+from ksi_client import KsiError
+
+Shown = TypeVar("Shown")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_RUNNING: Final = 3  # as the Linux Standard Base has it for init scripts
+INTERRUPTED: Final = 130
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MIN_LAST_COLUMN: Final = 20
+
+
+class UsageError(KsiError):
+    """The command line is wrong; the message says what would be right."""
+
+    code = "usage"
+
+
+class NotRunning(KsiError):
+    """No daemon runs in this home; start it."""
+
+    code = "unavailable"
+
+
+def show(value: Shown, text: Callable[[Shown], str], *, as_json: bool) -> None:
+    """Print a value: as JSON, or as ``text`` makes it."""
+    if as_json:
+        write_json(value)
+    else:
+        write(text(value))
+
+
+def write(text: str) -> None:
+    """Print text for people; what could steer their terminal is made visible."""
+    if text:
+        sys.stdout.write(clean(text).rstrip("\n") + "\n")
+
+
+def write_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    sys.stdout.write(encode_json(value) + "\n")
+
+
+def encode_json(value: Any) -> str:
+    """Return a value as one line of JSON."""
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def note(text: str) -> None:
+    """Say something that is no part of the answer."""
+    sys.stderr.write(f"{clean(text)}\n")
+
+
+def fail(error: KsiError, *, as_json: bool) -> None:
+    """Report an error: a sentence on stderr, or a JSON object on stdout."""
+    if as_json:
+        write_json({"error": error.body})
+    else:
+        note(f"ksi: {error.message}")
+
+
+def clean(text: str) -> str:
+    """Make control characters visible, so that no text moves the cursor or sets a title."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def displayed(path: Path | str) -> str:
+    """Return a path as text that can be printed and put into JSON, whatever its bytes are."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay rows out in columns; the last one is wrapped to the terminal's width."""
+    lines = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(headings) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    room = max(shutil.get_terminal_size().columns - indent, _MIN_LAST_COLUMN)
+    return "\n".join(
+        "".join(cell.ljust(width + 2) for cell, width in zip(line, widths, strict=False))
+        + _wrapped(line[-1], room, indent)
+        for line in lines
+    ).replace(" \n", "\n")
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> str:
+    """Lay names and values out in two columns, without those that are empty."""
+    shown = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)
+
+
+def _wrapped(text: str, width: int, indent: int) -> str:
+    lines = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+    return ("\n" + " " * indent).join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Write a time span as people say it: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``4 d 1 h``."""
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    rest = int(seconds)
+    parts: list[tuple[int, str]] = []
+    for unit, size in units:
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
