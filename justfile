@@ -1,0 +1,25 @@
+# One-line recipes; what the checks are is listed in daemon_control.py.
+
+# Run the linters and the type checker.
+check:
+    python3 daemon_control.py test --only checks
+
+# Mend what the linter and the formatter can mend.
+fix:
+    .venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+# Run the tests; arguments are pytest's.
+test *arguments:
+    python3 daemon_control.py test --only pytest {{arguments}}
+
+# Run the daemon in the foreground.
+run:
+    python3 daemon_control.py start --foreground
+
+# Build the distribution, into dist/.
+build:
+    .venv/bin/python -m pip wheel --no-deps --wheel-dir dist .
+
+# Measure.
+bench:
+    .venv/bin/python tests/benchmarks/run.py
