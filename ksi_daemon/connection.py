@@ -110,6 +110,9 @@ class Connection(Peer):
         self.served.end()
         if self._expiry is not None:
             self._expiry.cancel()
+
+    def released(self) -> None:
+        """Leave the server's list: until then what this peer emitted has its deadline."""
         self._lost(self)
 
     def eof_received(self) -> bool:

@@ -81,6 +81,7 @@ class Server:
         """Stop what has taken too long; called at every beat, so that requests need no timers."""
         now = asyncio.get_running_loop().time()
         for connection in self.connections:
+            connection.check_gone()
             for serving in list(connection.serving.values()):
                 if serving.deadline is not None and serving.deadline <= now:
                     serving.stop(TimedOut(f"{serving.name} took too long (request_timeout_s)"))
@@ -106,6 +107,8 @@ class Server:
         """Stop every request that still runs."""
         for connection in self.connections:
             connection.stop_serving(Unavailable("the daemon is shutting down", retry_after_s=1.0))
+        for task in self.hub.ledger.running_tasks():
+            task.cancel()
 
     def _forget_routes(self) -> None:
         for connection in self.connections:

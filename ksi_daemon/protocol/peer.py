@@ -7,6 +7,7 @@ and its own requests, and is cut off after ``reader_timeout_s``.
 
 import asyncio
 import itertools
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -44,6 +45,7 @@ from ksi_daemon.protocol.wire import (
 )
 
 MAX_MESSAGE_CHARACTERS = 300
+NOTHING = (UNSET, UNSET, UNSET)
 HARD_LIMIT = 16  # times the window: what a sender that ignores a pause is cut off at
 
 
@@ -172,7 +174,7 @@ class Peer(asyncio.Protocol):
         self._out = bytearray()
         self._flush_due = False
         self._half_closed = False
-        self._asked: dict[int, Inbound] = {}
+        self._asked: dict[object, Inbound] = {}
         self._ids = itertools.count(1)
         self.serving: dict[object, Serving] = {}
         self._writable: asyncio.Event = asyncio.Event()
@@ -205,23 +207,47 @@ class Peer(asyncio.Protocol):
         self.transport = None
         self._resume()
         lost = Unavailable("the connection was lost", retry_after_s=0.1)
+        self._give_up_asking(lost)
+        for request_id, serving in list(self.serving.items()):
+            if isinstance(request_id, int | str):  # what wants no answer needs nobody to be there
+                serving.stop(lost)
+        self._close_if_done()
+
+    def _give_up_asking(self, cause: KsiError) -> None:
         for inbound in self._asked.values():
-            inbound.finish(lost)
+            inbound.finish(cause)
         self._asked.clear()
-        self.stop_serving(lost)
 
     def eof_received(self) -> bool:
         """Go on answering a side that has nothing more to ask, as ``echo … | nc -U`` has not."""
         self._half_closed = True
+        self._give_up_asking(Unavailable("the other side sends nothing more", retry_after_s=0.1))
         self.loop.call_soon(self._close_if_done)
+        self.check_gone()
         return True
+
+    def check_gone(self) -> None:
+        """Notice that a side which has nothing more to ask does not listen any more either.
+
+        Both look the same to a reader; only a write, even of nothing, tells them apart.
+        """
+        if self._half_closed and self.transport is not None:
+            try:
+                os.write(self.transport.get_extra_info("socket").fileno(), b"")
+            except OSError:
+                self.transport.abort()
+
+    def released(self) -> None:
+        """Take note that the connection is gone, and all that was being answered is done."""
 
     def lingers(self) -> bool:
         """Say whether something may still be sent to a side that asks nothing more."""
         return bool(self.serving)
 
     def _close_if_done(self) -> None:
-        if self._half_closed and not self.lingers():
+        if self.transport is None and not self.serving:
+            self.released()
+        elif self._half_closed and not self.lingers():
             self.close()
 
     def data_received(self, data: bytes) -> None:
@@ -282,27 +308,26 @@ class Peer(asyncio.Protocol):
             self.frame_received(frame)
         elif frame.cancel or frame.pause is not UNSET:
             self._control(frame)
-        elif isinstance(frame.id, int):
-            self._answered(frame.id, frame)
-        elif frame.error is not UNSET:
+        elif frame.id in self._asked:
+            self._answered(frame)
+        elif frame.id is UNSET and frame.error is not UNSET:
             self.error_received(error_from(frame.error))
-        else:
+        elif not isinstance(frame.id, int) or (frame.result, frame.chunk, frame.error) == NOTHING:
             self.fail(UNSET, InvalidData("a frame needs an event, or the id of a request"))
+        # Else it was asked for, and given up while its answer was on the way.
 
-    def _answered(self, request_id: int, frame: Frame) -> None:
-        inbound = self._asked.get(request_id)
-        if inbound is None:
-            return  # it was cancelled here while its answer was on the way
+    def _answered(self, frame: Frame) -> None:
+        inbound = self._asked[frame.id]
         if frame.chunk is not UNSET:
             inbound.feed(frame.chunk)
             return
-        del self._asked[request_id]
+        del self._asked[frame.id]
         if frame.error is not UNSET:
             inbound.finish(error_from(frame.error))
         elif frame.result is not UNSET:
             inbound.finish(frame.result)
         else:
-            inbound.finish(InvalidData("the answer had no result, chunk or error"))
+            inbound.finish(Failed("the answer had no result, chunk or error"))
 
     def _control(self, frame: Frame) -> None:
         serving = self.serving.get(frame.id)
