@@ -8,7 +8,7 @@ import struct
 import sys
 from pathlib import Path
 
-from ksi_daemon.protocol import Conflict
+from ksi_daemon.protocol import Conflict, InvalidData
 
 
 def bind(path: Path) -> socket.socket:
@@ -16,12 +16,16 @@ def bind(path: Path) -> socket.socket:
 
     Raises:
         Conflict: Something else is at the path, or a live daemon is behind it.
+        InvalidData: No socket can be made there; its path may be too long.
     """
     clear_the_way(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
     try:
         listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise InvalidData(f"{path}: {error}; set KSI_SOCKET to another path") from error
     finally:
         os.umask(umask)
     return listener
@@ -61,4 +65,6 @@ def clear_the_way(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
+        except OSError as error:  # too busy to accept, or not to be opened: not dead
+            raise Conflict(f"a daemon listens on {path} already: {error}") from error
     raise Conflict(f"a daemon listens on {path} already")
