@@ -1,6 +1,7 @@
 """One way to answer an event, made of a decorated function or of what a connection serves."""
 
 import inspect
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,8 @@ from msgspec import UNSET, Raw, UnsetType
 from ksi_daemon.event_system import Declaration, payload_of
 from ksi_daemon.protocol import Event, Failed, InvalidData
 from ksi_daemon.protocol.wire import DECODE_ERRORS, decode_plain
+
+log = logging.getLogger(__name__)
 
 Call = Callable[[Event], Awaitable[Any]]
 EMPTY = b"{}"
@@ -76,6 +79,9 @@ class Route:
             return self.decode(EMPTY if data is UNSET else data)
         except DECODE_ERRORS as error:
             raise invalid(self.name, error) from error
+        except Exception as error:
+            log.exception("a payload's class failed", extra={"event": self.name})
+            raise Failed(f"{self.name}: its payload failed with {type(error).__name__}") from error
 
     def convert(self, data: Any) -> Any:
         """Take a payload that an object in this process sent."""
