@@ -55,7 +55,12 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """List up to three known names that are most like this one, the best first."""
-    return difflib.get_close_matches(name[:MAX_NAME_LENGTH], list(known), n=3, cutoff=0.6)
+    return list(_nearest(name[:MAX_NAME_LENGTH], tuple(known)))
+
+
+@lru_cache(maxsize=256)  # a tenth of a millisecond or more, and who errs often errs alike
+def _nearest(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.6))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

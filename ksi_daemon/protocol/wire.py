@@ -62,6 +62,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     reader_timeout_s: float = 60.0
 
 
+# Bounded here, since names are kept: in caches, counts and logs.
+EventName = Annotated[str, Meta(max_length=200)]
 RequestId = int | Annotated[str, Meta(max_length=128)]
 
 
@@ -69,7 +71,7 @@ class Frame(Struct, gc=False):
     """Any line that arrives: a request, an answer, a cancellation or a pushed event."""
 
     id: RequestId | UnsetType = UNSET
-    event: str | UnsetType = UNSET
+    event: EventName | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
     context: Raw | UnsetType = UNSET
     idempotency_key: str | UnsetType = UNSET
