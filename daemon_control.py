@@ -71,6 +71,10 @@ class Unusable(Exception):
     """The environment can't be made; the message is what to tell."""
 
 
+class WrongUsage(Exception):
+    """The command line is wrong; the message is what to tell."""
+
+
 def main(words: list[str]) -> int:
     """Run a command line; on success this process becomes another."""
     command = words[0] if words else "--help"
@@ -78,18 +82,25 @@ def main(words: list[str]) -> int:
         print(usage())
         return 0
     try:
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, n=1)
-            hint = "did you mean " + near[0] + "?" if near else "see: daemon_control.py --help"
-            return fail("there is no command %r; %s" % (command, hint), 2, words)
+        check_command(command)
         if command == "test":
             return test(words[1:])
         hand_over(words)
+    except WrongUsage as error:
+        return fail(str(error), 2, words)
     except Unusable as error:
         return fail(str(error), 1, words)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def check_command(command: str) -> None:
+    """Refuse a command that there is not; name the nearest."""
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = "did you mean " + near[0] + "?" if near else "see: daemon_control.py --help"
+        raise WrongUsage("there is no command %r; %s" % (command, hint))
 
 
 def usage() -> str:
@@ -393,7 +404,7 @@ def test_arguments(words: list[str]) -> tuple[bool, str | None, list[str]]:
         only = rest[1] if len(rest) > 1 else ""
         known = [name for name, _ in CHECKS] + ["checks"]
         if only not in known:
-            raise Unusable("--only takes one of: " + ", ".join(known))
+            raise WrongUsage("--only takes one of: " + ", ".join(known))
         rest = rest[2:]
     return "--json" in words, only, rest
 

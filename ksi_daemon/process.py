@@ -187,12 +187,12 @@ class Progress:
             self._tell(message)
 
 
-def probe(home: Home) -> tuple[State, dict[str, Any]]:
+def probe(home: Home, *, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[State, dict[str, Any]]:
     """Ask the daemon of a home how it is; the answer is that of ``system:health``."""
     if home.running_pid() is None:
         return "absent", {}
     try:
-        client = Client(home.socket, timeout_s=PROBE_TIMEOUT_S)
+        client = Client(home.socket, timeout_s=timeout_s)
     except KsiError:
         return "silent", {}
     with client:
@@ -232,7 +232,7 @@ def stop(home: Home, *, timeout_s: float = STOP_TIMEOUT_S) -> Stopped | None:
 
 
 def _ask_to_stop(home: Home, timeout_s: float) -> None:
-    if probe(home)[0] == "draining":
+    if probe(home, timeout_s=timeout_s)[0] == "draining":
         return  # asked once more, it would give what runs no more time
     try:
         with Client(home.socket, timeout_s=timeout_s) as client:

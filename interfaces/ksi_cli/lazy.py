@@ -16,7 +16,7 @@ GROUP: Final = "ksi.commands"
 class QuickHelp:
     """Spares a command the import of pydantic, a tenth of a second, for its option ``--help``.
 
-    Typer checks with it whatever is no bool, and the option would be ``None`` where it is not given.
+    Typer checks with it whatever is no bool, and an option that is not given is ``None``.
     """
 
     def get_help_option(self, ctx: Any) -> Any:
