@@ -78,7 +78,7 @@ class Daemon:
 
     def shutdown(self, grace_s: float | None = None) -> None:
         """Begin to stop; a second call stops at once what still runs."""
-        if self._stop.is_set():
+        if self._stop.is_set() and self.state == "draining":
             self.server.stop_requests()
         elif grace_s is not None:
             self._grace_s = grace_s
@@ -104,8 +104,10 @@ class Daemon:
         try:
             with configured(self.log_options, self._log_path()) as self.log_handler:
                 async with self._kernel():
+                    self.supervisor.start("early stop", self._abandon_start)
                     await self._start()
-                    ready()
+                    if not self._stop.is_set():
+                        ready()
                     await self._stop.wait()
                     await self._drain()
         finally:
@@ -214,6 +216,10 @@ class Daemon:
         else:
             self.supervisor.start("essential plugins", self._watch_essential)
         log.info("ready", extra={"socket": str(self.home.socket), "home": str(self.home.root)})
+
+    async def _abandon_start(self) -> None:
+        await self._stop.wait()
+        self.loader.abandon_start()
 
     async def _watch_essential(self) -> None:
         await self.loader.essential_failed.wait()

@@ -7,12 +7,16 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
+import select
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +36,8 @@ from ksi_daemon.settings import LogSettings, Settings
 from ksi_daemon.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+ORPHAN_GRACE_S: Final = 5.0  # for a plugin's own stop, when the daemon was lost
 
 
 class RemoteBus:
@@ -99,13 +105,20 @@ def claim() -> dict[str, Any] | None:
 
 async def main(handle: int) -> int:
     """Run the plugin that the daemon at the other end of a socket names, until it lets go."""
-    async with AsyncClient(SocketTransport(socket.socket(fileno=handle))) as client:
+    connection = socket.socket(fileno=handle)
+    threading.Thread(
+        target=end_with_daemon, args=(connection.dup(),), name="daemon", daemon=True
+    ).start()
+    async with AsyncClient(SocketTransport(connection)) as client:
         task = await client.request("host:hello", HostHello(), result_type=HostTask)
-        settings = Settings(Path(task.home), task.arguments, environ={})
+        layers = task.layers
+        environ = {**os.environ, **layers.variables}
+        tables = {task.plugin: layers.table}
+        settings = Settings(Path(task.home), layers.arguments, environ, tables)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with configured(LogSettings(repeat_window_s=0), None):
+        with configured(LogSettings(level=task.log_level, repeat_window_s=0), None):
             async with asyncio.TaskGroup() as tasks:
                 host = Host(client, task, settings, Supervisor(tasks))
                 running = tasks.create_task(host.run(stop), name=task.plugin)
@@ -165,21 +178,27 @@ class Host:
         loaded = self._loader.plugins.get(name)
         if loaded is None:
             raise Failed(f"there is no entry point {name!r} in the group {GROUP!r}")
-        if self._router.has_interceptors:
-            raise InvalidData(
-                "it has an interceptor: that must run in the daemon (isolate = false)"
-            )
+        self._check_interceptors()
         if loaded.state == "loaded":
             self._settings.check([name])
             requires = HostAwait(requires=loaded.info.requires)
-            await self._client.request("host:await", requires, result_type=HostAwaited)
+            await self._client.request(
+                "host:await", requires, result_type=HostAwaited, timeout_s=None
+            )
             loaded.info = msgspec.structs.replace(loaded.info, requires=())
             await self._loader.start()
         if loaded.state != "ready":
             raise Failed(loaded.reason or f"is {loaded.state}")
+        self._check_interceptors()  # its start may have added some
         await self._export()
-        report = HostReady(requires=requires.requires)
+        report = HostReady(settings=tuple(self._settings.values()))
         await self._client.request("host:ready", report, result_type=HostKnown)
+
+    def _check_interceptors(self) -> None:
+        if self._router.has_interceptors:
+            raise InvalidData(
+                "it has an interceptor: that must run in the daemon (isolate = false)"
+            )
 
     async def _export(self) -> None:
         """Serve over the connection what the plugin has added to its router."""
@@ -222,6 +241,15 @@ class Host:
 async def answer_ping(data: Any, context: Context) -> dict[str, Any]:
     """Tell the daemon that the loop turns."""
     return {}
+
+
+def end_with_daemon(connection: socket.socket) -> None:
+    """End this process when its daemon is gone, even if a plugin blocks the loop; in a thread."""
+    gone = select.poll()
+    gone.register(connection, 0)  # only the loss of the connection
+    gone.poll()
+    time.sleep(ORPHAN_GRACE_S)
+    os._exit(1)
 
 
 def relay_events(events: Any, observer: Observer) -> Callable[[], Any]:

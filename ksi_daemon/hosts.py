@@ -20,12 +20,14 @@ from ksi_daemon.principals import EVERYTHING, Principal
 from ksi_daemon.protocol import Denied, Failed, KsiError, Unavailable
 from ksi_daemon.router import Router
 from ksi_daemon.server import Server
-from ksi_daemon.settings import DaemonSettings, Settings
+from ksi_daemon.settings import DaemonSettings, Layers, LogLevel, Settings, Value
 from ksi_daemon.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S: Final = 3.0
+EXIT_GRACE_S: Final = 0.5
+MAX_FIRST_RESTARTS: Final = 3  # of a host that dies without a word before it was ever ready
 MAX_LOG_LINE_BYTES: Final = 256 * 1024
 
 # What any program needs to run; everything else may hold a secret and must be asked for by name.
@@ -39,14 +41,16 @@ class HostHello(Struct, frozen=True, kw_only=True):
 
 
 class HostTask(Struct, frozen=True, kw_only=True):
-    """What a host is to run; ``arguments`` are the plugin's settings as ``section.key=value``."""
+    """What a host is to run, and how."""
 
     plugin: str
     home: str
-    arguments: tuple[str, ...]
+    layers: Layers
+    log_level: LogLevel
     observer_queue_events: int
     start_timeout_s: float
     stop_timeout_s: float
+    stall_warning_s: float
 
 
 class HostAwait(Struct, frozen=True, kw_only=True):
@@ -62,8 +66,7 @@ class HostAwaited(Struct, frozen=True, kw_only=True):
 class HostReady(Struct, frozen=True, kw_only=True):
     """Told by a host when its plugin has started, or why it can't be."""
 
-    settings: tuple[dict[str, Any], ...] = ()
-    requires: tuple[str, ...] = ()
+    settings: tuple[Value, ...] = ()
     failure: str | None = None
 
 
@@ -74,48 +77,76 @@ class HostKnown(Struct, frozen=True, kw_only=True):
 class PluginHost:
     """One plugin's process, started anew whenever it dies."""
 
-    def __init__(self, hosts: "Hosts", loaded: Loaded, stopping: asyncio.Event) -> None:
+    def __init__(self, hosts: "Hosts", loaded: Loaded) -> None:
         self.failure: str | None = None
+        self.loaded = loaded
+        self.stopping = asyncio.Event()
         self._hosts = hosts
-        self._loaded = loaded
-        self._stopping = stopping
         self._ready = asyncio.Event()
+        self._was_ready = False
+        self._hangs = False
+        self._starts = 0
+        self._start_limit = asyncio.timeout(None)
 
     @property
     def name(self) -> str:
         """The plugin's name."""
-        return self._loaded.name
+        return self.loaded.name
 
     def ready(self, report: HostReady) -> None:
         """Take note that the plugin has started, or can't be."""
         self.failure = report.failure
         if report.failure is None:
-            self._loaded.info = msgspec.structs.replace(self._loaded.info, requires=report.requires)
             self._hosts.router.set_reason(self.name, None)
-            self._loaded.set_state("ready")
+            self.loaded.set_state("ready")
+            self._was_ready = True
         self._ready.set()
 
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """Wait for others, which does not count as the plugin's own time to start."""
+        self._start_limit.reschedule(None)
+        yield
+        self._start_limit.reschedule(self._start_deadline())
+
+    def _start_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._hosts.settings.start_timeout_s
+
     async def run(self) -> None:
-        """Run the process once; raises when it ends before its time."""
+        """Run the process once; raises when it ends before its time and is to be started again."""
         self._ready.clear()
+        self.failure = None
+        self._hangs = False
+        self._starts += 1
         async with self._process() as (process, connection):
-            self._loaded.pid = process.pid
+            self.loaded.pid = process.pid
             async with asyncio.TaskGroup() as tasks:
                 relay = tasks.create_task(relay_log(process, self.name), name="log")
                 watch = tasks.create_task(self._watch(connection), name="ping")
                 end = tasks.create_task(process.wait(), name="exit")
-                stop = tasks.create_task(self._stopping.wait(), name="stop")
+                stop = tasks.create_task(self.stopping.wait(), name="stop")
                 await asyncio.wait({watch, end, stop}, return_when=asyncio.FIRST_COMPLETED)
                 if stop.done():
                     await self._terminate(process)
+                elif not end.done():
+                    # It has lost its connection or reported a failure, and ends by itself.
+                    await asyncio.wait({end, stop}, timeout=0 if self._hangs else EXIT_GRACE_S)
+                kill_group(process)
+                await asyncio.wait({relay}, timeout=EXIT_GRACE_S)  # its last words
                 for task in (watch, end, stop, relay):
                     task.cancel()
-        self._loaded.pid = None
-        if not self._stopping.is_set():
-            how = explain_exit(process.returncode)
-            self._hosts.router.set_reason(self.name, "is being restarted")
-            self._loaded.set_state("restarting", self.failure or how)
-            raise Unavailable(self.failure or f"the host of {self.name} {how}")
+        self.loaded.pid = None
+        if not self.stopping.is_set():
+            self._ended(explain_exit(process.returncode))
+
+    def _ended(self, how: str) -> None:
+        """Decide what follows the end of a process that was not told to stop."""
+        reported, self.failure = self.failure, self.failure or f"its host {how}"
+        if not self._was_ready and (reported or self._starts > MAX_FIRST_RESTARTS):
+            return  # as in the daemon, a plugin that can't start has failed
+        self._hosts.router.set_reason(self.name, "is being restarted")
+        self.loaded.set_state("restarting", self.failure)
+        raise Unavailable(f"{self.name}: {self.failure}")
 
     @contextlib.asynccontextmanager
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, Connection]]:
@@ -127,7 +158,7 @@ class PluginHost:
                 "ksi_daemon.host",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
-                env=scrubbed(self._loaded.common.environment),
+                env=scrubbed(self.loaded.common.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -143,18 +174,22 @@ class PluginHost:
             connection.close()
 
     async def _watch(self, connection: Connection) -> None:
-        """Return when the host has not answered in time."""
+        """Return when the host has not answered in time, or can't start its plugin."""
         settings = self._hosts.settings
+        bound = "start_timeout_s"
         try:
-            async with asyncio.timeout(settings.start_timeout_s):
+            self._start_limit = asyncio.timeout_at(self._start_deadline())
+            async with self._start_limit:
                 await self._ready.wait()
-            while True:
+            bound = "host_ping_timeout_s"
+            while self.failure is None:
                 await asyncio.sleep(settings.host_ping_interval_s)
                 async with asyncio.timeout(settings.host_ping_timeout_s):
                     await connection.ask("host:ping", None).result()
         except TimeoutError:
-            self.failure = "did not answer in time and was killed (host_ping_timeout_s)"
-            log.error("a plugin host hangs", extra={"plugin": self.name})
+            self.failure = f"did not answer in time and was killed ({bound})"
+            self._hangs = True
+            log.error("a plugin host hangs", extra={"plugin": self.name, "why": self.failure})
         except KsiError:
             # The connection is gone: so is the process, or it will not be of use any more.
             return
@@ -186,21 +221,30 @@ class Hosts:
         self._supervisor = supervisor
         self._hosts: dict[str, PluginHost] = {}
 
-    async def run(self, loaded: Loaded, stopping: asyncio.Event) -> None:
-        """Keep a plugin's host running until ``stopping``.
+    async def run(self, loaded: Loaded) -> None:
+        """Keep a plugin's host running until the plugin is to stop.
 
         Raises:
-            Failed: It was restarted too often.
+            Failed: The plugin can't start, or its host was restarted too often.
         """
-        host = self._hosts[loaded.name] = PluginHost(self, loaded, stopping)
+        assert self.loader is not None
+        host = self._hosts[loaded.name] = PluginHost(self, loaded)
         self.router.set_reason(loaded.name, "is starting")
         unit = self._supervisor.start(f"host of {loaded.name}", host.run)
         assert unit.task is not None
-        await asyncio.wait({unit.task})
-        if unit.state == "failed":
-            raise Failed(
-                f"its host was restarted too often; last: {host.failure or unit.last_error}"
-            )
+        async with asyncio.TaskGroup() as tasks:
+            end = tasks.create_task(self.loader.await_end(loaded), name="end")
+            await asyncio.wait({unit.task, end}, return_when=asyncio.FIRST_COMPLETED)
+            end.cancel()
+        if not unit.task.done():
+            host.stopping.set()
+            if unit.state == "backing_off":
+                self._supervisor.stop(unit.name)
+            await asyncio.wait({unit.task})
+        elif unit.state == "failed":
+            raise Failed(f"its host was restarted too often; last: {host.failure}")
+        elif host.failure is not None:
+            raise Failed(host.failure)
 
     def _host(self) -> PluginHost:
         """Return the host that sends the current event."""
@@ -217,25 +261,32 @@ class Hosts:
         return HostTask(
             plugin=name,
             home=str(self._all_settings.home),
-            arguments=tuple(self._all_settings.raw_section(name)),
+            layers=self._all_settings.layers_of(name),
+            log_level=current_level(),
             observer_queue_events=self.settings.observer_queue_events,
             start_timeout_s=self.settings.start_timeout_s,
             stop_timeout_s=self.settings.stop_timeout_s,
+            stall_warning_s=self.settings.stall_warning_s,
         )
 
     @event_handler("host:await")
     async def await_required(self, request: HostAwait) -> HostAwaited:
         """Wait until the plugins that a host's plugin requires are ready."""
-        self._host()
+        host = self._host()
         assert self.loader is not None
-        for name in request.requires:
-            await self.loader.await_ready(name)
+        host.loaded.info = msgspec.structs.replace(host.loaded.info, requires=request.requires)
+        self.loader.check_cycle(host.name)
+        async with host.waiting():
+            for name in request.requires:
+                await self.loader.await_ready(name)
         return HostAwaited()
 
     @event_handler("host:ready")
     def ready(self, request: HostReady) -> HostKnown:
         """Take note that a host's plugin has started, or can't be."""
-        self._host().ready(request)
+        host = self._host()
+        self._all_settings.take(host.name, request.settings)
+        host.ready(request)
         return HostKnown()
 
 
@@ -252,6 +303,13 @@ def kill_group(process: asyncio.subprocess.Process) -> None:
     """Kill a process and whatever it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def current_level() -> LogLevel:
+    """Return the least severe level that is logged now."""
+    name = logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower()
+    level: LogLevel = msgspec.convert(name, LogLevel)
+    return level
 
 
 def explain_exit(code: int | None) -> str:

@@ -15,7 +15,7 @@ from ksi_daemon import hookspecs
 from ksi_daemon.event_system import declarations_of
 from ksi_daemon.hookspecs import PluginInfo
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.protocol import InvalidData, KsiError
+from ksi_daemon.protocol import Failed, InvalidData, KsiError
 from ksi_daemon.protocol.names import matches_any
 from ksi_daemon.router import Router
 from ksi_daemon.settings import CommonSettings, Settings
@@ -58,6 +58,7 @@ class Loaded:
         self.state: State = "loaded"
         self.reason: str | None = None
         self.pid: int | None = None  # of its host
+        self.task: asyncio.Task[None] | None = None
         self.settled = asyncio.Event()  # it is ready, or will never be
         self.stopped = asyncio.Event()
 
@@ -71,9 +72,9 @@ class Loaded:
 
 
 class Isolator(Protocol):
-    """Runs a plugin in a process of its own, until ``stopping`` is set or it is given up."""
+    """Runs a plugin in a process of its own, until `Loader.await_end` returns."""
 
-    async def run(self, loaded: Loaded, stopping: asyncio.Event) -> None:
+    async def run(self, loaded: Loaded) -> None:
         """Run it; raises when it is given up."""
 
 
@@ -124,6 +125,11 @@ class Loader:
         """
         entry_points = importlib.metadata.entry_points(group=GROUP) if found is None else found
         for entry_point in sorted(entry_points, key=lambda each: each.name):
+            if entry_point.name in self.plugins:
+                # Which of them is meant can't be told, and neither has begun to run.
+                self._router.forget(entry_point.name)
+                self._fail(self.plugins[entry_point.name], "two packages have a plugin so named")
+                continue
             loaded = Loaded(entry_point.name, _version_of(entry_point))
             self.plugins[loaded.name] = loaded
             if matches_any(loaded.name, allowed):
@@ -131,9 +137,11 @@ class Loader:
             else:
                 loaded.set_state("disabled", "the setting daemon.plugins does not allow it")
         for loaded in self.plugins.values():
-            cycle = self._cycle_from(loaded.name)
-            if cycle and loaded.state == "loaded":
-                self._fail(loaded, f"requires itself: {' → '.join(cycle)}")
+            if loaded.state == "loaded":
+                try:
+                    self.check_cycle(loaded.name)
+                except InvalidData as error:
+                    self._fail(loaded, error.message)
 
     def _load_one(self, loaded: Loaded, entry_point: EntryPoint) -> None:
         loaded.common = self._settings.section(loaded.name, CommonSettings)
@@ -164,7 +172,7 @@ class Loader:
             self._router.add(loaded.name, declarations_of(loaded.module))
         except BaseException:
             self._hooks.unregister(loaded.module)
-            self._router.remove(lambda route: route.plugin == loaded.name)
+            self._router.forget(loaded.name)
             raise
 
     def _hook(self, hook: str, plugin: str) -> Callable[..., Any] | None:
@@ -174,8 +182,12 @@ class Loader:
                 return function
         return None
 
-    def _cycle_from(self, start: str) -> list[str]:
-        """Return the way from a plugin back to itself, or nothing (depth first)."""
+    def check_cycle(self, start: str) -> None:
+        """Refuse a plugin that requires itself, by whatever way (depth first).
+
+        Raises:
+            InvalidData: It does; the way is told.
+        """
         trail: list[str] = []
         seen: set[str] = set()
 
@@ -193,8 +205,8 @@ class Loader:
             trail.pop()
             return False
 
-        leads_back(start)
-        return trail
+        if leads_back(start):
+            raise InvalidData(f"requires itself: {' → '.join(trail)}")
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -203,9 +215,17 @@ class Loader:
         waiting = [loaded for loaded in self.plugins.values() if loaded.state == "loaded"]
         for loaded in waiting:
             loaded.set_state("starting")
-            self._supervisor.tasks.create_task(self._live(loaded), name=f"plugin {loaded.name}")
+            loaded.task = self._supervisor.tasks.create_task(
+                self._live(loaded), name=f"plugin {loaded.name}"
+            )
         for loaded in waiting:
             await loaded.settled.wait()
+
+    def abandon_start(self) -> None:
+        """Wait no longer for what has not started yet: the daemon is to stop."""
+        for loaded in self.plugins.values():
+            if loaded.task is not None and not loaded.settled.is_set():
+                loaded.task.cancel()
 
     async def stop(self) -> None:
         """Stop every plugin, none before those that require it."""
@@ -218,16 +238,14 @@ class Loader:
         try:
             await self._await_required(loaded)
             if loaded.common.isolate and self._isolator is not None:
-                await self._isolator.run(loaded, self.stopping)
+                await self._isolator.run(loaded)
             else:
                 await self._run(loaded)
-        except TimeoutError as error:
-            doing = "stop" if self.stopping.is_set() else "start"
-            self._fail(loaded, f"did not {doing} in time ({doing}_timeout_s)", error)
         except KsiError as error:
-            self._fail(loaded, error.message)
+            self._fail(loaded, error.message, error.__cause__)
         except BaseException as error:
             if is_cancelled(error):
+                loaded.set_state("stopped", "was stopped before it was ready")
                 raise
             self._fail(loaded, f"{type(error).__name__}: {error}", error)
         else:
@@ -257,18 +275,30 @@ class Loader:
         lifespan = self._hook("ksi_lifespan", loaded.name)
         clock = asyncio.get_running_loop().time
         limit = asyncio.timeout(self._start_timeout_s)
-        async with limit, AsyncExitStack() as stack:
-            if lifespan is not None:
-                plugin = self._make_plugin(loaded)
-                await stack.enter_async_context(asynccontextmanager(lifespan)(plugin))
-            limit.reschedule(None)
-            self._router.set_reason(loaded.name, None)
-            loaded.set_state("ready")
-            await self._await_end(loaded)
-            limit.reschedule(clock() + self._stop_timeout_s)
-        self._router.set_reason(loaded.name, "has stopped")
+        try:
+            async with limit, AsyncExitStack() as stack:
+                # What it has started ends before what that uses is closed, or with a failed start.
+                stack.push_async_callback(self._supervisor.stop_all, loaded.name)
+                if lifespan is not None:
+                    plugin = self._make_plugin(loaded)
+                    await stack.enter_async_context(asynccontextmanager(lifespan)(plugin))
+                    stack.push_async_callback(self._supervisor.stop_all, loaded.name)
+                limit.reschedule(None)
+                self._router.set_reason(loaded.name, None)
+                loaded.set_state("ready")
+                await self.await_end(loaded)
+                self._router.set_reason(loaded.name, "has stopped")
+                limit.reschedule(clock() + self._stop_timeout_s)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            doing = "stop" if loaded.state == "ready" else "start"
+            raise Failed(f"did not {doing} in time ({doing}_timeout_s)") from error
+        finally:
+            self._router.remove_observers(loaded.name)
 
-    async def _await_end(self, loaded: Loaded) -> None:
+    async def await_end(self, loaded: Loaded) -> None:
+        """Wait until a plugin is to stop: the daemon does, and all that require it have."""
         await self.stopping.wait()
         for other in self.plugins.values():
             if loaded.name in other.info.requires:

@@ -74,6 +74,9 @@ class DaemonSettings(Struct, frozen=True, kw_only=True):
     host_ping_timeout_s: float = 10.0
 
 
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
 class LogSettings(Struct, frozen=True, kw_only=True):
     """The section ``[log]``.
 
@@ -85,7 +88,7 @@ class LogSettings(Struct, frozen=True, kw_only=True):
         repeat_window_s: Identical warnings and errors are written once in this time; 0 is always.
     """
 
-    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    level: LogLevel = "info"
     format: Literal["json", "pretty"] = "json"
     max_file_bytes: int = 10 * 1024 * 1024
     kept_files: Annotated[int, Meta(ge=1)] = 5
@@ -113,6 +116,14 @@ class Value(Struct, frozen=True):
     origin: str
 
 
+class Layers(Struct, frozen=True, kw_only=True):
+    """What was set for one section and where, as its plugin's host is told."""
+
+    table: dict[str, Any]
+    variables: dict[str, str]
+    arguments: tuple[str, ...]
+
+
 class Settings:
     """The layers of raw values, and the sections that were made of them.
 
@@ -120,6 +131,7 @@ class Settings:
         home: The directory whose ``ksi.toml`` is read, if there is one.
         arguments: ``section.key=value`` strings, which win over everything.
         environ: The environment.
+        tables: What the file holds, where it need not be read again.
 
     Raises:
         InvalidData: The file is no TOML, or an argument has not that form.
@@ -130,11 +142,12 @@ class Settings:
         home: Path,
         arguments: Sequence[str] = (),
         environ: Mapping[str, str] = os.environ,
+        tables: dict[str, Any] | None = None,
     ) -> None:
         self.home = home
         self.file = home / "ksi.toml"
         self._environ = {name: text for name, text in environ.items() if name.startswith("KSI_")}
-        self._file = _read_toml(self.file)
+        self._file = _read_toml(self.file) if tables is None else tables
         self._arguments = dict(_split_argument(argument) for argument in arguments)
         self._values: dict[tuple[str, str], Value] = {}
         self._keys: dict[str, set[str]] = {}
@@ -175,7 +188,11 @@ class Settings:
             if name not in (*known, *skipped):
                 hint = did_you_mean(name, known)
                 raise InvalidData(f"{self.file}: there is no section [{name}]{hint}")
-            if name in known and isinstance(table, dict):
+            if not isinstance(table, dict):
+                raise InvalidData(
+                    f"{self.file}: {name} is a section: write [{name}] above its keys"
+                )
+            if name in known:
                 for key in table:
                     self._check_key(str(self.file), name, key)
         for name, key in self._arguments:
@@ -206,24 +223,22 @@ class Settings:
         """List every setting that was read, with its origin."""
         return sorted(self._values.values(), key=lambda value: (value.section, value.key))
 
-    def raw_section(self, name: str) -> list[str]:
-        """Return what was set for a section as arguments, to hand them to a plugin's host."""
-        given: dict[str, Any] = {}
-        table = self._file.get(name, {})
-        if isinstance(table, dict):
-            given.update(table)
+    def take(self, section: str, values: Iterable[Value]) -> None:
+        """Take note of a section's values that a plugin's host has made."""
+        self._values.update({(section, value.key): value for value in values})
+
+    def layers_of(self, name: str) -> Layers:
+        """Return what was set for a section, as it was set."""
         prefix = f"KSI_{name}_".upper()
-        for key, text in self._environ.items():
-            if key.startswith(prefix):
-                given[key.removeprefix(prefix).lower()] = text
-        given.update(
-            {key: text for (section, key), text in self._arguments.items() if section == name}
+        return Layers(
+            table=self._file.get(name, {}),
+            variables={n: text for n, text in self._environ.items() if n.startswith(prefix)},
+            arguments=tuple(
+                f"{section}.{key}={text}"
+                for (section, key), text in self._arguments.items()
+                if section == name
+            ),
         )
-        texts = {
-            k: v if isinstance(v, str) else msgspec.json.encode(v).decode()
-            for k, v in given.items()
-        }
-        return [f"{name}.{key}={text}" for key, text in texts.items()]
 
     def _look_up(self, section: str, key: str, hint: Any) -> tuple[str | None, Any]:
         if (section, key) in self._arguments:

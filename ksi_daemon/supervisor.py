@@ -101,6 +101,15 @@ class Supervisor:
         if unit is not None and unit.task is not None:
             unit.task.cancel()
 
+    async def stop_all(self, owner: str) -> None:
+        """Cancel the tasks that bear their owner's name before a colon, and wait for their end."""
+        names = [name for name in self.units if name.startswith(f"{owner}: ")]
+        tasks = {task for name in names if (task := self.units[name].task) is not None}
+        for name in names:
+            self.stop(name)
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def _keep(self, unit: Unit) -> None:
         while True:
             unit.state = "running"
