@@ -265,9 +265,9 @@ class Connection(Peer):
     async def _once(self, route: Route, frame: Frame, event: Event) -> Raw:
         """Have a keyed request done once; only its sender, or the clock, can stop it."""
         hub = self.hub
-        payload = b"" if frame.data is UNSET else bytes(frame.data)
-        key = (event.context.tenant, self.principal.name, str(frame.idempotency_key))
-        digest = digest_of(event.name, payload)
+        whose = event.context
+        key = (whose.tenant, self.principal.name, whose.user, str(frame.idempotency_key))
+        digest = digest_of(event)
         try:
             return await hub.ledger.once(key, digest, lambda: hub.router.dispatch(route, event))
         except asyncio.CancelledError:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
 from msgspec import Raw, Struct
 
-from ksi_daemon.protocol import Conflict, Failed, InvalidData, KsiError
+from ksi_daemon.protocol import Conflict, Event, Failed, InvalidData, KsiError
 from ksi_daemon.protocol.errors import RETRYABLE_CODES
 from ksi_daemon.protocol.wire import ENCODE_ERRORS, encode
 
@@ -17,8 +18,8 @@ MAX_KEYS: Final = 100_000
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 MAX_KEY_LENGTH: Final = 200
 
-# A key belongs to a tenant and a principal: two of them may use the same one.
-Key = tuple[str, str, str]
+# Tenant, principal, the user it speaks for, key: two of any may use the same key.
+Key = tuple[str, str, str | None, str]
 
 
 class _Entry(Struct):
@@ -28,9 +29,10 @@ class _Entry(Struct):
     size: int = 0
 
 
-def digest_of(event: str, payload: bytes) -> bytes:
-    """Fingerprint a request, so that a key is not used for two of them."""
-    return hashlib.blake2b(payload, digest_size=16, person=event.encode()[:16]).digest()
+def digest_of(event: Event) -> bytes:
+    """Fingerprint a request, so that a key is not used for two of them; spacing does not count."""
+    content = msgspec.json.encode((event.name, event.data), order="deterministic")
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Ledger:
@@ -58,12 +60,12 @@ class Ledger:
             Conflict: The key came with another request before.
             KsiError: What the work ended with.
         """
-        if not 0 < len(key[2]) <= MAX_KEY_LENGTH:
+        if not 0 < len(key[3]) <= MAX_KEY_LENGTH:
             raise InvalidData(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters")
         entry = self._entries.get(key)
         if entry is None or entry.task.cancelled():
             self._make_room()
-            task = self._tasks.create_task(self._run(key, work()), name=f"keyed {key[2]}")
+            task = self._tasks.create_task(self._run(key, work()), name=f"keyed {key[3]}")
             entry = self._entries[key] = _Entry(digest, task, time.monotonic())
         elif entry.digest != digest:
             raise Conflict("this idempotency key was used for another request; take a new one")
