@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -266,12 +266,19 @@ def last_lines(file: Path, count: int) -> list[str]:
     """Return the last lines of a text file; none where there is no file."""
     try:
         with file.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            # Most lines are short; where they are not, fewer are shown than were asked for.
-            start_at = max(0, size - max(TAIL_BYTES, 512 * count))
-            stream.seek(start_at)
-            text = stream.read().decode(errors="replace")
+            return tail(stream, count)
     except OSError:
         return []
-    lines = text.splitlines()
-    return (lines[1:] if start_at else lines)[-count:] if count > 0 else []
+
+
+def tail(stream: BinaryIO, count: int) -> list[str]:
+    """Read an open file to its end, and return its last lines."""
+    size = stream.seek(0, os.SEEK_END)
+    # Most lines are short; where they are not, fewer are shown than were asked for.
+    start_at = max(0, size - max(TAIL_BYTES, 512 * count))
+    stream.seek(start_at)
+    lines = stream.read().decode(errors="replace").split("\n")
+    whole = lines[1 if start_at else 0 :]
+    if whole and not whole[-1]:
+        whole.pop()
+    return whole[-count:] if count > 0 else []

@@ -32,12 +32,7 @@ def ksi(
 
 def run() -> None:
     """Run the command line of this process; the console script ``ksi``."""
-    code = main(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except OSError:
-        silence()
-    sys.exit(code)
+    sys.exit(main(sys.argv[1:]))
 
 
 def main(words: Sequence[str]) -> int:
@@ -49,9 +44,16 @@ def main(words: Sequence[str]) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        return invoke(words)
+        code = invoke(words)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         silence()
+        return output.FAILED
+    except OSError as error:
+        silence()
+        where = f": {error.filename}" if error.filename else ""
+        output.fail(KsiError(f"{error.strerror or error}{where}"), as_json=False)
         return output.FAILED
     except KeyboardInterrupt:
         return output.INTERRUPTED

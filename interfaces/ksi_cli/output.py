@@ -92,10 +92,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     indent = sum(widths) + 2 * len(widths)
     room = max(shutil.get_terminal_size().columns - indent, _MIN_LAST_COLUMN)
     return "\n".join(
-        "".join(cell.ljust(width + 2) for cell, width in zip(line, widths, strict=False))
-        + _wrapped(line[-1], room, indent)
+        (
+            "".join(c.ljust(width + 2) for c, width in zip(line, widths, strict=False))
+            + _wrapped(line[-1], room, indent)
+        ).rstrip()
         for line in lines
-    ).replace(" \n", "\n")
+    )
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> str:

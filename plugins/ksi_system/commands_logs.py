@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
 import typer
@@ -15,6 +15,7 @@ from ksi_cli import output
 from ksi_cli.output import JsonFlag
 from ksi_daemon import process
 from ksi_daemon.home import Home
+from ksi_daemon.protocol import Denied
 
 FOLLOW_INTERVAL_S: Final = 0.2  # the standard library can't wait for a file to grow
 READ_BYTES: Final = 256 * 1024
@@ -33,16 +34,31 @@ def logs(
     With --json one object a line.
     """
     file = Home().log_file
-    if not file.exists() and not follow:
-        output.note(f"nothing has been logged yet in {file}")
+    stream = opened(file)
+    if stream is None and not follow:
+        output.note(f"nothing has been logged yet in {output.displayed(file)}")
         return
-    for line in process.last_lines(file, lines):
+    for line in process.tail(stream, lines) if stream is not None else ():
         show_line(line, as_json=as_json)
     sys.stdout.flush()
     if follow:
-        for line in follow_lines(file):
+        for line in follow_lines(file, stream):
             show_line(line, as_json=as_json)
             sys.stdout.flush()
+
+
+def opened(file: Path) -> BinaryIO | None:
+    """Open the log; ``None`` where there is none yet.
+
+    Raises:
+        Denied: It may not be read.
+    """
+    try:
+        return file.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Denied(f"the log can't be read: {error}") from error
 
 
 def show_line(line: str, *, as_json: bool) -> None:
@@ -78,9 +94,14 @@ def clock(at: Any) -> str:
         return str(at)
 
 
-def follow_lines(file: Path) -> Iterator[str]:
-    """Yield the lines that are written from now on, also when the file is rotated or made anew."""
-    stream, rest = _open_at_end(file), b""
+def follow_lines(file: Path, stream: BinaryIO | None) -> Iterator[str]:
+    """Yield the lines that come after a stream's position, also when the file is rotated.
+
+    Args:
+        file: The path of the log.
+        stream: The log as it was opened, read as far as it was shown; ``None`` before there is one.
+    """
+    rest = b""
     while True:
         part = b"" if stream is None else stream.read(READ_BYTES)
         *whole, rest = (rest + part).split(b"\n")
@@ -88,30 +109,13 @@ def follow_lines(file: Path) -> Iterator[str]:
         if part:
             continue
         if stream is None or _was_replaced(file, stream.fileno()):
-            stream = _reopened(file, stream)
-            if stream is not None:
-                rest = b""
+            newer = opened(file)
+            if newer is not None:
+                if stream is not None:
+                    stream.close()
+                stream, rest = newer, b""
                 continue
         time.sleep(FOLLOW_INTERVAL_S)
-
-
-def _open_at_end(file: Path) -> Any:
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        return None
-    stream.seek(0, os.SEEK_END)
-    return stream
-
-
-def _reopened(file: Path, old: Any) -> Any:
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        return old
-    if old is not None:
-        old.close()
-    return stream
 
 
 def _was_replaced(file: Path, handle: int) -> bool:
