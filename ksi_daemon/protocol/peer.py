@@ -23,6 +23,7 @@ from ksi_daemon.protocol.errors import (
     InvalidData,
     KsiError,
     NotFound,
+    TimedOut,
     Unavailable,
     error_from,
 )
@@ -46,7 +47,9 @@ from ksi_daemon.protocol.wire import (
 
 MAX_MESSAGE_CHARACTERS = 300
 NOTHING = (UNSET, UNSET, UNSET)
-HARD_LIMIT = 16  # times the window: what a sender that ignores a pause is cut off at
+HARD_LIMIT = 16  # times max_buffer_bytes: what a sender that ignores a pause is cut off at
+CHUNKS_A_TURN = 64
+BYTES_A_TURN = 64 * 1024
 
 
 class Serving:
@@ -97,8 +100,8 @@ class Inbound:
         if self._fill() >= 1 and not self._paused:
             self._paused = True
             self._peer.send(Pause(self._id, True))
-        elif self._fill() > HARD_LIMIT:
-            self.finish(Busy("the stream went on through a pause (stream_window_chunks)"))
+        elif self._bytes > HARD_LIMIT * self._peer.limits.max_buffer_bytes:
+            self.finish(Busy("the stream went on through a pause (max_buffer_bytes)"))
             self._peer.abandon(self._id)
         self._wake()
 
@@ -509,14 +512,27 @@ class Peer(asyncio.Protocol):
     ) -> None:
         serving.go = asyncio.Event()
         serving.go.set()
+        count = 0
         async with aclosing(chunks):
             async for chunk in chunks:
                 if request_id is not UNSET:
                     self._send_answer(serving.name, Chunk(request_id, chunk))
+                count += 1
+                if not count % CHUNKS_A_TURN or len(self._out) > BYTES_A_TURN:
+                    await asyncio.sleep(0)  # a generator that never waits would keep the loop
                 await self._writable.wait()
                 if not serving.go.is_set():
-                    async with asyncio.timeout(self.limits.reader_timeout_s):
-                        await serving.go.wait()
+                    await self._await_reader(serving)
+
+    async def _await_reader(self, serving: Serving) -> None:
+        assert serving.go is not None
+        limit = self.limits.reader_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                await serving.go.wait()
+        except TimeoutError as error:
+            message = f"{serving.name} was paused for {limit} s (reader_timeout_s)"
+            raise TimedOut(message) from error
 
     def _send_answer(self, name: str, answer: Reply | Chunk) -> None:
         try:
