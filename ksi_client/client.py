@@ -3,11 +3,10 @@
 import asyncio
 import inspect
 import logging
-import os
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
@@ -15,9 +14,12 @@ from typing import Any, Final, Self, TypeVar, overload
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from ksi_client.sync import inherited_token
 from ksi_client.transports import Transport, UnixTransport
 from ksi_daemon.protocol import (
+    Conflict,
     Context,
+    Denied,
     Event,
     Failed,
     InvalidData,
@@ -28,6 +30,7 @@ from ksi_daemon.protocol import (
     Unavailable,
 )
 from ksi_daemon.protocol.events import (
+    PING,
     RouterAuthenticate,
     RouterServe,
     RouterSubscribe,
@@ -145,7 +148,8 @@ class _ClientPeer(Peer):
             self.answer(frame, reply)
 
     def error_received(self, error: KsiError) -> None:
-        self._client.on_error(error)
+        if not (isinstance(error, NotFound) and "id" in (error.details or {})):
+            self._client.on_error(error)  # else what we gave up had just ended
 
     def error_of(self, error: BaseException, serving: Serving) -> KsiError:
         if isinstance(error, KsiError):
@@ -199,6 +203,8 @@ class AsyncClient:
         self._keeper: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
         self._served: dict[str, tuple[Handler, RouterServe]] = {}
+        self._subscribing = 0
+        self._early: list[Frame] = []  # events that came before their subscription was known
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.closed.set()
+        self._end()
         if self._keeper is not None:
             self._keeper.cancel()
         for subscription in self._subscriptions:
@@ -244,7 +250,15 @@ class AsyncClient:
 
         self._lost.clear()
         await self._transport.connect(make_peer)
-        peer = made[0]
+        try:
+            await self._greet(made[0])
+        except BaseException:
+            self._peer = None
+            made[0].close()
+            raise
+
+    async def _greet(self, peer: _ClientPeer) -> None:
+        """Authenticate, then serve and subscribe what was so before."""
         if self._token:
             request = RouterAuthenticate(token=self._token)
             await peer.ask("router:authenticate", request).result()
@@ -253,29 +267,40 @@ class AsyncClient:
             await peer.ask("router:serve", request_to_serve).result()
         for subscription in self._subscriptions:
             await self._subscribe(peer, subscription)
+            self._take_early()
+        self._connected.set()
+
+    def _end(self) -> None:
+        """Connect no more, and wake whoever waits for a connection."""
+        self.closed.set()
         self._connected.set()
 
     async def _keep_connected(self) -> None:
+        clock = asyncio.get_running_loop().time
         delay = FIRST_RETRY_S
         while True:
+            began_at = clock()
             await self._lost.wait()
             if not self._transport.reconnects:
-                self.closed.set()
+                self._end()
                 return
+            if clock() - began_at > LAST_RETRY_S:  # the connection had held
+                delay = FIRST_RETRY_S
             try:
                 await self._connect()
-            except Unavailable:
-                await asyncio.sleep(delay * (1 + random.random() / 4))
-                delay = min(delay * 2, LAST_RETRY_S)
-                self._lost.set()
-            except KsiError as error:
+            except (Denied, InvalidData) as error:
                 self.on_error(error)
-                self.closed.set()
+                self._end()
                 return
+            except KsiError as error:
+                if not isinstance(error, Unavailable):
+                    self.on_error(error)
+                self._lost.set()
             else:
-                delay = FIRST_RETRY_S
                 for inbox in {subscription.inbox for subscription in self._subscriptions}:
                     inbox.put(Event(RECONNECTED, {}, Context("client")))
+            await asyncio.sleep(delay * (1 + random.random() / 4))
+            delay = min(delay * 2, LAST_RETRY_S)
 
     def connection_lost(self, peer: Peer) -> None:
         """Note that the connection is gone; called by the peer."""
@@ -283,6 +308,9 @@ class AsyncClient:
             self._peer = None
             self._connected.clear()
             self._lost.set()
+            self._early.clear()
+            for subscription in self._subscriptions:
+                subscription.id = None  # the next connection may give it to another
 
     async def _ready_peer(self) -> _ClientPeer:
         """Return the peer, once there is one again."""
@@ -427,11 +455,16 @@ class AsyncClient:
         peer = await self._ready_peer()
         await self._subscribe(peer, subscription)
         self._subscriptions.append(subscription)
+        self._take_early()
         return subscription
 
     async def _subscribe(self, peer: Peer, subscription: Subscription) -> None:
         request = RouterSubscribe(pattern=subscription.pattern, outcomes=subscription.outcomes)
-        raw = await peer.ask("router:subscribe", request).result()
+        self._subscribing += 1
+        try:
+            raw = await peer.ask("router:subscribe", request).result()
+        finally:
+            self._subscribing -= 1
         subscription.id = msgspec.json.decode(raw, type=RouterSubscribed).subscription
 
     async def forget(self, subscription: Subscription) -> None:
@@ -441,19 +474,27 @@ class AsyncClient:
         self._subscriptions.remove(subscription)
         if self._peer is not None and subscription.id is not None:
             request = RouterUnsubscribe(subscription=subscription.id)
-            await self._peer.ask("router:unsubscribe", request).result()
+            with suppress(Unavailable):  # then it has ended with the connection
+                await self._peer.ask("router:unsubscribe", request).result()
 
     def pushed(self, frame: Frame) -> None:
         """Take a pushed event; called by the peer."""
-        for subscription in self._subscriptions:
-            if subscription.id == frame.subscription:
-                event = Event(
-                    str(frame.event),
-                    None if frame.data is UNSET else decode_plain(frame.data),
-                    _context_of(frame),
-                    None if frame.outcome is UNSET else frame.outcome,
-                )
-                subscription.inbox.put(event)
+        known = [each for each in self._subscriptions if each.id == frame.subscription]
+        if not known and self._subscribing and len(self._early) < MAX_QUEUED_EVENTS:
+            self._early.append(frame)
+        for subscription in known:
+            event = Event(
+                str(frame.event),
+                None if frame.data is UNSET else decode_plain(frame.data),
+                _context_of(frame),
+                None if frame.outcome is UNSET else frame.outcome,
+            )
+            subscription.inbox.put(event)
+
+    def _take_early(self) -> None:
+        frames, self._early = self._early, []
+        for frame in frames:
+            self.pushed(frame)
 
     # -- serving --------------------------------------------------------------------------------
 
@@ -464,6 +505,8 @@ class AsyncClient:
         *,
         doc: str | None = None,
         contributor: bool = False,
+        order: int = 0,
+        public: bool = False,
         timeout_s: float | None = None,
         data_schema: dict[str, Any] | None = None,
         result_schema: dict[str, Any] | None = None,
@@ -477,6 +520,8 @@ class AsyncClient:
                 stream. It may raise a `KsiError`.
             doc: What `system:describe` shows; the handler's docstring unless given.
             contributor: Whether it is one of many that answer.
+            order: Where among the contributors its answer stands; the lowest is the first.
+            public: Whether any connection may send it; heeded only from a plugin's host.
             timeout_s: How long an answer may take; the daemon's ``request_timeout_s`` unless given.
             data_schema: The payload's JSON Schema.
             result_schema: The answer's.
@@ -490,21 +535,27 @@ class AsyncClient:
             event=event,
             streams=inspect.isasyncgenfunction(handler) if streams is None else streams,
             contributor=contributor,
+            order=order,
+            public=public,
             timeout_s=timeout_s,
             doc=doc if doc is not None else inspect.getdoc(handler) or "",
             data_schema=data_schema,
             result_schema=result_schema,
         )
         peer = await self._ready_peer()
+        if event in self._served:
+            raise Conflict(f"this client serves {event} already")
         self._served[event] = (handler, request)
         try:
             await peer.ask("router:serve", request).result()
-        except KsiError:
+        except BaseException:
             del self._served[event]
             raise
 
     async def answer(self, frame: Frame) -> Any:
         """Answer an event that the daemon sends here; called by the peer."""
+        if frame.event == PING:
+            return {}
         handler, _ = self._served.get(str(frame.event), (None, None))
         if handler is None:
             raise NotFound(f"this client does not serve {frame.event}")
@@ -559,12 +610,6 @@ class EventClient(AsyncClient):
     ) -> None:
         self._inbox.close()
         await super().__aexit__(kind, error, trace)
-
-
-def inherited_token() -> str | None:
-    """Return the token in the file that ``KSI_TOKEN_FILE`` names, if it names one."""
-    path = os.environ.get("KSI_TOKEN_FILE")
-    return Path(path).read_text(encoding="utf-8").strip() if path else None
 
 
 def _arguments(

@@ -1,6 +1,7 @@
 """The blocking client, for scripts and commands: one request after the other."""
 
 import itertools
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,13 @@ class Client:
 
     Args:
         path: The daemon's socket; that of ``KSI_HOME`` unless given.
-        token: Whom to act as; the user who runs this program unless given.
+        token: Whom to act as; without one, the content of the file that ``KSI_TOKEN_FILE`` names,
+            and without that the user who runs this program.
         timeout_s: How long to wait for each frame; ``None`` is for ever.
 
     Raises:
         Unavailable: No daemon listens.
+        Denied: The token is not valid.
 
     Example:
         with Client() as client:
@@ -45,9 +48,14 @@ class Client:
         self._timeout_s = timeout_s
         self._ids = itertools.count(1)
         self._buffer = bytearray()
+        token = token if token is not None else inherited_token()
         self._socket = self._connect()
-        if token is not None:
-            self.request("router:authenticate", {"token": token})
+        try:
+            if token:
+                self.request("router:authenticate", {"token": token})
+        except BaseException:
+            self.close()
+            raise
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -187,7 +195,7 @@ class Client:
             except TimedOut:
                 self._send(Cancel(request_id))
                 raise TimedOut(f"{event} was not answered in {limit} s") from None
-            if frame.error is not UNSET and frame.id in (request_id, UNSET):
+            if frame.error is not UNSET and (frame.id == request_id or _is_general(frame)):
                 raise error_from(frame.error)
             if frame.id == request_id:
                 return frame
@@ -215,3 +223,16 @@ class Client:
         if not isinstance(raw, Raw):
             raise KsiError(f"{event} was answered with neither result nor error")
         return decode_plain(raw) if kind is None else msgspec.json.decode(raw, type=kind)
+
+
+def inherited_token() -> str | None:
+    """Return the token in the file that ``KSI_TOKEN_FILE`` names, if it names one."""
+    path = os.environ.get("KSI_TOKEN_FILE")
+    return Path(path).read_text(encoding="utf-8").strip() if path else None
+
+
+def _is_general(frame: Frame) -> bool:
+    """Say whether an error concerns the connection, not what was cancelled or emitted before."""
+    if frame.id is not UNSET or frame.error is UNSET:
+        return False
+    return not {"id", "event"} & set(frame.error.details or ())
