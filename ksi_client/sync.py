@@ -154,10 +154,16 @@ class Client:
         """Send an event and want no answer.
 
         Raises:
-            KsiError: The daemon refused it at once; what goes wrong later is not told.
+            KsiError: The daemon refused it; what goes wrong later is not told.
         """
         self._send(Ask(UNSET, event, {} if data is None else data))
-        self.request("system:hello")  # answered after the event was taken, or its error was sent
+        request_id = self._ask("system:hello", None)  # answered once the event was taken
+        refusal = None
+        while (frame := self._receive(self._timeout_s)).id != request_id:
+            if _refuses(frame, event):
+                refusal = frame.error
+        if refusal:
+            raise error_from(refusal)
 
     def events(self, pattern: str, *, outcomes: bool = False) -> Iterator[Event]:
         """Subscribe to a glob and yield the events that match, for ever."""
@@ -236,3 +242,9 @@ def _is_general(frame: Frame) -> bool:
     if frame.id is not UNSET or frame.error is UNSET:
         return False
     return not {"id", "event"} & set(frame.error.details or ())
+
+
+def _refuses(frame: Frame, event: str) -> bool:
+    """Say whether a frame is the error of an event that was emitted."""
+    error = frame.error
+    return frame.id is UNSET and error is not UNSET and (error.details or {}).get("event") == event
