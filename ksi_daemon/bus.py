@@ -12,7 +12,6 @@ from ksi_daemon.protocol import Busy, Context, Event, KsiError, TimedOut
 from ksi_daemon.router import Contribution, Router
 from ksi_daemon.routes import Route
 
-
 MAX_EMITTED: Final = 10_000
 
 
@@ -131,4 +130,4 @@ def converted(result: Any, kind: Any) -> Any:
     """
     if kind is Any or (isinstance(kind, type) and isinstance(result, kind)):
         return result
-    return msgspec.convert(payload_of(result), kind)
+    return msgspec.convert(payload_of(result), kind, str_keys=True)

@@ -193,12 +193,7 @@ class Daemon:
         )
 
     def _packages(self) -> dict[str, str]:
-        """Return the top-level package of each plugin that runs in this process."""
-        return {
-            loaded.module.__name__.partition(".")[0]: loaded.name
-            for loaded in self.loader.plugins.values()
-            if loaded.module is not None
-        }
+        return self.loader.packages()
 
     async def _beat(self) -> None:
         await self.watchdog.run([self.server.tick])

@@ -34,6 +34,7 @@ from ksi_daemon.routes import Route
 from ksi_daemon.schemas import schemas_of
 from ksi_daemon.settings import LogSettings, Settings
 from ksi_daemon.supervisor import Supervisor
+from ksi_daemon.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Host:
         self._supervisor = supervisor
         self._router = Router(supervisor, observer_queue_events=task.observer_queue_events)
         self._router.starting = False
+        self._watchdog = Watchdog(task.stall_warning_s, self._packages)
         self._loader = Loader(
             self._router,
             supervisor,
@@ -157,11 +159,14 @@ class Host:
         home = Path(self._task.home)
         return Plugin(loaded.name, loaded.settings, bus, home, self._router, self._supervisor)
 
+    def _packages(self) -> dict[str, str]:
+        return self._loader.packages()
+
     async def run(self, stop: asyncio.Event) -> str | None:
         """Start the plugin, serve it until ``stop``, stop it; return why it failed, if it did."""
         name = self._task.plugin
+        self._supervisor.start("heartbeat", lambda: self._watchdog.run([]))
         try:
-            await self._client.serve("host:ping", answer_ping)
             await self._start(name)
         except KsiError as error:
             with contextlib.suppress(KsiError):
@@ -226,6 +231,8 @@ class Host:
             answer,
             doc=route.doc,
             contributor=contributor,
+            order=route.order,
+            public=route.public,
             timeout_s=route.timeout_s,
             data_schema=data_schema,
             result_schema=result_schema,
@@ -236,11 +243,6 @@ class Host:
         """Let go of the tasks that the plugin has left."""
         for name in list(self._supervisor.units):
             self._supervisor.stop(name)
-
-
-async def answer_ping(data: Any, context: Context) -> dict[str, Any]:
-    """Tell the daemon that the loop turns."""
-    return {}
 
 
 def end_with_daemon(connection: socket.socket) -> None:

@@ -18,6 +18,7 @@ from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.loader import Loaded, Loader
 from ksi_daemon.principals import EVERYTHING, Principal
 from ksi_daemon.protocol import Denied, Failed, KsiError, Unavailable
+from ksi_daemon.protocol.events import PING
 from ksi_daemon.router import Router
 from ksi_daemon.server import Server
 from ksi_daemon.settings import DaemonSettings, Layers, LogLevel, Settings, Value
@@ -132,7 +133,7 @@ class PluginHost:
                     # It has lost its connection or reported a failure, and ends by itself.
                     await asyncio.wait({end, stop}, timeout=0 if self._hangs else EXIT_GRACE_S)
                 kill_group(process)
-                await asyncio.wait({relay}, timeout=EXIT_GRACE_S)  # its last words
+                await asyncio.wait({end, relay}, timeout=EXIT_GRACE_S)  # its last words
                 for task in (watch, end, stop, relay):
                     task.cancel()
         self.loaded.pid = None
@@ -172,6 +173,7 @@ class PluginHost:
         finally:
             kill_group(process)
             connection.close()
+            await process.wait()
 
     async def _watch(self, connection: Connection) -> None:
         """Return when the host has not answered in time, or can't start its plugin."""
@@ -185,7 +187,7 @@ class PluginHost:
             while self.failure is None:
                 await asyncio.sleep(settings.host_ping_interval_s)
                 async with asyncio.timeout(settings.host_ping_timeout_s):
-                    await connection.ask("host:ping", None).result()
+                    await connection.ask(PING, None).result()
         except TimeoutError:
             self.failure = f"did not answer in time and was killed ({bound})"
             self._hangs = True

@@ -208,6 +208,14 @@ class Loader:
         if leads_back(start):
             raise InvalidData(f"requires itself: {' → '.join(trail)}")
 
+    def packages(self) -> dict[str, str]:
+        """Return the top-level package of each plugin that runs in this process."""
+        return {
+            loaded.module.__name__.partition(".")[0]: loaded.name
+            for loaded in self.plugins.values()
+            if loaded.module is not None
+        }
+
     # -- life -----------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -90,7 +90,8 @@ class Route:
         if isinstance(self.data_type, type) and isinstance(data, self.data_type):
             return data
         try:
-            return msgspec.convert({} if data is None else payload_of(data), self.data_type)
+            plain = {} if data is None else payload_of(data)
+            return msgspec.convert(plain, self.data_type, str_keys=True)  # as it reads JSON
         except msgspec.ValidationError as error:
             raise invalid(self.name, error) from error
 
@@ -100,7 +101,7 @@ class Route:
             return result
         try:
             if self.result_class is None:
-                msgspec.convert(payload_of(result), self.result_type)
+                msgspec.convert(payload_of(result), self.result_type, str_keys=True)
             elif not isinstance(result, self.result_class):
                 raise TypeError
         except (TypeError, msgspec.ValidationError) as error:

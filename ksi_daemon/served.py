@@ -46,7 +46,8 @@ class Served:
             return self._stream(route, event) if route.streams else await self._ask(route, event)
 
         route = Route(plugin, request.event, answer, streams=request.streams)
-        route.timeout_s, route.doc = request.timeout_s, request.doc
+        route.timeout_s, route.doc, route.order = request.timeout_s, request.doc, request.order
+        route.public = request.public and principal.plugin is not None
         route.data_schema, route.result_schema = request.data_schema, request.result_schema
         if plugin in router.reasons:  # the plugin's last process served it
             router.remove(lambda old: (old.plugin, old.name) == (plugin, route.name))

@@ -36,6 +36,7 @@ __all__ = [
     "module_plugin",
     "read_log",
     "running_daemon",
+    "write_entry_points",
 ]
 
 PROCESS_TIMEOUT_S = 20.0
@@ -56,6 +57,22 @@ def module_plugin(name: str, **members: Any) -> ModuleEntryPoint:
     module = ModuleType(f"{name}_plugin_under_test")
     vars(module).update(members)
     return ModuleEntryPoint(name, lambda: module)
+
+
+def write_entry_points(folder: Path, **plugins: str) -> None:
+    """Make a directory look as if a package with these plugins were installed in it.
+
+    Args:
+        folder: A directory on ``sys.path``, or on ``PYTHONPATH`` for other processes.
+        plugins: ``name="module"``, or ``name="module:attribute"``.
+    """
+    information = folder / "plugins_under_test-1.0.dist-info"
+    information.mkdir()
+    metadata = "Metadata-Version: 2.1\nName: plugins-under-test\nVersion: 1.0\n"
+    (information / "METADATA").write_text(metadata, encoding="utf-8")
+    lines = [f"{name} = {reference}" for name, reference in plugins.items()]
+    text = "\n".join(["[ksi]", *lines, ""])
+    (information / "entry_points.txt").write_text(text, encoding="utf-8")
 
 
 def read_log(home: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """The payloads of ``router:*``, the events by which a connection says what it wants."""
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
+
+# Sent by the daemon to a peer that serves, to see whether it is alive; every client answers it.
+PING: Final = "router:ping"
 
 
 class Grants(Struct, frozen=True, kw_only=True):
@@ -73,12 +76,15 @@ class RouterServe(Struct, frozen=True, kw_only=True):
     """Answer an event from this connection until it closes.
 
     The daemon sends each such event here as a request. With ``contributor`` the connection is one
-    of many that answer. The schemas and ``doc`` are shown by ``system:describe``.
+    of many that answer, the lowest ``order`` first. The schemas and ``doc`` are shown by
+    ``system:describe``. ``public`` counts only when a plugin's host says it.
     """
 
     event: str
     streams: bool = False
     contributor: bool = False
+    order: int = 0
+    public: bool = False
     timeout_s: float | None = None
     doc: str = ""
     data_schema: dict[str, Any] | None = None
