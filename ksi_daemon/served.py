@@ -95,4 +95,4 @@ class Served:
             gone = f"whoever answers {event.name} has gone away"
             raise Unavailable(gone, retry_after_s=0.5) from error
         finally:
-            del self.causes[event.context.id]
+            self.causes.pop(event.context.id, None)  # two contributors answer one event
