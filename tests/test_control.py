@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -55,10 +56,10 @@ def wait_until_gone(home: Path) -> None:
     os.close(Home(home).lock())
 
 
-def read_until(stream: object, wanted: str) -> str:
+def read_until(stream: IO[str] | None, wanted: str) -> str:
     """Read the lines of a pipe up to one that contains a text."""
     seen = ""
-    for line in stream:  # type: ignore[attr-defined]  # an open text file
+    for line in stream or ():
         seen += line
         if wanted in line:
             return seen
