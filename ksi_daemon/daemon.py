@@ -124,11 +124,11 @@ class Daemon:
         """Listen on the socket; on the way out, end every task."""
         options = self.options
         _allow_connections(options.max_connections)
+        self.tokens = TokenStore(self.home.tokens_file)
         failure: KsiError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 self.supervisor = Supervisor(tasks)
-                self.tokens = TokenStore(self.home.tokens_file)
                 self.router = Router(
                     self.supervisor,
                     observer_queue_events=options.observer_queue_events,

@@ -22,6 +22,7 @@ from ksi_daemon.protocol.names import matches_any
 log = logging.getLogger(__name__)
 
 MAX_TOKENS: Final = 10_000
+MAX_TTL_S: Final = 10 * 365 * 86400
 IDENTITY: Final = ("tenant", "user", "agent", "conversation", "run")
 EVERYTHING: Final = Grants(
     call=("*",), subscribe=("*",), publish=("*",), serve=("*",), impersonate=True, see_all=True
@@ -115,11 +116,11 @@ class TokenStore:
             keep: Whether it outlives the daemon; a child process's token does not.
 
         Raises:
-            InvalidData: ``ttl_s`` is not positive.
+            InvalidData: ``ttl_s`` is not positive, or is longer than `MAX_TTL_S`.
             Busy: There are too many tokens.
         """
-        if not ttl_s > 0:
-            raise InvalidData("ttl_s: a token must be valid for some time")
+        if not 0 < ttl_s <= MAX_TTL_S:
+            raise InvalidData(f"ttl_s: a token is valid for a time, of up to {MAX_TTL_S} seconds")
         self._forget_expired()
         if len(self._kept) + len(self._passing) >= MAX_TOKENS:
             raise Busy(f"there are {MAX_TOKENS} tokens; revoke some")

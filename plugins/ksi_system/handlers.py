@@ -62,7 +62,11 @@ class System:
         answers = await self._bus.gather(
             "health:check", e.HealthCheck(), timeout_s=HEALTH_TIMEOUT_S
         )
-        told = {answer.plugin: _checked(answer) for answer in answers}
+        told: dict[str, e.HealthChecked] = {}
+        for answer in answers:
+            checked, before = _checked(answer), told.get(answer.plugin)
+            if before is None or _badness(checked.health) > _badness(before.health):
+                told[answer.plugin] = checked
         plugins = [_plugin_health(p, told.get(p.name)) for p in daemon.loader.plugins.values()]
         problems = tuple(self._problems())
         states = {plugin.health for plugin in plugins} | ({"degraded"} if problems else set())
@@ -250,7 +254,15 @@ def _checked(answer: Contribution) -> e.HealthChecked:
         return e.HealthChecked(health="degraded", why=answer.error.message)
     if isinstance(answer.result, e.HealthChecked):
         return answer.result
-    return msgspec.convert(answer.result, e.HealthChecked)
+    try:
+        return msgspec.convert(answer.result, e.HealthChecked)
+    except msgspec.ValidationError as error:
+        why = f"its answer to health:check is wrong: {error}"
+        return e.HealthChecked(health="degraded", why=why)
+
+
+def _badness(health: e.HealthState) -> int:
+    return -WORST_FIRST.index(health)
 
 
 def _plugin_health(loaded: Loaded, told: e.HealthChecked | None) -> e.PluginHealth:
