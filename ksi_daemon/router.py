@@ -209,7 +209,7 @@ class Router:
     # -- dispatch -------------------------------------------------------------------------------
 
     def new_id(self) -> str:
-        """Make an event's id; ids of one daemon sort in the order in which they were made."""
+        """Make an event's id: unique among all daemons, and numbered within this one."""
         return f"{self._boot}-{next(self._numbers):x}"
 
     def child_of(self, parent: Context | None, origin: str) -> Context:
