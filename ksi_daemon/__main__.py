@@ -14,6 +14,7 @@ import msgspec
 
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol import KsiError
+from ksi_daemon.protocol.paths import home_directory
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(run(home, settings))
     except KsiError as error:
-        tell_parent({"error": error.message})
-        sys.stderr.write(f"ksi: {error.message}\n")
-        return 1
+        return fail(error.message)
+    except OSError as error:  # a full disk, a folder that was taken away
+        where = error.filename or home or home_directory()
+        return fail(f"{where}: {error.strerror or error}")
     return 0
+
+
+def fail(message: str) -> int:
+    """Tell whoever started the daemon why it does not run; return the exit code."""
+    tell_parent({"error": message})
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"ksi: {message}\n")
+    return 1
 
 
 async def run(home: Path | None, settings: Sequence[str]) -> None:
