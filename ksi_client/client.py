@@ -132,7 +132,13 @@ class _ClientPeer(Peer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if not self._half_closed:  # else it was noted then
+            self._client.connection_lost(self)
+
+    def eof_received(self) -> bool:
+        self._half_closed = True
         self._client.connection_lost(self)
+        return False  # a daemon that sends nothing more is gone
 
     def frame_received(self, frame: Frame) -> None:
         if frame.subscription is not UNSET:
@@ -390,6 +396,7 @@ class AsyncClient:
             except Unavailable:
                 if key is None or peer.connected or self.closed.is_set():
                     raise
+                await asyncio.sleep(0)  # the loss may have to be noted yet
 
     async def stream(
         self,
