@@ -61,11 +61,9 @@ NOBODY: Final = Principal("nobody")
 
 
 class Claim(Struct, frozen=True, forbid_unknown_fields=True):
-    """A context that a peer sends along; each field but ``parent`` needs ``impersonate``."""
+    """A context that a peer sends along; its id and its origin nobody may choose."""
 
-    id: str | None = None
     parent: str | None = None
-    origin: str | None = None
     tenant: str | None = None
     user: str | None = None
     agent: str | None = None
