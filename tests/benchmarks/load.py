@@ -147,9 +147,27 @@ def subscribe(path: str, connections: int, deaf: int, count: int) -> dict[str, f
             received += chunk.count(b"\n")
             lagged += chunk.count(b'"router:lagged"')
         ended, patience_s = time.perf_counter(), QUIET_S
+    waiting = sum(_pending_lines(sock) for sock in sockets[:deaf])
     for sock in sockets:
         sock.close()
-    return {"received": received - lagged, "lagged": lagged, "ended": ended}
+    return {
+        "received": received - lagged,
+        "lagged": lagged,
+        "ended": ended,
+        "dropped": deaf * count - waiting,
+    }
+
+
+def _pending_lines(sock: socket.socket) -> int:
+    """Count what the daemon still had for who did not read."""
+    sock.settimeout(QUIET_S)
+    lines = 0
+    try:
+        while chunk := sock.recv(READ_BYTES):
+            lines += chunk.count(b"\n")
+    except TimeoutError:
+        return lines
+    return lines
 
 
 def publish(path: str, text: str, ahead: int, count: int) -> dict[str, float]:
