@@ -295,23 +295,26 @@ def test_the_lock_is_held_until_the_last_of_its_programs_has_ended(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "LOCK", tmp_path / "lock")
-    script = "import sys; print('up', flush=True); sys.stdin.read()"
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    # What a step leaves behind, as an installer does that outlives a killed bootstrap.
+    read, write = os.pipe()
+    monkeypatch.setattr(bootstrap.subprocess, "DEVNULL", read)
 
-    with bootstrap.lock() as handle:
-        program = subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=(handle,),
+    with bootstrap.lock() as handle, (tmp_path / "lock").open("rb") as other:
+        script = (
+            "import os, sys\n"
+            "if not os.fork():\n"
+            "    os.dup2(os.open(os.devnull, os.O_RDWR), 1); os.dup2(1, 2)\n"
+            "    sys.stdin.read()\n"
         )
-        assert program.stdout is not None
-        program.stdout.readline()
-
-    with (tmp_path / "lock").open("rb") as other:
+        bootstrap.run("leaving a child", handle, sys.executable, "-c", script)
+        os.close(handle)
+        os.close(read)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        program.communicate()
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(write)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        os.dup2(other.fileno(), handle)  # which the end of the block closes
 
 
 def run_checks(

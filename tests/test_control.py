@@ -74,6 +74,9 @@ def test_start_waits_until_the_daemon_is_ready_and_says_what_to_do_next(ksi: Ksi
     assert str(ksi.home / "run" / "ksi.sock") in started.out
     assert " status" in started.out
     assert ksi("send", "system:hello").code == 0
+    pid = Home(ksi.home).running_pid()
+    assert pid
+    assert os.getsid(pid) == pid, "whatever ends the terminal must not end the daemon"
 
 
 def test_start_twice_says_already_running_and_is_fine(ksi: KsiCommand) -> None:

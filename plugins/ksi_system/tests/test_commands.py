@@ -154,9 +154,11 @@ def test_logs_follows_a_file_that_is_written_rotated_and_made_anew(
             stream.flush()
             stream.write(line(100)[20:])
         assert "line 100" in follower.stdout.readline()
+        with log.open("a") as stream:
+            stream.write("a line that is never ended")
         log.rename(log.with_suffix(".log.1"))
         log.write_text(line(101))
-        assert "line 101" in follower.stdout.readline()
+        assert follower.stdout.readline().endswith("INFO     line 101\n")
         log.write_text("{}\n")
         assert follower.stdout.readline()
     finally:
