@@ -1,0 +1,1 @@
+"""Shouts and spells."""
