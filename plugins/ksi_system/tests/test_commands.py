@@ -1,5 +1,7 @@
 import plistlib
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +249,25 @@ def test_the_unit_says_what_systemd_must_know(ksi: KsiCommand) -> None:
     assert shlex.split(lines["ExecStart"])[-2:] == ["start", "--foreground"]
     # As systemd.syntax(7) has it: C escapes within quotes, and %% for a percent sign.
     assert lines["Environment"].endswith('/50%% \\"mine\\" \\\\ $HOME"')
+
+
+def test_systemd_itself_finds_nothing_wrong_with_the_unit(ksi: KsiCommand, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd is not installed here")
+    home = str(ksi.home / '50% "mine" $HOME')
+    unit = ksi("service", "install", "--print", "--for", "systemd", KSI_HOME=home)
+    (tmp_path / "ksi.service").write_text(unit.out)
+
+    told = subprocess.run(
+        [analyze, "--user", "verify", str(tmp_path / "ksi.service")],
+        env={**ksi.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_a_unit_that_was_changed_is_not_replaced_without_force(
