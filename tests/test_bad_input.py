@@ -542,6 +542,7 @@ async def test_ten_thousand_frames_without_reading_are_all_answered_in_the_end(
 @pytest.mark.parametrize("event", ["plain:echo", "never:ends"])
 async def test_an_id_in_use_is_refused(wire: MakeWire, event: str) -> None:
     mine = await wire()
+    await mine.ask("plain:echo")  # from now on it is answered inline
 
     mine.send({"id": "a", "event": "never:ends"}, {"id": "a", "event": event})
     refusal = await mine.receive()
