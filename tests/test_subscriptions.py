@@ -169,7 +169,7 @@ async def test_a_slow_reader_gets_one_notice_with_the_count_and_others_get_every
         if number % 10 == 0:
             await asyncio.sleep(0)
     seen = await take(diligent, 2000)
-    lazy.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    lazy.writer.transport.resume_reading()  # type: ignore[attr-defined]  # a transport has it
     frames = []
     while not frames or frames[-1]["event"] != "router:lagged":
         frames.append(await lazy.receive())

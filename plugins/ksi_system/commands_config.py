@@ -54,7 +54,7 @@ def read_settings(home: Home, section: str | None) -> tuple[e.SettingValue, ...]
         NotFound: There is no such section.
     """
     # Slow to import, and needed only here: a running daemon is asked.
-    from ksi_daemon.settings import (  # noqa: PLC0415
+    from ksi_daemon.settings import (  # noqa: PLC0415  start-up is quicker without it
         CommonSettings,
         DaemonSettings,
         LogSettings,

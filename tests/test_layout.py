@@ -1,0 +1,327 @@
+"""The rules of the tree: the kernel's size, complete plugins, what a wheel holds, reasons given."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tarfile
+import tokenize
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
+
+# Router, socket server, plugin loader, supervisor, protocol. The figures may only shrink; whoever
+# must raise one says in the same commit why no plugin can do the job.
+KERNEL_LINES = {
+    "router": 437,
+    "server": 611,
+    "loader": 237,
+    "supervisor": 99,
+    "protocol": 682,
+}
+KERNEL_PARTS = {
+    "router": ("router.py", "routes.py", "listeners.py"),
+    "server": (
+        "server.py", "connection.py", "hub.py", "served.py", "subscriptions.py", "sockets.py",
+    ),
+    "loader": ("loader.py",),
+    "supervisor": ("supervisor.py",),
+    "protocol": ("protocol/*.py",),
+}  # fmt: skip
+
+NOT_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENCODING, tokenize.ENDMARKER,
+}  # fmt: skip
+# In halves, so that this file does not hold what it looks for.
+MACHINE = [
+    "/" + "work/", "/" + "root/", "/home/" + "user", "/" + "Users/",
+    "pypi" + ".org", "pythonhosted" + ".org", "registry." + "npmjs",
+]  # fmt: skip
+
+
+def python_files(*roots: str) -> list[Path]:
+    found = [path for root in roots for path in sorted((ROOT / root).rglob("*.py"))]
+    assert found
+    return found
+
+
+def tracked_files() -> list[Path]:
+    """Return what git knows; the whole tree where there is no git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        return [path for path in ROOT.rglob("*") if path.is_file()]
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# -- the kernel's size ---------------------------------------------------------------------------
+
+
+def docstring_lines(tree: ast.AST) -> set[int]:
+    found: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            if first is not None and is_text and ast.get_docstring(node) is not None:
+                found.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return found
+
+
+def code_lines(source: str) -> int:
+    """Count lines of code: neither blank, nor comment, nor docstring."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NOT_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstring_lines(ast.parse(source)))
+
+
+def test_code_lines_are_those_that_do_something() -> None:
+    source = '"""Doc.\n\nMore.\n"""\n\n# why\nx = (\n    1,\n)\n\n'
+    source += 'def f():\n    """Doc."""\n    return """a\nb"""\n'
+
+    assert code_lines(source) == 3 + 1 + 2
+
+
+@pytest.mark.parametrize("part", KERNEL_PARTS)
+def test_the_kernel_does_not_grow(part: str) -> None:
+    folder = ROOT / "ksi_daemon"
+    files = [path for pattern in KERNEL_PARTS[part] for path in sorted(folder.glob(pattern))]
+    sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in files}
+
+    total = sum(sizes.values())
+
+    print(part, total, sizes)  # noqa: T201  the figure, with pytest -rP
+    assert total <= KERNEL_LINES[part], (total, sizes)
+
+
+# -- plugins and modules -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plugin", sorted((ROOT / "plugins").glob("ksi_*")), ids=lambda path: path.name
+)
+def test_a_plugin_is_complete(plugin: Path) -> None:
+    expected = {
+        "README.md", "__init__.py", "plugin.py", "events.py", "py.typed", "tests/__init__.py",
+    }  # fmt: skip
+
+    assert [name for name in sorted(expected) if not (plugin / name).is_file()] == []
+    assert ast.get_docstring(ast.parse((plugin / "__init__.py").read_text(encoding="utf-8")))
+
+
+def test_source_roots_are_no_packages() -> None:
+    assert [root for root in ("plugins", "interfaces", "tests") if package_in(root)] == []
+
+
+def package_in(root: str) -> bool:
+    return (ROOT / root / "__init__.py").exists()
+
+
+def test_every_module_begins_with_a_sentence() -> None:
+    silent = []
+    for path in [*python_files(*SOURCES), ROOT / "daemon_control.py"]:
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if "tests" not in path.parts and not doc.partition("\n\n")[0].endswith("."):
+            silent.append(str(path.relative_to(ROOT)))
+
+    assert silent == []
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_nothing_is_imported_through_a_source_root() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in python_files(*SOURCES, "tests", "docs")
+        for name in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if name.partition(".")[0] in {"plugins", "interfaces"}
+    ]
+
+    assert wrong == []
+
+
+def mutable_state(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module keeps and changes: constants in capitals that nobody writes to pass."""
+    constants = set()
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        made = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+        for target in targets:
+            if isinstance(target, ast.Name) and isinstance(value, made):
+                constants.add(target.id)
+                if not (target.id.isupper() or target.id == "__all__"):
+                    yield target.id
+    changing = {"append", "add", "update", "pop", "clear", "extend", "remove", "setdefault"}
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.Global):
+            yield from inner.names
+            continue
+        written = written_to(inner, changing)
+        if isinstance(written, ast.Name) and written.id in constants:
+            yield written.id
+
+
+def written_to(node: ast.AST, changing: set[str]) -> ast.expr | None:
+    """Return what a node changes in place, if it does: ``x.append``, ``x[…] = …``."""
+    if isinstance(node, ast.Attribute) and node.attr in changing:
+        return node.value
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+        return node.value
+    return None
+
+
+def test_no_module_keeps_state() -> None:
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in python_files(*SOURCES)
+        if "tests" not in path.parts
+        and (names := sorted(mutable_state(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+
+    assert found == {}
+
+
+def test_state_in_a_module_is_noticed() -> None:
+    source = "A = {}\nb = []\nC = [1]\ndef f():\n    global d\n    A['x'] = 1\n    C.append(2)\n"
+
+    assert sorted(mutable_state(ast.parse(source))) == ["A", "C", "b", "d"]
+
+
+# -- reasons, words ------------------------------------------------------------------------------
+
+UNREASONED = re.compile(
+    r"#\s*noqa(?!: [A-Z0-9, ]+ {2}\w)|#\s*type:\s*ignore(?!\[[\w, -]+\]  # \w)|#\s*fmt: off"
+)
+
+
+def comments(source: str) -> Iterator[tokenize.TokenInfo]:
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token
+
+
+def test_every_exception_to_a_rule_has_its_reason_beside_it() -> None:
+    bare = [
+        f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}"
+        for path in python_files(*SOURCES, "tests", "docs")
+        for token in comments(path.read_text(encoding="utf-8"))
+        if UNREASONED.search(token.string)
+    ]
+
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("comment", "is_bare"),
+    [
+        ("# noqa", True),
+        ("# noqa: T201", True),
+        ("# noqa: T201  it prints tables", False),
+        ("# noqa: A001, B002  both are meant", False),
+        ("# type: ignore", True),
+        ("# type: ignore[misc]", True),
+        ("# type: ignore[misc]  # it is inline", False),
+    ],
+)
+def test_a_missing_reason_is_noticed(comment: str, is_bare: bool) -> None:
+    assert bool(UNREASONED.search(comment)) == is_bare
+
+
+def test_the_tree_tells_nothing_of_the_machine_it_was_made_on() -> None:
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {word}" for word in MACHINE if word in text]
+
+    assert found == []
+
+
+# -- what is shipped -----------------------------------------------------------------------------
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """Build a distribution with hatchling, fetching nothing."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "-d", str(target)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=50)
+    (built,) = target.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return built
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def test_a_wheel_takes_no_names_that_are_not_ours(wheel: Path) -> None:
+    assert {name.partition("/")[0] for name in names_in(wheel)} == {
+        "daemon_control.py",
+        "ksi_cli",
+        "ksi_client",
+        "ksi_daemon",
+        "ksi_system",
+    }
+
+
+def test_a_wheel_holds_what_is_needed_and_no_tests(wheel: Path) -> None:
+    names = names_in(wheel)
+
+    assert {
+        "daemon_control.py",
+        "ksi_daemon/py.typed",
+        "ksi_client/py.typed",
+        "ksi_system/py.typed",
+        "ksi_cli/py.typed",
+        "ksi_daemon/protocol/__init__.py",
+    } <= names
+    units = {path.name for path in (ROOT / "plugins" / "ksi_system" / "units").iterdir()}
+    assert {f"ksi_system/units/{unit}" for unit in units} <= names
+    assert [name for name in names if "/tests/" in name or "__pycache__" in name] == []
+
+
+def test_a_wheel_s_entry_points_lead_somewhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
+        text = archive.read(file).decode()
+    modules = {
+        line.split(" = ")[1].partition(":")[0] for line in text.splitlines() if " = " in line
+    }
+
+    names = names_in(wheel)
+    assert [m for m in modules if f"{m.replace('.', '/')}.py" not in names] == []
+
+
+def test_a_wheel_made_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    source = build("sdist", ROOT, tmp_path / "sdist")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+
+    again = build("wheel", unpacked, tmp_path / "wheel")
+
+    assert names_in(again) == names_in(wheel)
+    assert not (unpacked / ".ci").exists()
