@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ async def test_what_was_served_is_served_again(
 async def test_a_stream_ends_with_an_error_when_the_connection_is_lost(
     cuttable: AsyncClient, client: AsyncClient, proxy: Proxy
 ) -> None:
-    async def once(data: Any, context: Context) -> AsyncIterator[int]:
+    async def once(data: Any, context: Context) -> AsyncGenerator[int]:
         yield 1
         await asyncio.Event().wait()
 

@@ -257,7 +257,7 @@ async def _value(value: Any) -> Any:
 
 async def test_a_key_is_forgotten_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(idempotency.time, "monotonic", lambda: now)
+    monkeypatch.setattr("ksi_daemon.idempotency.time.monotonic", lambda: now)
     async with asyncio.TaskGroup() as tasks:
         ledger = Ledger(tasks)
         await ledger.once(("t", "p", None, "k"), b"d", lambda: _value(1))

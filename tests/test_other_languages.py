@@ -28,7 +28,7 @@ async def test_a_node_script_asks_listens_and_answers(daemon: Daemon, client: As
     assert process.stdout is not None
     try:
         async with asyncio.timeout(20):
-            hello, ready = [await process.stdout.readline() for _ in range(2)]
+            first = {await process.stdout.readline() for _ in range(2)}
             answer = await client.request("node:shout", {"word": "grüße"})
             await client.publish("news:today", {"headline": "node can hear"})
             news = await process.stdout.readline()
@@ -37,7 +37,8 @@ async def test_a_node_script_asks_listens_and_answers(daemon: Daemon, client: As
         process.kill()
         await process.wait()
 
-    assert [hello, ready, news] == [b"hello, owner\n", b"ready\n", b"news: node can hear\n"]
+    assert first == {b"hello, owner\n", b"ready\n"}
+    assert news == b"news: node can hear\n"
     assert answer == {"shouted": "GRÜSSE"}
     assert described["events"][0]["doc"] == "Shout a word."
     with pytest.raises((NotFound, Unavailable)):

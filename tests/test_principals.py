@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient
-from ksi_daemon import principals
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.event_system import current_context, event_handler, event_observer
 from ksi_daemon.hookspecs import hookimpl
@@ -371,7 +370,7 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
         compared.append((one, other))
         return one == other
 
-    monkeypatch.setattr(principals.hmac, "compare_digest", compare)
+    monkeypatch.setattr("ksi_daemon.principals.hmac.compare_digest", compare)
     store = TokenStore()
     token = store.issue(Principal("x"), ttl_s=60)
 
@@ -385,7 +384,7 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_expired_token_is_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(principals.time, "time", lambda: now)
+    monkeypatch.setattr("ksi_daemon.principals.time.time", lambda: now)
     store = TokenStore()
     token = store.issue(Principal("x"), ttl_s=60)
     now = 1059.9

@@ -1,7 +1,7 @@
 """Events that a connection answers: the daemon asks, the peer answers, and dies now and then."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -66,11 +66,11 @@ class Server:
         finally:
             self.ended.set()
 
-    async def count(self, data: Any, context: Context) -> AsyncIterator[int]:
+    async def count(self, data: Any, context: Context) -> AsyncGenerator[int]:
         for number in range(data["to"]):
             yield number
 
-    async def endless(self, data: Any, context: Context) -> AsyncIterator[int]:
+    async def endless(self, data: Any, context: Context) -> AsyncGenerator[int]:
         try:
             while True:
                 yield 1

@@ -71,7 +71,7 @@ class Source:
 
     @event_handler("stream:empty")
     async def empty(self) -> AsyncIterator[int]:
-        for number in ():
+        for number in range(0):
             yield number
 
 

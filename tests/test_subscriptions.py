@@ -170,7 +170,7 @@ async def test_a_slow_reader_gets_one_notice_with_the_count_and_others_get_every
             await asyncio.sleep(0)
     seen = await take(diligent, 2000)
     lazy.writer.transport.resume_reading()  # type: ignore[attr-defined]  # a transport has it
-    frames = []
+    frames: list[dict[str, Any]] = []
     while not frames or frames[-1]["event"] != "router:lagged":
         frames.append(await lazy.receive())
     daemon.router.notify(Event("n:last", 0, daemon.router.child_of(None, "test")))
