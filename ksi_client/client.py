@@ -126,8 +126,8 @@ class Subscription:
 class _ClientPeer(Peer):
     """The client's end of one connection."""
 
-    def __init__(self, client: "AsyncClient", tasks: asyncio.TaskGroup) -> None:
-        super().__init__(client.limits, tasks)
+    def __init__(self, client: "AsyncClient") -> None:
+        super().__init__(client.limits)
         self._client = client
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -244,6 +244,8 @@ class AsyncClient:
         if self._peer is not None:
             peer = self._peer
             peer.stop_serving(Unavailable("the client is closing", retry_after_s=0.1))
+            if running := peer.running_tasks():
+                await asyncio.wait(running)
             peer.close()
         await self._group.__aexit__(None, None, None)
 
@@ -251,7 +253,7 @@ class AsyncClient:
         made: list[_ClientPeer] = []
 
         def make_peer() -> _ClientPeer:
-            made.append(_ClientPeer(self, self._group))
+            made.append(_ClientPeer(self))
             return made[0]
 
         self._lost.clear()

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from ksi_daemon.event_system import CURRENT, payload_of
+from ksi_daemon.event_system import current_context, payload_of
 from ksi_daemon.protocol import Busy, Context, Event, KsiError, TimedOut
 from ksi_daemon.router import Contribution, Router
 from ksi_daemon.routes import Route
@@ -59,7 +59,7 @@ class LocalBus:
         self._emitted = 0
 
     def _context(self) -> Context:
-        return self._router.child_of(CURRENT.get(), self._origin)
+        return self._router.child_of(current_context(), self._origin)
 
     def _prepare(self, name: str, data: Any) -> tuple[Route, Event]:
         route = self._router.resolve(name)

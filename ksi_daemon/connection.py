@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from ksi_daemon import sockets
-from ksi_daemon.event_system import CURRENT, event_handler
+from ksi_daemon.event_system import CURRENT, Sender, current_context, event_handler
 from ksi_daemon.hub import Hub
 from ksi_daemon.idempotency import digest_of
 from ksi_daemon.principals import NOBODY, OWNER, Claim, Principal
@@ -43,7 +43,7 @@ from ksi_daemon.protocol.events import (
 from ksi_daemon.protocol.names import check_name, check_pattern, matches_any
 from ksi_daemon.protocol.peer import Peer, Serving
 from ksi_daemon.protocol.wire import DECODE_ERRORS, ENCODER, Frame, Reply
-from ksi_daemon.routes import Route
+from ksi_daemon.routes import EMPTY, Route
 from ksi_daemon.served import Served
 from ksi_daemon.subscriptions import Subscription
 
@@ -60,7 +60,7 @@ class Connection(Peer):
         lost: Callable[["Connection"], None],
         principal: Principal | None = None,
     ) -> None:
-        super().__init__(hub.limits, hub.tasks)
+        super().__init__(hub.limits)
         self.hub = hub
         self._made = made
         self._lost = lost
@@ -76,7 +76,8 @@ class Connection(Peer):
 
     def _become(self, principal: Principal) -> None:
         self.principal = principal
-        self._identity = (
+        self._sender = Sender(
+            self.hub.router.boot,
             principal.name,
             principal.tenant,
             principal.user,
@@ -135,46 +136,52 @@ class Connection(Peer):
             self._backlog += frames
             return
         max_frame, max_buffer = self.limits.max_frame_bytes, self.limits.max_buffer_bytes
-        new_id, identity, set_current = self.hub.router.new_id, self._identity, CURRENT.set
-        encode_into, inline, now = ENCODER.encode_into, self._inline, time.perf_counter
+        router, sender, set_current = self.hub.router, self._sender, CURRENT.set
+        new_number, inline, serving = router.new_number, self._inline, self.serving
+        encode_into, now = ENCODER.encode_into, time.perf_counter
         started = now()
         for position, frame in enumerate(frames, 1):
             route = inline.get(frame.event)  # type: ignore[arg-type]  # UNSET is in no dict
-            request_id = frame.id
+            request_id, data = frame.id, frame.data
             if (
                 route is None
                 or request_id is UNSET
                 or frame.context is not UNSET
                 or frame.idempotency_key is not UNSET
-                or request_id in self.serving
+                or request_id in serving
             ):
                 self.take(frame)
+                sender = self._sender  # it may have been router:authenticate
                 started = now()
                 continue
             out = self._out
             mark = len(out)
-            context = Context(new_id(), None, *identity)
-            failed = False
+            number = new_number()
+            set_current((sender, number))
             try:
-                set_current(context)
-                result = route.inline(route.read(frame.data))  # type: ignore[misc]  # it is inline
+                try:
+                    payload = route.decode(EMPTY if data is UNSET else data)
+                except Exception:  # noqa: BLE001  read fails the same way, and gives it its form
+                    payload = route.read(data)
+                result = route.inline(payload)  # type: ignore[misc]  # it is inline
                 if result.__class__ is not route.result_class:
                     route.check(result)
                 encode_into(Reply(request_id, result), out, -1)
-                if len(out) - mark > max_frame:
+                size = len(out)
+                if size - mark > max_frame:
                     raise Failed(f"the answer of {route.name} is larger than max_frame_bytes")
                 out += b"\n"
             except BaseException as error:  # noqa: BLE001  the boundary knows every kind
-                failed = True
+                route.errors += 1
                 del out[mark:]
-                typed = self.hub.router.boundary(route, context, error)
+                typed = router.boundary(route, sender.context(number), error)
                 self.fail(request_id, typed if isinstance(typed, KsiError) else Failed(str(typed)))
+                size = len(out)
             ended = now()
             route.count += 1
-            route.errors += failed
             route.recent.append(ended - started)
             started = ended
-            if len(out) > max_buffer:
+            if size > max_buffer:
                 self.flush()
                 if self.paused:
                     self._backlog += frames[position:]
@@ -219,7 +226,7 @@ class Connection(Peer):
 
     def _stamp(self, frame: Frame) -> Context:
         """Make the event's context; what the peer claims counts only where it may claim it."""
-        own = Context(self.hub.router.new_id(), None, *self._identity)
+        own = self._sender.context(self.hub.router.new_number())
         if frame.context is UNSET:
             return own
         try:
@@ -368,6 +375,6 @@ class Connection(Peer):
         name = check_name(request.event)
         if not matches_any(name, self.principal.grants.publish):
             raise Denied(f"{self.principal.name} may not publish {name}")
-        context = CURRENT.get()
+        context = current_context()
         assert context is not None
         return RouterPublished(listeners=self.hub.router.notify(Event(name, request.data, context)))

@@ -154,6 +154,7 @@ class Daemon:
                 except KsiError as error:
                     failure = error  # the group would wrap it
                 finally:
+                    await self.server.end_requests(options.stop_timeout_s)
                     self.server.close()
                 raise _Stopped
         except* _Stopped:
@@ -238,8 +239,7 @@ class Daemon:
         running = self.server.running_tasks()
         if running:
             await asyncio.wait(running, timeout=self._grace_s)
-            self.server.stop_requests()
-            await asyncio.wait(running, timeout=self.options.stop_timeout_s)
+            await self.server.end_requests(self.options.stop_timeout_s)
         context = self.router.child_of(None, "daemon")
         await self.router.gather(DRAINED, Event(DRAINED, {}, context))
         await self.loader.stop()

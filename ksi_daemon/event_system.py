@@ -25,8 +25,29 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Read and set by the router; a plugin asks current_context().
-CURRENT: Final[ContextVar[Context | None]] = ContextVar("ksi_context", default=None)
+
+class Sender:
+    """Makes the contexts of what one connection, or one plugin, sends.
+
+    On the hot path an event is stamped with its sender and its number alone; its context is made
+    of these when somebody asks for it, which for most events nobody does.
+    """
+
+    __slots__ = ("_boot", "_fields")
+
+    def __init__(self, boot: str, *fields: str | None) -> None:
+        self._boot = boot
+        self._fields = fields  # a context's fields from origin on
+
+    def context(self, number: int) -> Context:
+        """Make the context of the event with that number; always the same one."""
+        return Context(f"{self._boot}-{number:x}", None, *self._fields)  # type: ignore[arg-type]
+
+
+# Set by the kernel; everybody else asks current_context().
+CURRENT: Final[ContextVar[Context | tuple[Sender, int] | None]] = ContextVar(
+    "ksi_context", default=None
+)
 _MARK: Final = "__ksi_events__"
 
 
@@ -110,7 +131,8 @@ def declarations_of(owner: object) -> Iterator[tuple[Declaration, Callable[..., 
 
 def current_context() -> Context | None:
     """Return the context of the event that is being handled here, or ``None`` outside of one."""
-    return CURRENT.get()
+    current = CURRENT.get()
+    return current[0].context(current[1]) if isinstance(current, tuple) else current
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 import msgspec
 
-from ksi_daemon.event_system import CURRENT
+from ksi_daemon.event_system import current_context
 from ksi_daemon.settings import LogSettings
 
 MAX_REMEMBERED: Final = 1000
@@ -32,7 +32,7 @@ class ContextFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add them; the line always passes."""
-        context = CURRENT.get()
+        context = current_context()
         if context is not None:
             for name, value in (
                 ("event_id", context.id),

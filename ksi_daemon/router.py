@@ -72,8 +72,8 @@ class Router:
         self._interceptors: list[tuple[int, str, str, Callable[..., Awaitable[Any]]]] = []
         self._listeners: dict[Listener, None] = {}
         self._heard: dict[str, tuple[list[Listener], list[Listener]]] = {}
-        self._boot = f"{int(time.time()):08x}{secrets.token_hex(3)}"
-        self._numbers = itertools.count(1)
+        self.boot = f"{int(time.time()):08x}{secrets.token_hex(3)}"
+        self.new_number: Callable[[], int] = itertools.count(1).__next__
 
     # -- registration ---------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Router:
 
     def new_id(self) -> str:
         """Make an event's id: unique among all daemons, and numbered within this one."""
-        return f"{self._boot}-{next(self._numbers):x}"
+        return f"{self.boot}-{self.new_number():x}"
 
     def child_of(self, parent: Context | None, origin: str) -> Context:
         """Make the context of an event that code in this process sends."""
@@ -227,7 +227,8 @@ class Router:
         started = time.perf_counter()
         token = CURRENT.set(event.context)
         try:
-            self.notify(event)
+            if self._listeners:
+                self.notify(event)
             result = await route.call(event)
             if route.streams:
                 return self._relay(route, event, started, result)
@@ -273,7 +274,7 @@ class Router:
     def _ended(self, route: Route, event: Event, started: float, error: ErrorBody | None) -> None:
         """Count how an event ended, and show it to who wants to see outcomes."""
         route.finished(started, error is not None)
-        if self.heard(event.name)[1]:
+        if self._listeners and self.heard(event.name)[1]:
             outcome = Outcome(time.perf_counter() - started, error)
             self.notify(Event(event.name, event.data, event.context, outcome))
 

@@ -162,7 +162,7 @@ def _base(function: Callable[..., Any], take: Callable[[Any], Any], streams: boo
     async def answer(event: Event) -> Any:
         return take(event.data)
 
-    async def await_answer(event: Event) -> Any:
-        return await take(event.data)
+    def pass_on(event: Event) -> Any:
+        return take(event.data)  # a coroutine, which the caller awaits
 
-    return await_answer if inspect.iscoroutinefunction(function) and not streams else answer
+    return pass_on if inspect.iscoroutinefunction(function) and not streams else answer

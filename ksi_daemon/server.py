@@ -95,7 +95,7 @@ class Server:
         """List the tasks of all requests that are being answered."""
         tasks: set[asyncio.Task[Any]] = self.hub.ledger.running_tasks()
         for connection in self.connections:
-            tasks.update(s.task for s in connection.serving.values() if s.task is not None)
+            tasks |= connection.running_tasks()
         return tasks
 
     def drain(self) -> None:
@@ -109,6 +109,13 @@ class Server:
             connection.stop_serving(Unavailable("the daemon is shutting down", retry_after_s=1.0))
         for task in self.hub.ledger.running_tasks():
             task.cancel()
+
+    async def end_requests(self, timeout_s: float) -> None:
+        """Stop every request that still runs, and give each ``timeout_s`` to clean up."""
+        self.stop_requests()
+        running = self.running_tasks()
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
 
     def _forget_routes(self) -> None:
         for connection in self.connections:

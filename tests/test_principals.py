@@ -406,3 +406,24 @@ def test_a_token_is_valid_for_some_time(ttl_s: float) -> None:
 async def test_nobody_else_may_open_the_socket(daemon: Daemon) -> None:
     assert stat.S_IMODE(daemon.home.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(daemon.home.socket.parent.stat().st_mode) == 0o700
+
+
+async def test_what_is_sent_behind_a_token_in_one_chunk_is_its_bearer_s(
+    daemon: Daemon, wire: MakeWire
+) -> None:
+    token = daemon.tokens.issue(Principal("token:t", NOTHING), ttl_s=60.0)
+    connection = await wire()
+    hello = {"event": "system:hello", "data": {}}
+
+    connection.send(
+        {"id": 1, **hello},
+        {"id": 2, "event": "router:authenticate", "data": {"token": token}},
+        {"id": 3, **hello},
+        {"id": 4, **hello},
+    )
+    received = [await connection.receive() for _ in range(4)]
+    answers = {answer["id"]: answer["result"] for answer in received}
+
+    assert answers[1]["principal"] == "owner"
+    assert answers[3]["principal"] == "token:t"
+    assert answers[4]["principal"] == "token:t"

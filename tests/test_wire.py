@@ -273,8 +273,8 @@ def test_what_is_answered_inline_and_in_a_task_is_the_same(
 class Recorder(Peer):
     """Keeps the events of what it is fed."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        super().__init__(Limits(max_frame_bytes=MAX_FRAME_BYTES), tasks)
+    def __init__(self) -> None:
+        super().__init__(Limits(max_frame_bytes=MAX_FRAME_BYTES))
         self.events: list[Any] = []
         self.failures: list[str] = []
 
@@ -310,11 +310,10 @@ def test_how_the_bytes_are_split_changes_nothing(
     data = b"".join(parts)
 
     async def feed(pieces: list[bytes]) -> Recorder:
-        async with asyncio.TaskGroup() as tasks:
-            recorder = Recorder(tasks)
-            for piece in pieces:
-                recorder.data_received(piece)
-            return recorder
+        recorder = Recorder()
+        for piece in pieces:
+            recorder.data_received(piece)
+        return recorder
 
     whole = run(feed(data.splitlines(keepends=True)))
     split = run(feed(cut(data, places)))

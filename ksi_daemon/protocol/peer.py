@@ -8,6 +8,7 @@ and its own requests, and is cut off after ``reader_timeout_s``.
 import asyncio
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -47,6 +48,7 @@ from ksi_daemon.protocol.wire import (
 
 MAX_MESSAGE_CHARACTERS = 300
 NOTHING = (UNSET, UNSET, UNSET)
+EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 HARD_LIMIT = 16  # times max_buffer_bytes: what a sender that ignores a pause is cut off at
 CHUNKS_A_TURN = 64
 BYTES_A_TURN = 64 * 1024
@@ -168,11 +170,10 @@ class Inbound:
 class Peer(asyncio.Protocol):
     """Reads and writes frames, matches answers to requests, answers requests in tasks."""
 
-    def __init__(self, limits: Limits, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
-        self._tasks = tasks
         self._partial = bytearray()
         self._out = bytearray()
         self._flush_due = False
@@ -427,6 +428,10 @@ class Peer(asyncio.Protocol):
                 delay = self.limits.reader_timeout_s
                 self._cut_off = self.loop.call_later(delay, self.transport.abort)
 
+    def running_tasks(self) -> set[asyncio.Task[None]]:
+        """List the tasks of all requests that are being answered."""
+        return {each.task for each in self.serving.values() if each.task is not None}
+
     def stop_serving(self, cause: KsiError) -> None:
         """Stop all that is being answered; ``cause`` is the answer."""
         for serving in list(self.serving.values()):
@@ -481,7 +486,10 @@ class Peer(asyncio.Protocol):
         serving = Serving(name, deadline)
         key: object = object() if frame.id is UNSET else frame.id
         self.serving[key] = serving
-        serving.task = self._tasks.create_task(self._work(frame.id, key, serving, reply), name=name)
+        work = self._work(frame.id, key, serving, reply)
+        # In no task group, whose bookkeeping costs as much again as the task: this connection owns
+        # it, ends it, and is asked for it (running_tasks).
+        serving.task = asyncio.Task(work, loop=self.loop, name=name, **EAGER)
 
     async def _work(
         self,
