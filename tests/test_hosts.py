@@ -205,6 +205,20 @@ async def test_a_public_event_is_answered_for_anybody_and_no_other(
         await guest.request("everything:now")
 
 
+async def test_no_client_may_open_an_event_to_anybody(
+    client: AsyncClient, connect: Callable[..., Any]
+) -> None:
+    async def answer(data: Any, context: Any) -> str:
+        return "welcome"
+
+    await client.serve("client:open", answer, public=True)
+    token = (await client.request("token:create", {"name": "guest", "ttl_s": 60}))["token"]
+    guest = await connect(token=token)
+
+    with pytest.raises(Denied):
+        await guest.request("client:open")
+
+
 async def test_a_contributor_to_health_is_heard(client: AsyncClient) -> None:
     report = await client.request("system:health")
 
@@ -375,12 +389,13 @@ async def test_the_last_words_of_a_host_are_in_the_log(hosted: Hosted, ksi_home:
     _, client = hosted
 
     with pytest.raises(Unavailable):
-        await client.request("everything:spawn_line")
+        await client.request("everything:die")
 
     async with asyncio.timeout(20):
         await answered_again(client, "everything:now")
     lines = read_log(ksi_home)
-    assert any(line["message"] == "these are my last words" for line in lines)
+    words = [line["message"] for line in lines if line["message"].startswith("last word")]
+    assert len(words) == 100
     assert any("exited with 7" in str(line.get("traceback")) for line in lines)
 
 

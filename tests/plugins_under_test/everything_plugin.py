@@ -124,10 +124,10 @@ class Everything:
         """Block the loop for good."""
         threading.Event().wait()
 
-    @event_handler("everything:spawn_line")
+    @event_handler("everything:die")
     async def write_last_words(self) -> None:
-        """Write a line where nobody expects one, and die."""
-        os.write(2, b"these are my last words\n")
+        """Write lines where nobody expects them, and die."""
+        os.write(2, b"".join(b"last word %d %s\n" % (n, b"." * 500) for n in range(100)))
         os._exit(7)
 
     @event_contributor("everything:parts", order=9)
