@@ -1,13 +1,14 @@
 """One peer of the daemon: what it may do, what it asks, and how it is answered."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from ksi_daemon import sockets
 from ksi_daemon.event_system import CURRENT, Sender, current_context, event_handler
@@ -141,7 +142,8 @@ class Connection(Peer):
         encode_into, now = ENCODER.encode_into, time.perf_counter
         started = now()
         for position, frame in enumerate(frames, 1):
-            route = inline.get(frame.event)  # type: ignore[arg-type]  # UNSET is in no dict
+            name = frame.event
+            route = inline.get(name) or self._learn(name)  # type: ignore[arg-type]  # UNSET is no key
             request_id, data = frame.id, frame.data
             if (
                 route is None
@@ -206,6 +208,14 @@ class Connection(Peer):
             if frame.id is UNSET:
                 error.details = {**(error.details or {}), "event": name}
             self.fail(frame.id, error)
+
+    def _learn(self, name: str | UnsetType) -> Route | None:
+        """Look up what was not asked for yet; return it if it can be answered on the spot."""
+        if name is UNSET or name in self._routes:
+            return None
+        with contextlib.suppress(KsiError):  # frame_received says what is wrong
+            self._route(name)
+        return self._inline.get(name)
 
     def _route(self, name: str) -> Route:
         """Find who answers an event, if the principal may send it."""
