@@ -41,7 +41,7 @@ class Sender:
 
     def context(self, number: int) -> Context:
         """Make the context of the event with that number; always the same one."""
-        return Context(f"{self._boot}-{number:x}", None, *self._fields)  # type: ignore[arg-type]
+        return Context(f"{self._boot}-{number:x}", None, *self._fields)  # type: ignore[arg-type]  # what is stamped are its fields, in order
 
 
 # Set by the kernel; everybody else asks current_context().
