@@ -406,17 +406,33 @@ class AsyncClient:
         data: Any = None,
         *,
         result_type: Any = None,
+        timeout_s: float | None = None,
         context: dict[str, Any] | None = None,
     ) -> AsyncGenerator[Any]:
         """Send an event and yield the chunks of its answer; stopping early cancels it.
 
+        Args:
+            event: ``namespace:verb``.
+            data: The payload: a Struct, or plain data.
+            result_type: What to decode each chunk into; plain data unless given.
+            timeout_s: How long each chunk may take to come; for ever unless given.
+            context: In whose name to send it; needs the grant ``impersonate``.
+
         Raises:
-            KsiError: What the daemon answered.
+            KsiError: What the daemon answered; `TimedOut`; `InvalidData` where the event answers
+                once and with no stream.
         """
         peer = await self._ready_peer()
         inbound: Inbound = peer.ask(event, *_arguments(data, context, None))
         async with aclosing(inbound):
-            async for chunk in inbound:
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        chunk = await anext(inbound)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise TimedOut(f"{event} sent no chunk for {timeout_s} s") from error
                 yield _decode(event, chunk, result_type)
 
     async def emit(

@@ -137,14 +137,19 @@ class Client:
         """Send an event and yield the chunks of its answer; stopping early cancels it.
 
         Raises:
-            KsiError: What the daemon answered; `TimedOut` when no chunk came in time.
+            KsiError: What the daemon answered; `TimedOut` when no chunk came in time;
+                `InvalidData` where the event answers once and with no stream.
         """
         request_id = self._ask(event, data)
+        streams = False
         try:
             while True:
                 frame = self._answer(request_id, event, timeout_s)
                 if frame.chunk is UNSET:
+                    if not streams and self._decode(event, frame.result, None) is not None:
+                        raise InvalidData(f"{event} answers once: ask with request()")
                     return
+                streams = True
                 yield self._decode(event, frame.chunk, result_type)
         except GeneratorExit:
             self._send(Cancel(request_id))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -69,10 +70,12 @@ async def run(home: Path | None, settings: Sequence[str]) -> None:
         if interval_s:
             daemon.supervisor.start("systemd watchdog", lambda: feed_systemd(interval_s))
 
-    try:
-        await daemon.run(ready)
-    finally:
+    def stopping() -> None:
         tell_systemd("STOPPING=1")
+        # The last resort: the kernel ends a daemon that a plugin keeps from ending.
+        signal.alarm(math.ceil(daemon.longest_stop_s) + 1)
+
+    await daemon.run(ready, stopping=stopping, echo="KSI_READY_FD" not in os.environ)
 
 
 def tell_parent(message: dict[str, object]) -> None:

@@ -46,7 +46,7 @@ class Bus(Protocol):
     async def gather(
         self, event: str, data: Any = None, *, timeout_s: float | None = None
     ) -> list[Contribution]:
-        """Return what every contributor answers, or why it did not."""
+        """Return what every contributor answers, or why it did not; each has ``timeout_s``."""
 
 
 class LocalBus:
@@ -75,11 +75,12 @@ class LocalBus:
     ) -> Any:
         """Return the answer of an event's handler."""
         route, prepared = self._prepare(event, data)
+        limit = timeout_s or route.timeout_s or None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit):
                 result = await self._router.dispatch(route, prepared)
         except TimeoutError as error:
-            raise TimedOut(f"{event} was not answered in {timeout_s} s") from error
+            raise TimedOut(f"{event} was not answered in {limit} s") from error
         return converted(result, result_type)
 
     async def stream(
@@ -93,9 +94,13 @@ class LocalBus:
 
     def emit(self, event: str, data: Any = None) -> None:
         """Have an event handled without waiting; a failure is logged."""
-        route, prepared = self._prepare(event, data)
-        if self._emitted >= MAX_EMITTED:
-            raise Busy(f"{MAX_EMITTED} emitted events of {self._origin} are being handled")
+        try:
+            route, prepared = self._prepare(event, data)
+            if self._emitted >= MAX_EMITTED:
+                raise Busy(f"{MAX_EMITTED} emitted events of {self._origin} are being handled")
+        except KsiError as error:
+            self._router.log_unanswered(Event(event, data, self._context()), error)
+            return
         self._emitted += 1
         self._tasks.create_task(self._quietly(route, prepared), name=event)
 

@@ -44,6 +44,7 @@ from ksi_daemon.protocol.events import (
 from ksi_daemon.protocol.names import check_name, check_pattern, matches_any
 from ksi_daemon.protocol.peer import Peer, Serving
 from ksi_daemon.protocol.wire import DECODE_ERRORS, ENCODER, Frame, Reply
+from ksi_daemon.router import OWN
 from ksi_daemon.routes import EMPTY, Route
 from ksi_daemon.served import Served
 from ksi_daemon.subscriptions import Subscription
@@ -226,7 +227,7 @@ class Connection(Peer):
         may_call = self.principal.may_call(name)
         if not may_call and not (name in router.routes and router.routes[name].public):
             raise Denied(f"{self.principal.name} may not send {name}")
-        if self.hub.draining and not name.startswith(("system:", "router:")):
+        if self.hub.draining and not name.startswith(OWN):
             raise Unavailable("the daemon is shutting down", retry_after_s=1.0)
         route = router.resolve(name)
         self._routes[name] = route

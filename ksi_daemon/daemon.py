@@ -88,11 +88,19 @@ class Daemon:
         """Serve a connected socket of this process; the client's `LocalTransport` calls it."""
         return await self.server.adopt(sock, principal)
 
-    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+    async def run(
+        self,
+        ready: Callable[[], None] = lambda: None,
+        *,
+        stopping: Callable[[], None] = lambda: None,
+        echo: bool = False,
+    ) -> None:
         """Run until `shutdown`.
 
         Args:
             ready: Called once every plugin has started or failed.
+            stopping: Called when the daemon begins to stop.
+            echo: Whether the log goes to standard error, too.
 
         Raises:
             Conflict: Another daemon holds the home or the socket.
@@ -102,22 +110,21 @@ class Daemon:
         self.home.prepare()
         lock = self.home.lock()
         try:
-            with configured(self.log_options, self._log_path()) as self.log_handler:
+            log_file = self.home.log_file
+            with configured(self.log_options, log_file, echo=echo) as self.log_handler:
                 async with self._kernel():
                     self.supervisor.start("early stop", self._abandon_start)
                     await self._start()
                     if not self._stop.is_set():
                         ready()
                     await self._stop.wait()
+                    stopping()
                     await self._drain()
         finally:
             os.close(lock)
             self.state = "stopped"
         if self.failure is not None:
             raise Failed(self.failure)
-
-    def _log_path(self) -> Path | None:
-        return self.home.log_file
 
     @contextlib.asynccontextmanager
     async def _kernel(self) -> AsyncIterator[None]:
@@ -144,6 +151,7 @@ class Daemon:
                     self.settings,
                     self._make_plugin,
                     isolator=hosts,
+                    essential=options.essential,
                     start_timeout_s=options.start_timeout_s,
                     stop_timeout_s=options.stop_timeout_s,
                 )
@@ -217,6 +225,12 @@ class Daemon:
         await self._stop.wait()
         self.loader.abandon_start()
 
+    @property
+    def longest_stop_s(self) -> float:
+        """How long a stop takes at most, if every plugin takes all the time that it may."""
+        plugins = len(self.loader.plugins)
+        return self._grace_s + (plugins + 3) * self.options.stop_timeout_s
+
     async def _watch_essential(self) -> None:
         await self.loader.essential_failed.wait()
         self.fail_essential()
@@ -226,7 +240,7 @@ class Daemon:
         failed = [
             f"{loaded.name} {loaded.reason}"
             for loaded in self.loader.plugins.values()
-            if loaded.info.essential and loaded.state == "failed"
+            if loaded.is_missed
         ]
         self.failure = f"an essential plugin failed: {'; '.join(failed)}"
         self.shutdown()

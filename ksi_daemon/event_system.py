@@ -99,7 +99,9 @@ def event_interceptor(pattern: str, *, order: int = 0) -> Callable[[Function], F
 
     The coroutine function takes an `Event` and ``proceed``, and returns what ``await
     proceed(event)`` returned, something else, or raises: then the event fails. For a stream it
-    returns an async generator. The lowest ``order`` stands outermost.
+    returns an async generator. The lowest ``order`` stands outermost. While the interceptor's
+    plugin is not ready, the events are refused; so a pattern that begins with ``*`` leaves out the
+    daemon's own, ``system:*`` and the like, which only a pattern that names them reaches.
     """
     declaration = Declaration(kind="interceptor", pattern=check_pattern(pattern), order=order)
     return _marking(declaration)

@@ -16,7 +16,7 @@ from ksi_daemon.event_system import declarations_of
 from ksi_daemon.hookspecs import PluginInfo
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Failed, InvalidData, KsiError
-from ksi_daemon.protocol.names import matches_any
+from ksi_daemon.protocol.names import did_you_mean, matches_any
 from ksi_daemon.router import Router
 from ksi_daemon.settings import CommonSettings, Settings
 from ksi_daemon.supervisor import Supervisor, is_cancelled
@@ -27,6 +27,7 @@ GROUP = "ksi"
 State = Literal[
     "loaded", "starting", "ready", "restarting", "failed", "unavailable", "disabled", "stopped"
 ]
+MISSED: frozenset[State] = frozenset({"failed", "unavailable", "disabled"})
 ENDED: frozenset[State] = frozenset({"failed", "unavailable", "disabled", "stopped"})
 
 
@@ -53,6 +54,7 @@ class Loaded:
         self.version = version
         self.module: ModuleType | None = None
         self.info = PluginInfo()
+        self.named_essential = False  # by the settings
         self.settings: Any = None
         self.common = CommonSettings()
         self.state: State = "loaded"
@@ -61,6 +63,16 @@ class Loaded:
         self.task: asyncio.Task[None] | None = None
         self.settled = asyncio.Event()  # it is ready, or will never be
         self.stopped = asyncio.Event()
+
+    @property
+    def is_essential(self) -> bool:
+        """Whether the daemon must not run without it."""
+        return self.named_essential or self.info.essential
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether it is essential, and is not there."""
+        return self.is_essential and self.state in MISSED
 
     def set_state(self, state: State, reason: str | None = None) -> None:
         """Note a change; whoever waits for the plugin is woken once it is settled."""
@@ -87,6 +99,7 @@ class Loader:
         settings: Their sections are made here.
         make_plugin: Makes the object that a plugin is handed.
         isolator: Runs those with ``isolate``; without one all run here.
+        essential: Names of plugins that are essential whatever they say of themselves.
         start_timeout_s: How long a start may take.
         stop_timeout_s: How long a stop may take.
     """
@@ -99,6 +112,7 @@ class Loader:
         make_plugin: Callable[[Loaded], Plugin],
         *,
         isolator: Isolator | None = None,
+        essential: Iterable[str] = (),
         start_timeout_s: float = 120.0,
         stop_timeout_s: float = 10.0,
     ) -> None:
@@ -110,6 +124,7 @@ class Loader:
         self._settings = settings
         self._make_plugin = make_plugin
         self._isolator = isolator
+        self._essential = frozenset(essential)
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._hooks = pluggy.PluginManager("ksi")
@@ -131,12 +146,19 @@ class Loader:
                 self._fail(self.plugins[entry_point.name], "two packages have a plugin so named")
                 continue
             loaded = Loaded(entry_point.name, _version_of(entry_point))
+            loaded.named_essential = loaded.name in self._essential
             self.plugins[loaded.name] = loaded
             if matches_any(loaded.name, allowed):
                 self._load_one(loaded, entry_point)
             else:
                 loaded.set_state("disabled", "the setting daemon.plugins does not allow it")
+        missing = sorted(self._essential - self.plugins.keys())
+        if missing:
+            near = did_you_mean(missing[0], self.plugins)
+            raise InvalidData(f"the essential plugin {missing[0]} is not installed{near}")
         for loaded in self.plugins.values():
+            if loaded.is_missed:
+                self.essential_failed.set()
             if loaded.state == "loaded":
                 try:
                     self.check_cycle(loaded.name)
@@ -316,7 +338,7 @@ class Loader:
         log.error("a plugin failed", exc_info=error, extra={"plugin": loaded.name, "why": reason})
         self._router.set_reason(loaded.name, f"has failed: {reason}")
         loaded.set_state("failed", reason)
-        if loaded.info.essential:
+        if loaded.is_essential:
             self.essential_failed.set()
 
 

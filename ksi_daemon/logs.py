@@ -166,29 +166,43 @@ class DaemonLogHandler(logging.handlers.RotatingFileHandler):
                 stream.close()
 
 
-def configure(settings: LogSettings, path: Path | None) -> logging.Handler:
-    """Send all logging to a file, or to standard error where there is no path."""
+@contextmanager
+def configured(
+    settings: LogSettings, path: Path | None, *, echo: bool = False
+) -> Iterator[logging.Handler]:
+    """Send all logging to a file for a while, then flush and close it.
+
+    Args:
+        settings: The section ``[log]``.
+        path: The file; standard error where there is none.
+        echo: Whether it goes to standard error as well, for whoever runs the daemon in the
+            foreground: pretty on a terminal, else in the file's format.
+    """
+    handlers = [make_handler(settings, path)]
+    if echo and path is not None:
+        shown = "pretty" if sys.stderr.isatty() else settings.format
+        handlers.append(make_handler(msgspec.structs.replace(settings, format=shown), None))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.setLevel(settings.level.upper())
+    logging.captureWarnings(capture=True)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield handlers[0]
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def make_handler(settings: LogSettings, path: Path | None) -> logging.Handler:
+    """Make what writes lines to a file, or to standard error where there is no path."""
     handler: logging.Handler
     handler = logging.StreamHandler() if path is None else DaemonLogHandler(path, settings)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else PrettyFormatter())
     handler.addFilter(ContextFilter())
     handler.addFilter(RepeatFilter(settings.repeat_window_s))
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
-    root.addHandler(handler)
-    root.setLevel(settings.level.upper())
-    logging.captureWarnings(capture=True)
     return handler
-
-
-@contextmanager
-def configured(settings: LogSettings, path: Path | None) -> Iterator[logging.Handler]:
-    """Send all logging to a file for a while, then flush and close it."""
-    handler = configure(settings, path)
-    try:
-        yield handler
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_KNOWN_NAMES = 4096
 STARTING_RETRY_S = 0.5
+OWN = ("system:", "router:", "host:")
 
 
 class Contribution(Struct, frozen=True, omit_defaults=True):
@@ -84,7 +85,10 @@ class Router:
             Conflict: Another handler has one of the names.
             InvalidData: A function has a signature that can't be served.
         """
-        for declaration, function in declared:
+        # Where a handler's name is taken the plugin fails, and its gates must be known, and shut.
+        for declaration, function in sorted(
+            declared, key=lambda each: each[0].kind != "interceptor"
+        ):
             if declaration.kind == "handler":
                 self.add_route(route_for(plugin, declaration, function))
             elif declaration.kind == "contributor":
@@ -123,9 +127,11 @@ class Router:
 
     def remove(self, gone: Callable[[Route], bool]) -> None:
         """Take handlers and contributors out of the table."""
-        for members in self.contributors.values():
-            members[:] = [route for route in members if not gone(route)]
         self.routes = {name: route for name, route in self.routes.items() if not gone(route)}
+        for name, members in list(self.contributors.items()):
+            members[:] = [route for route in members if not gone(route)]
+            if not members:
+                del self.contributors[name], self.routes[name]
         self._table_changed()
 
     def remove_observers(self, plugin: str) -> None:
@@ -135,8 +141,7 @@ class Router:
             self.unlisten(observer)
 
     def forget(self, plugin: str) -> None:
-        """Undo what `add` did for a plugin."""
-        self._interceptors = [entry for entry in self._interceptors if entry[1] != plugin]
+        """Undo what `add` did for a plugin; its gates stay, and are shut."""
         self.remove_observers(plugin)
         self.remove(lambda route: route.plugin == plugin)
 
@@ -163,7 +168,7 @@ class Router:
         for route in self.routes.values():
             route.call = route.base
             for _, plugin, pattern, function in reversed(self._interceptors):
-                if matches(route.name, pattern):
+                if matches(route.name, pattern) and not (own(route) and pattern.startswith("*")):
                     route.call = self._intercepted(plugin, function, route.call)
         self._tell_changed()
 
@@ -296,12 +301,24 @@ class Router:
         return Failed(f"{route.name} failed with {kind} in {route.plugin}; see event {context.id}")
 
     async def _collect(self, name: str, event: Event) -> dict[str, list[Contribution]]:
-        return {"contributions": await self.gather(name, event)}
+        return {"contributions": await self._gather(name, event)}
 
     async def gather(
         self, name: str, event: Event, timeout_s: float | None = None
     ) -> list[Contribution]:
-        """Ask every contributor at once; each has ``timeout_s`` to answer."""
+        """Ask every contributor at once; each has ``timeout_s`` to answer.
+
+        Where something stands around the event, each has the ``contributor_timeout_s`` of all.
+        """
+        everybody = self.routes.get(name)
+        if everybody is not None and everybody.call is not everybody.base:
+            answers: dict[str, list[Contribution]] = await self.dispatch(everybody, event)
+            return answers["contributions"]
+        return await self._gather(name, event, timeout_s)
+
+    async def _gather(
+        self, name: str, event: Event, timeout_s: float | None = None
+    ) -> list[Contribution]:
         limit = self._contributor_timeout_s if timeout_s is None else timeout_s
         async with asyncio.TaskGroup() as tasks:
             asked = [
@@ -357,3 +374,15 @@ class Router:
         for listener in listeners:
             listener.deliver(event)
         return len(listeners)
+
+
+def own(route: Route) -> bool:
+    """Say whether an event is the daemon's own: a gate for everything does not stand before those.
+
+    Else a gate that has failed would shut out whoever comes to see why, or to stop the daemon.
+    """
+    return route.name.startswith(OWN)
+
+
+def _gates_first(declared: tuple[Declaration, Callable[..., Any]]) -> bool:
+    return declared[0].kind != "interceptor"

@@ -23,6 +23,9 @@ RESERVED_VARIABLES: Final = frozenset(
     {"KSI_HOME", "KSI_SOCKET", "KSI_READY_FD", "KSI_TOKEN_FD", "KSI_TOKEN_FILE"}
 )
 
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+
 Secret = Annotated[str, Meta(extra={"secret": True})]
 """A string that is masked wherever settings are shown."""
 
@@ -37,6 +40,8 @@ class DaemonSettings(Struct, frozen=True, kw_only=True):
 
     Attributes:
         plugins: Globs of the plugins that may be loaded; all that are installed unless set.
+        essential: Names of plugins without which the daemon must not run, whatever they say of
+            themselves: also one that is not installed, or can't be imported, ends it then.
         request_timeout_s: How long an answer may take unless its handler says so; 0 is for ever.
         contributor_timeout_s: How long one of many contributors may take.
         start_timeout_s: How long a plugin's start may take before it counts as failed.
@@ -56,22 +61,23 @@ class DaemonSettings(Struct, frozen=True, kw_only=True):
     """
 
     plugins: tuple[str, ...] = ("*",)
-    request_timeout_s: float = 300.0
-    contributor_timeout_s: float = 5.0
-    start_timeout_s: float = 120.0
-    shutdown_grace_s: float = 10.0
-    stop_timeout_s: float = 10.0
-    stall_warning_s: float = 1.0
-    max_connections: int = 5000
-    max_subscriptions: int = 1000
-    max_in_flight: int = 512
-    max_frame_bytes: int = 4 * 1024 * 1024
-    max_buffer_bytes: int = 1024 * 1024
-    stream_window_chunks: int = 256
-    reader_timeout_s: float = 60.0
-    observer_queue_events: int = 10_000
-    host_ping_interval_s: float = 2.0
-    host_ping_timeout_s: float = 10.0
+    essential: tuple[str, ...] = ()
+    request_timeout_s: Seconds = 300.0
+    contributor_timeout_s: Seconds = 5.0
+    start_timeout_s: Seconds = 120.0
+    shutdown_grace_s: Seconds = 10.0
+    stop_timeout_s: Seconds = 10.0
+    stall_warning_s: Seconds = 1.0
+    max_connections: Positive = 5000
+    max_subscriptions: Positive = 1000
+    max_in_flight: Positive = 512
+    max_frame_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
+    max_buffer_bytes: Positive = 1024 * 1024
+    stream_window_chunks: Positive = 256
+    reader_timeout_s: Seconds = 60.0
+    observer_queue_events: Positive = 10_000
+    host_ping_interval_s: Seconds = 2.0
+    host_ping_timeout_s: Seconds = 10.0
 
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]

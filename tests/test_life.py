@@ -1,6 +1,7 @@
 """The daemon's life: starting, ready, draining, stopped."""
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from ksi_daemon.event_system import event_contributor, event_handler
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.testing import DaemonProcess, module_plugin, running_daemon
+from ksi_daemon.testing import DaemonProcess, module_plugin, running_daemon, write_entry_points
 
 
 class Work:
@@ -231,6 +232,31 @@ def test_after_kill_9_it_starts_again_in_the_same_home(daemon_process: DaemonPro
         connection.connect(str(daemon_process.socket))
         connection.sendall(b'{"id":1,"event":"system:hello"}\n')
         assert b'"protocol"' in connection.recv(1000)
+
+
+def test_a_plugin_that_refuses_to_end_does_not_keep_the_daemon_from_it(
+    daemon_process: DaemonProcess, tmp_path: Path
+) -> None:
+    write_entry_points(tmp_path, endless="broken_plugins:endless")
+    sources = Path(__file__).parent / "plugins_under_test"
+    daemon_process.environ = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{sources}"}
+    daemon_process.start("--set", "daemon.stop_timeout_s=0.1", "--set", "daemon.shutdown_grace_s=0")
+
+    assert daemon_process.kill(signal.SIGTERM) == -signal.SIGALRM
+
+
+def test_in_the_foreground_the_log_is_shown_too(daemon_process: DaemonProcess) -> None:
+    command = [sys.executable, "-m", "ksi_daemon", "--home", str(daemon_process.home)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            first = process.stderr.readline()
+        finally:
+            process.terminate()
+        rest = process.stderr.read()
+
+    assert '"ready"' in first
+    assert first + rest == (daemon_process.home / "log" / "daemon.log").read_text()
 
 
 def run_to_its_end(home: Path, *words: str) -> subprocess.CompletedProcess[str]:

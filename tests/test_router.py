@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from ksi_client import AsyncClient, Denied, Failed, NotFound, TimedOut, Unavailable
+from ksi_client import AsyncClient, Denied, Failed, NotFound, TimedOut, Unavailable, UnixTransport
 from ksi_daemon.bus import LocalBus
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.event_system import (
@@ -18,7 +19,7 @@ from ksi_daemon.event_system import (
 )
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Event, KsiError
-from ksi_daemon.testing import module_plugin, running_daemon
+from ksi_daemon.testing import module_plugin, read_log, running_daemon
 
 Proceed = Callable[[Event], Awaitable[Any]]
 
@@ -418,3 +419,72 @@ async def test_in_the_daemon_s_process_errors_are_the_same(
         await bus.request(event, {"dish": "soup"})
     with pytest.raises(TimedOut):
         await bus.request("menu:ask", timeout_s=0.01)
+
+
+# -- what code in the daemon sends ---------------------------------------------------------------
+
+
+def bus_of(daemon: Daemon) -> LocalBus:
+    return LocalBus(daemon.router, "test", daemon.supervisor.tasks)
+
+
+async def test_gathering_in_the_daemon_passes_the_gates_too(ksi_home: Path) -> None:
+    @event_interceptor("parts:list")
+    async def deny(event: Event, proceed: Proceed) -> Any:
+        raise Denied("no parts today")
+
+    @event_contributor("parts:list")
+    def part() -> str:
+        return "part"
+
+    plugin = module_plugin("parts", deny=deny, part=part)
+    async with running_daemon(ksi_home, plugin) as daemon:
+        with pytest.raises(Denied, match="no parts today"):
+            await bus_of(daemon).gather("parts:list")
+
+
+async def test_a_handler_s_own_deadline_holds_for_code_in_the_daemon(ksi_home: Path) -> None:
+    @event_handler("slow:answer", timeout_s=0.01)
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async with running_daemon(ksi_home, module_plugin("slow", never=never)) as daemon:
+        with pytest.raises(TimedOut, match=r"slow:answer was not answered in 0\.01 s"):
+            await bus_of(daemon).request("slow:answer")
+
+
+async def test_emitting_what_nobody_answers_is_logged_and_raises_nothing(
+    ksi_home: Path,
+) -> None:
+    async with running_daemon(ksi_home) as daemon:
+        bus_of(daemon).emit("nobody:answers", {"a": 1})
+
+    (line,) = [each for each in read_log(ksi_home) if each.get("event") == "nobody:answers"]
+    assert line["level"] == "warning"
+    assert "nothing answers" in line["error"]
+
+
+async def test_a_contributor_s_name_is_free_again_when_the_last_has_left(
+    daemon: Daemon, client: AsyncClient, connect: Callable[..., Any]
+) -> None:
+    async def part(data: Any, context: Any) -> str:
+        return "part"
+
+    async with AsyncClient(UnixTransport(daemon.home.socket)) as leaving:
+        await leaving.serve("parts:list", part, contributor=True)
+        answers = await client.request("parts:list")
+        assert [each["result"] for each in answers["contributions"]] == ["part"]
+
+    await until_free(client, "parts:list")
+    await client.serve("parts:list", part)
+    assert await client.request("parts:list") == "part"
+
+
+async def until_free(client: AsyncClient, name: str) -> None:
+    """Wait until nothing answers an event any more: what a leaving connection does is not told."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.request(name)
+            except NotFound:
+                return

@@ -273,8 +273,9 @@ async def test_asking_for_one_answer_where_a_stream_comes_says_so_and_ends_it(
     await until(source.ended)
 
 
-async def test_streaming_what_is_no_stream_gives_no_chunks(client: AsyncClient) -> None:
-    assert [chunk async for chunk in client.stream("system:hello")] == []
+async def test_streaming_what_is_no_stream_says_what_to_call(client: AsyncClient) -> None:
+    with pytest.raises(InvalidData, match="answers once: ask with request"):
+        await anext(client.stream("system:hello"))
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])

@@ -44,4 +44,5 @@ def check_owner(directory: Path) -> None:
     """
     owner = directory.stat().st_uid
     if owner not in {os.getuid(), 0}:
-        raise Denied(f"{directory} belongs to user {owner}: remove it, or set KSI_SOCKET")
+        message = f"{directory} belongs to user {owner}; set KSI_HOME to a directory of your own"
+        raise Denied(message)

@@ -91,12 +91,14 @@ class Inbound:
         self._id = request_id
         self._chunks: deque[Raw] = deque()
         self._bytes = 0
+        self._streams = False
         self._paused = False
         self._ended: asyncio.Future[Raw] = peer.loop.create_future()
         self._news: asyncio.Future[None] | None = None
 
     def feed(self, chunk: Raw) -> None:
         """Take a chunk; ask the sender to pause where too many wait."""
+        self._streams = True
         self._chunks.append(chunk.copy())  # a view would keep all that came with it
         self._bytes += memoryview(chunk).nbytes
         if self._fill() >= 1 and not self._paused:
@@ -132,10 +134,10 @@ class Inbound:
     async def result(self) -> Raw:
         """Wait for the answer; a chunk in its place is an error that says what to call."""
         try:
-            while not self._ended.done():
-                if self._chunks:
-                    raise InvalidData("the event answers with a stream: read it with stream()")
+            while not (self._chunks or self._ended.done()):
                 await self._wait()
+            if self._chunks:
+                raise InvalidData("the event answers with a stream: read it with stream()")
             return self._ended.result()
         finally:
             await self.aclose()
@@ -146,7 +148,8 @@ class Inbound:
     async def __anext__(self) -> Raw:
         while not self._chunks:
             if self._ended.done():
-                self._ended.result()
+                if bytes(self._ended.result()) != b"null" and not self._streams:
+                    raise InvalidData("the event answers once: ask with request()")
                 raise StopAsyncIteration
             await self._wait()
         chunk = self._chunks.popleft()

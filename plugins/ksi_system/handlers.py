@@ -16,7 +16,7 @@ from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.loader import Loaded
 from ksi_daemon.logs import DaemonLogHandler
 from ksi_daemon.principals import Principal, TokenRecord
-from ksi_daemon.protocol import PROTOCOL_VERSION, Context, NotFound
+from ksi_daemon.protocol import PROTOCOL_VERSION, Context, Denied, NotFound
 from ksi_daemon.protocol.names import did_you_mean, matches
 from ksi_daemon.router import Contribution
 from ksi_daemon.routes import Route
@@ -24,6 +24,7 @@ from ksi_daemon.schemas import schemas_of
 from ksi_system import events as e
 
 HEALTH_TIMEOUT_S = 2.0
+TOKEN_PREFIX = "token:"
 WORST_FIRST: tuple[e.HealthState, ...] = ("failed", "draining", "starting", "degraded", "ok")
 HEALTH_OF_STATE: dict[str, e.HealthState] = {
     "loaded": "starting",
@@ -72,9 +73,7 @@ class System:
         states = {plugin.health for plugin in plugins} | ({"degraded"} if problems else set())
         if daemon.state in ("starting", "draining"):
             states.add("starting" if daemon.state == "starting" else "draining")
-        if "failed" in states and not any(
-            p.info.essential and p.state == "failed" for p in daemon.loader.plugins.values()
-        ):
+        if "failed" in states and not any(p.is_missed for p in daemon.loader.plugins.values()):
             states = (states - {"failed"}) | {"degraded"}
         return e.SystemHealthReport(
             health=next((state for state in WORST_FIRST if state in states), "ok"),
@@ -152,7 +151,7 @@ class System:
                     state=loaded.state,
                     version=loaded.version,
                     isolated=loaded.common.isolate,
-                    essential=loaded.info.essential,
+                    essential=loaded.is_essential,
                     requires=loaded.info.requires,
                     events=sum(route.plugin == loaded.name for route in routes),
                     pid=loaded.pid,
@@ -223,9 +222,12 @@ class System:
 
     @event_handler("token:create")
     def create_token(self, request: e.TokenCreate) -> e.TokenCreated:
-        """Issue a token for a program that is not the owner's."""
+        """Issue a token for a program that is not the owner's; a token's bearer can't."""
+        context = current_context()
+        if context is not None and context.origin.startswith(TOKEN_PREFIX):
+            raise Denied("who came with a token issues none, lest it grant more than it has")
         principal = Principal(
-            name=f"token:{request.name}",
+            name=f"{TOKEN_PREFIX}{request.name}",
             grants=request.grants,
             tenant=request.tenant,
             user=request.user,

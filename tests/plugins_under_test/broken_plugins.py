@@ -1,5 +1,7 @@
 """Plugins that can't start, each in its own way, chosen by the entry point's attribute."""
 
+import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -91,3 +93,15 @@ def needs_one() -> PluginInfo:
 
 ring_one = _module(ksi_plugin=needs_other)
 ring_two = _module(ksi_plugin=needs_one)
+
+
+@hookimpl
+async def stop_never(plugin: Plugin) -> AsyncIterator[None]:
+    """Start, and then refuse to end, whatever happens."""
+    yield
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+endless = _module(ksi_lifespan=stop_never)

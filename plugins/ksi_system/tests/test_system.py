@@ -376,6 +376,17 @@ async def test_a_token_lets_its_bearer_do_what_it_grants_and_no_more(
         await other.request("system:shutdown")
 
 
+async def test_the_bearer_of_a_token_issues_none_whatever_was_granted(
+    client: AsyncClient, connect: Callable[..., Any]
+) -> None:
+    everything = {"name": "ci", "ttl_s": 60, "grants": {"call": ["*"]}}
+    created = await client.request("token:create", everything)
+    bearer = await connect(token=created["token"])
+
+    with pytest.raises(Denied, match="issues none"):
+        await bearer.request("token:create", everything)
+
+
 async def test_tokens_are_listed_without_their_secret(client: AsyncClient) -> None:
     created = await client.request("token:create", {"name": "ci", "ttl_s": 60, "user": "ada"})
 
