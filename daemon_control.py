@@ -296,7 +296,8 @@ def lock() -> Iterator[int]:
 
 def create(handle: int) -> None:
     """Make an empty environment, in place of any that is there."""
-    say("Making KSI's environment in %s; this takes about a minute, once." % VENV)
+    say("Making KSI's environment, which takes about a minute, once:")
+    say("  in %s" % VENV)
     try:
         if VENV.is_symlink():
             VENV.unlink()
@@ -339,30 +340,51 @@ def run(doing: str, handle: int, *command: str) -> None:
     """Run a step of the installation; show that it goes on, and what it said if it failed."""
     begun_at = time.monotonic()
     last: deque[str] = deque(maxlen=12)
-    terminal = sys.stderr.isatty()
+    unreachable = False
     say("  %s (%s) …" % (doing, Path(command[0]).name))
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment(),
+        env={**environment(), "PYTHONUNBUFFERED": "1"},  # what it says comes in its order
         cwd=str(ROOT),
         pass_fds=(handle,),
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            last.append(line.decode(errors="replace").rstrip())
-            if terminal:
-                width = shutil.get_terminal_size().columns - 14
-                seconds = time.monotonic() - begun_at
-                sys.stderr.write("\r\033[K    %4.0f s  %s" % (seconds, last[-1].strip()[:width]))
-                sys.stderr.flush()
-    if terminal:
-        sys.stderr.write("\r\033[K")
+        with clearing_progress():
+            for line in process.stdout:
+                text = line.decode(errors="replace").rstrip()
+                last.extend([text] if text else [])
+                unreachable = unreachable or any(words in text for words in UNREACHABLE)
+                show_progress(time.monotonic() - begun_at, text)
     if process.returncode:
-        said = "\n".join("  " + line for line in last if line)
-        raise Unusable("%s failed; mend the cause and start again:\n%s" % (doing, said))
+        cause = ": where packages come from can't be reached" if unreachable else ""
+        said = "\n".join("  " + line for line in last)
+        raise Unusable("%s failed%s; mend the cause and start again:\n%s" % (doing, cause, said))
+
+
+# What pip and uv say of a network that isn't there.
+UNREACHABLE = ("connection broken by", "error sending request")
+
+
+def show_progress(seconds: float, text: str) -> None:
+    """Show in one line of a terminal, which the next one replaces, what is being done."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 14
+        sys.stderr.write("\r\033[K    %4.0f s  %s" % (seconds, text.strip()[:width]))
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def clearing_progress() -> Iterator[None]:
+    """Leave no line of progress behind, however the block ends."""
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
 
 
 # -- the tests ----------------------------------------------------------------------------------

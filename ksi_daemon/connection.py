@@ -70,7 +70,6 @@ class Connection(Peer):
         self.subscriptions: dict[str, Subscription] = {}
         self.served = Served(self, hub)
         self._routes: dict[str, Route] = {}
-        self._inline: dict[str, Route] = {}
         self._backlog: list[Frame] = []
         self._expiry: asyncio.TimerHandle | None = None
         self._subscribed = 0
@@ -92,7 +91,6 @@ class Connection(Peer):
     def forget_routes(self) -> None:
         """Look routes up afresh: the table, or what this peer may do, has changed."""
         self._routes.clear()
-        self._inline.clear()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -139,15 +137,16 @@ class Connection(Peer):
             return
         max_frame, max_buffer = self.limits.max_frame_bytes, self.limits.max_buffer_bytes
         router, sender, set_current = self.hub.router, self._sender, CURRENT.set
-        new_number, inline, serving = router.new_number, self._inline, self.serving
+        new_number, routes, serving = router.new_number, self._routes, self.serving
         encode_into, now = ENCODER.encode_into, time.perf_counter
         started = now()
         for position, frame in enumerate(frames, 1):
             name = frame.event
-            route = inline.get(name) or self._learn(name)  # type: ignore[arg-type]  # UNSET is no key
+            route = routes.get(name) or self._learn(name)  # type: ignore[arg-type]  # UNSET is no key
             request_id, data = frame.id, frame.data
             if (
                 route is None
+                or not route.on_the_spot
                 or request_id is UNSET
                 or frame.context is not UNSET
                 or frame.idempotency_key is not UNSET
@@ -211,12 +210,11 @@ class Connection(Peer):
             self.fail(frame.id, error)
 
     def _learn(self, name: str | UnsetType) -> Route | None:
-        """Look up what was not asked for yet; return it if it can be answered on the spot."""
-        if name is UNSET or name in self._routes:
-            return None
-        with contextlib.suppress(KsiError):  # frame_received says what is wrong
-            self._route(name)
-        return self._inline.get(name)
+        """Look up what was not asked for yet; what is wrong with it, `frame_received` says."""
+        if name is not UNSET:
+            with contextlib.suppress(KsiError):
+                return self._route(name)
+        return None
 
     def _route(self, name: str) -> Route:
         """Find who answers an event, if the principal may send it."""
@@ -231,8 +229,9 @@ class Connection(Peer):
             raise Unavailable("the daemon is shutting down", retry_after_s=1.0)
         route = router.resolve(name)
         self._routes[name] = route
-        if router.is_inline(route) and not route.connected and not any(router.heard(name)):
-            self._inline[name] = route
+        route.on_the_spot = (
+            router.is_inline(route) and not route.connected and not any(router.heard(name))
+        )
         return route
 
     def _stamp(self, frame: Frame) -> Context:

@@ -250,6 +250,7 @@ class Daemon:
         self.state = "draining"
         log.info("draining", extra={"in_flight": self.server.in_flight})
         self.server.drain()
+        await asyncio.sleep(0)  # what has just come has no task before the next turn of the loop
         running = self.server.running_tasks()
         if running:
             await asyncio.wait(running, timeout=self._grace_s)

@@ -36,6 +36,7 @@ class Route:
         "errors",
         "inline",
         "name",
+        "on_the_spot",
         "order",
         "plugin",
         "public",
@@ -55,6 +56,7 @@ class Route:
         self.streams = streams
         self.inline: Callable[[Any], Any] | None = None
         self.connected = False
+        self.on_the_spot = False  # whether it needs no task, and nobody listens
         self.public = False
         self.timeout_s: float | None = None
         self.order = 0

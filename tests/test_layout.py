@@ -19,11 +19,11 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # Router, socket server, plugin loader, supervisor, protocol. The figures may only shrink; whoever
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
-    "router": 454,
-    "server": 632,
+    "router": 456,
+    "server": 631,
     "loader": 254,
     "supervisor": 99,
-    "protocol": 690,
+    "protocol": 722,
 }
 KERNEL_PARTS = {
     "router": ("router.py", "routes.py", "listeners.py"),

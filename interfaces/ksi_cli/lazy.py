@@ -26,6 +26,16 @@ class QuickHelp:
             option.default = False
         return option
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take a command line apart; an error knows which command's it was."""
+        try:
+            rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]  # as above
+        except typer.TyperException as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]  # a usage error has one
+            raise
+        return rest
+
 
 class QuickCommand(QuickHelp, TyperCommand):
     """A command that starts fast."""
@@ -111,8 +121,11 @@ def as_command(name: str, loaded: Any) -> Any:
     """Make a command of a function or of a `typer.Typer`."""
     app = loaded
     if not isinstance(app, typer.Typer):
-        app = typer.Typer(rich_markup_mode=None, add_completion=False)
-        app.command(name, cls=QuickCommand)(loaded)
+        app = typer.Typer(rich_markup_mode=None)
+        app.command(name)(loaded)
+    app._add_completion = False  # it would complete a program of the command's name, not ksi
+    for info in app.registered_commands:
+        info.cls = info.cls or QuickCommand
     command = typer.main.get_command(app)
     command.name = name
     return command

@@ -1,6 +1,7 @@
 """The ``ksi`` command: reads the command line, and ends every error in one sentence."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -92,9 +93,21 @@ def invoke(words: Sequence[str]) -> int:
         return output.INTERRUPTED
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "ksi")
-        message = error.format_message().rstrip(".")
-        raise output.UsageError(f"{message[:1].lower()}{message[1:]}; see: {path} --help") from None
+        raise output.UsageError(f"{sentence(error.format_message())}; see: {path} --help") from None
     return code if isinstance(code, int) else 0
+
+
+def sentence(message: str) -> str:
+    """Make the end of a sentence of a message of Typer's, or of what it checks values with."""
+    for wording, plain in WORDINGS:
+        message = re.sub(wording, plain, message)
+    return message[:1].lower() + message[1:].rstrip(".")
+
+
+WORDINGS = (
+    (r": Input should be (.*?)(, unable to parse.*)?$", r": it should be \1"),
+    (r": Value error, ", ": "),
+)
 
 
 def silence() -> None:

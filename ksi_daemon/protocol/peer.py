@@ -6,12 +6,14 @@ and its own requests, and is cut off after ``reader_timeout_s``.
 """
 
 import asyncio
+import contextvars
 import itertools
 import os
-import sys
+import types
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator
 from contextlib import aclosing
+from types import AsyncGeneratorType
 from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -48,7 +50,6 @@ from ksi_daemon.protocol.wire import (
 
 MAX_MESSAGE_CHARACTERS = 300
 NOTHING = (UNSET, UNSET, UNSET)
-EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 HARD_LIMIT = 16  # times max_buffer_bytes: what a sender that ignores a pause is cut off at
 CHUNKS_A_TURN = 64
 BYTES_A_TURN = 64 * 1024
@@ -57,13 +58,12 @@ BYTES_A_TURN = 64 * 1024
 class Serving:
     """A request of the other side that is being answered."""
 
-    __slots__ = ("cause", "deadline", "go", "name", "started", "task")
+    __slots__ = ("cause", "deadline", "go", "name", "task")
 
     def __init__(self, name: str, deadline: float | None) -> None:
         self.name = name
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
-        self.started = False
         self.cause: KsiError | None = None
         self.go: asyncio.Event | None = None
 
@@ -71,8 +71,7 @@ class Serving:
         """End the work; the other side gets ``cause`` as its answer."""
         if self.cause is None:
             self.cause = cause
-            # A task that has not started yet would never enter its try block: it looks at cause.
-            if self.started and self.task is not None:
+            if self.task is not None:  # else it has not begun, and looks at cause when it does
                 self.task.cancel()
 
 
@@ -184,6 +183,8 @@ class Peer(asyncio.Protocol):
         self._asked: dict[object, Inbound] = {}
         self._ids = itertools.count(1)
         self.serving: dict[object, Serving] = {}
+        self._waiting: deque[tuple[Serving, Coroutine[Any, Any, None]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
         self._cut_off: asyncio.TimerHandle | None = None
@@ -489,10 +490,50 @@ class Peer(asyncio.Protocol):
         serving = Serving(name, deadline)
         key: object = object() if frame.id is UNSET else frame.id
         self.serving[key] = serving
-        work = self._work(frame.id, key, serving, reply)
+        self._waiting.append((serving, self._work(frame.id, key, serving, reply)))
+        if len(self._waiting) == 1:
+            self._start_worker()
+
+    def _start_worker(self) -> None:
         # In no task group, whose bookkeeping costs as much again as the task: this connection owns
         # it, ends it, and is asked for it (running_tasks).
-        serving.task = asyncio.Task(work, loop=self.loop, name=name, **EAGER)
+        self._worker = asyncio.Task(self._answer_waiting(), loop=self.loop)
+
+    async def _answer_waiting(self) -> None:
+        """Answer what waits, one after the other, as long as none of it has to wait for anything.
+
+        A task costs more than all the rest of a request, and most requests end in one step. So the
+        first that waits keeps this task, and another takes on what is left.
+        """
+        while self._waiting:
+            serving, work = self._waiting.popleft()
+            serving.task = self._worker
+            if await self._drive(work, serving):
+                return
+
+    @types.coroutine
+    def _drive(
+        self, work: Coroutine[Any, Any, None], serving: Serving
+    ) -> Generator[Any, None, bool]:
+        """Run a coroutine in a context of its own, as a task would; say whether it had to wait."""
+        run, step, value = contextvars.copy_context().run, work.send, None
+        waited = False
+        while True:
+            try:
+                awaited = run(step, value)
+            except StopIteration:
+                return waited
+            if not waited:
+                waited = True
+                if serving.task is not None:
+                    serving.task.set_name(serving.name)
+                if self._waiting:
+                    self._start_worker()
+            try:
+                yield awaited
+                step, value = work.send, None
+            except BaseException as error:  # noqa: BLE001  it is the coroutine's to handle
+                step, value = work.throw, error
 
     async def _work(
         self,
@@ -501,13 +542,12 @@ class Peer(asyncio.Protocol):
         serving: Serving,
         reply: Coroutine[Any, Any, Any],
     ) -> None:
-        serving.started = True
         try:
             if serving.cause is not None:
                 reply.close()
                 raise serving.cause
             result = await reply
-            if hasattr(result, "__anext__"):
+            if type(result) is AsyncGeneratorType:
                 await self._stream(request_id, serving, result)
                 result = None
             if request_id is not UNSET:
