@@ -103,7 +103,10 @@ def spawn_daemon(home: Path, *, plugins: str, path: str = "") -> subprocess.Pope
     """Start ``python -m ksi_daemon``, with ``path`` in front of where modules are found."""
     paths = [path, os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-m", "ksi_daemon", "--home", str(home), "--set", plugins],
+        [
+            *(sys.executable, "-m", "ksi_daemon", "--home", str(home), "--set", plugins),
+            *("--set", "log.level=error"),  # in the foreground it shows its log
+        ],
         env=clean_environment(PYTHONPATH=os.pathsep.join(filter(None, paths))),
         stdin=subprocess.DEVNULL,
     )
