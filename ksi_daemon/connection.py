@@ -73,6 +73,7 @@ class Connection(Peer):
         self._backlog: list[Frame] = []
         self._expiry: asyncio.TimerHandle | None = None
         self._subscribed = 0
+        self._lags = False  # whether a subscription has missed events
         self._become(principal or NOBODY)
 
     def _become(self, principal: Principal) -> None:
@@ -307,6 +308,7 @@ class Connection(Peer):
     def push(self, head: bytes, tail: bytes) -> bool:
         """Queue a pushed event, unless the reader is too slow."""
         if self.paused or len(self._out) > self.limits.max_buffer_bytes:
+            self._lags = True
             return False
         self._out += head
         self._out += tail
@@ -316,10 +318,10 @@ class Connection(Peer):
     def flush(self) -> None:
         """Send what is queued; then say what was missed, once there is room."""
         super().flush()
-        if not self.paused:
+        if self._lags and not self.paused:
+            self._lags = False
             for subscription in self.subscriptions.values():
-                if subscription.missed:
-                    subscription.tell_missed()
+                subscription.tell_missed()
 
     def resume_writing(self) -> None:
         """Go on with what was put off while the peer read too slowly."""
