@@ -136,6 +136,26 @@ def test_a_daemon_that_hangs_is_told_so_and_can_be_stopped(ksi: KsiCommand) -> N
     assert Home(ksi.home).running_pid() is None
 
 
+def test_wrong_settings_are_told_by_restart_before_anything_is_stopped(ksi: KsiCommand) -> None:
+    pid = pid_of(ksi("start", "--json"))
+    (ksi.home / "ksi.toml").write_text("[log]\nlevle = 'debug'\n")
+
+    by_file, by_option = ksi("restart"), ksi("restart", "--set", "demon.plugins=*")
+
+    assert (by_file.code, by_option.code) == (1, 1)
+    assert "did you mean level?" in by_file.err
+    assert ksi("status", "--json").json["pid"] == pid
+
+
+def test_a_start_says_when_its_settings_came_too_late(ksi: KsiCommand) -> None:
+    ksi("start")
+
+    again = ksi("start", "--set", "log.level=debug")
+
+    assert again.code == 0
+    assert "! it ran already, so --set has changed nothing" in again.out
+
+
 def test_restart_replaces_the_daemon_and_starts_one_that_is_down(ksi: KsiCommand) -> None:
     first = pid_of(ksi("restart", "--json"))
     second = ksi("restart", "--json")
@@ -323,7 +343,7 @@ def test_a_second_daemon_in_the_foreground_is_refused(ksi: KsiCommand) -> None:
     assert "runs already" in second.err
 
 
-def test_start_twice_at_different_settings_passes_them_on(ksi: KsiCommand) -> None:
+def test_settings_given_at_the_start_are_passed_on(ksi: KsiCommand) -> None:
     ksi("start", "--set", "log.level=debug")
 
     shown = ksi("config", "log", "--json").json

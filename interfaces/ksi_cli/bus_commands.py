@@ -13,11 +13,12 @@ from ksi_cli.connection import connect
 from ksi_cli.output import JsonFlag, UsageError
 from ksi_client import Client, Denied, KsiError
 
-EventName = Annotated[str, typer.Argument(help="The event, as namespace:verb.")]
+EventName = Annotated[str, typer.Argument(metavar="EVENT", help="Its name, as namespace:verb.")]
 Data = Annotated[
     list[str] | None,
     typer.Argument(
-        help="The payload: a JSON object, key=value pairs, or - to read JSON from stdin."
+        metavar="DATA",
+        help="The payload: a JSON object, key=value pairs, or - to read JSON from stdin.",
     ),
 ]
 
@@ -28,11 +29,17 @@ def send(
     *,
     emit: Annotated[bool, typer.Option("--emit", help="Do not wait for an answer.")] = False,
     timeout_s: Annotated[
-        float, typer.Option(help="How long to wait for the answer, or for each of its chunks.")
+        float,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long to wait for the answer, or for each chunk."
+        ),
     ] = 300.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Send an event and print its answer; a stream's chunks are printed line by line."""
+    """Send an event and print its answer.
+
+    The chunks of a stream are printed line by line.
+    """
     payload = read_payload(data or [])
     with connect(timeout_s=timeout_s) as client:
         if emit:
@@ -110,13 +117,16 @@ def pretty(value: Any) -> str:
 
 def listen(
     pattern: Annotated[
-        str, typer.Argument(help="Which events: * is any characters, ? is one.")
+        str,
+        typer.Argument(metavar="PATTERN", help="Which events: * is any characters, ? is one."),
     ] = "*",
     *,
     outcomes: Annotated[
         bool, typer.Option("--outcomes", help="See events when they have been handled, and how.")
     ] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="End after this many events.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after this many events.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print events as they happen; with --json one object a line."""
@@ -144,12 +154,15 @@ def event_line(event: Any) -> str:
 
 def events(
     pattern: Annotated[
-        str, typer.Argument(help="A namespace, a pattern with * and ?, or one event's name.")
+        str,
+        typer.Argument(
+            metavar="PATTERN", help="A namespace, a pattern with * and ?, or one event's name."
+        ),
     ] = "*",
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the events that are answered, or describe the one that is named."""
+    """List the events that are answered, or describe one."""
     with connect() as client:
         if ":" in pattern and not set(pattern) & set("*?"):
             found = client.request("system:describe", {"event": pattern})

@@ -125,7 +125,8 @@ def as_command(name: str, loaded: Any) -> Any:
         app.command(name)(loaded)
     app._add_completion = False  # it would complete a program of the command's name, not ksi
     for info in app.registered_commands:
-        info.cls = info.cls or QuickCommand
+        if info.cls in (None, TyperCommand):
+            info.cls = QuickCommand
     command = typer.main.get_command(app)
     command.name = name
     return command

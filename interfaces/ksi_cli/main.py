@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -93,20 +93,30 @@ def invoke(words: Sequence[str]) -> int:
         return output.INTERRUPTED
     except typer.TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "ksi")
-        raise output.UsageError(f"{sentence(error.format_message())}; see: {path} --help") from None
+        message = sentence(error.format_message())
+        hint = "" if message.endswith("?") else f"; see: {path} --help"
+        raise output.UsageError(message + hint) from None
     return code if isinstance(code, int) else 0
 
 
 def sentence(message: str) -> str:
-    """Make the end of a sentence of a message of Typer's, or of what it checks values with."""
+    """Put a message of Typer's, or of what it checks values with, into our words."""
     for wording, plain in WORDINGS:
         message = re.sub(wording, plain, message)
     return message[:1].lower() + message[1:].rstrip(".")
 
 
-WORDINGS = (
+def nearest(found: re.Match[str]) -> str:
+    """Write what was perhaps meant."""
+    return f"; did you mean {found[1].replace(', ', ' or ')}?".replace("'", "")
+
+
+WORDINGS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r": Input should be (.*?)(, unable to parse.*)?$", r": it should be \1"),
     (r": Value error, ", ": "),
+    (r"^No such", "there is no"),
+    (r" \(Possible options: (.*)\)$", r". Did you mean \1?"),
+    (r"\. Did you mean (.*)\?$", nearest),
 )
 
 

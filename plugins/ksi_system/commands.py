@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ksi_cli import output
 from ksi_cli.connection import connect
@@ -16,6 +17,7 @@ from ksi_cli.output import JsonFlag, UsageError
 from ksi_daemon import __version__, process
 from ksi_daemon.home import Home
 from ksi_system import events as e
+from ksi_system.commands_config import read_settings
 
 SetFlag = Annotated[
     list[str] | None,
@@ -25,12 +27,17 @@ StopTimeout = Annotated[
     float,
     typer.Option(
         "--timeout-s",
+        min=0,
+        metavar="SECONDS",
         help="How long it may take to end what runs; then it is killed, which loses nothing that "
         "was accepted. 0 is at once.",
     ),
 ]
 StartTimeout = Annotated[
-    float, typer.Option("--timeout-s", help="How long to wait until it is ready.")
+    float,
+    typer.Option(
+        "--timeout-s", min=0, metavar="SECONDS", help="How long to wait until it is ready."
+    ),
 ]
 
 
@@ -84,7 +91,7 @@ def start(
     settings: SetFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start the daemon, wait until it is ready, and say what to do next.
+    """Start the daemon and wait until it is ready.
 
     One that runs already is fine, too.
     """
@@ -93,7 +100,11 @@ def start(
         command = ["-P", "-m", "ksi_daemon", "--home", str(home.root), *arguments]
         os.execv(sys.executable, [sys.executable, *command])
     started = process.start(home, arguments, timeout_s=timeout_s, tell=output.note)
-    output.show(start_report(home, started), welcome, as_json=as_json)
+    report = start_report(home, started)
+    if started.already and arguments:
+        unheard = "it ran already, so --set has changed nothing: ksi restart --set …"
+        report = replace(report, problems=(*report.problems, unheard))
+    output.show(report, welcome, as_json=as_json)
 
 
 def set_arguments(settings: list[str]) -> list[str]:
@@ -196,15 +207,19 @@ def restart(
     settings: SetFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Stop the daemon if it runs, and start it."""
+    """Stop the daemon if it runs, and start it.
+
+    Settings that are wrong are told before it is stopped.
+    """
     home, arguments = Home(), set_arguments(settings or [])
+    read_settings(home, arguments=settings or [])
     stopped(home, timeout_s)
     started = process.start(home, arguments, tell=output.note)
     output.show(start_report(home, started), welcome, as_json=as_json)
 
 
 def status(*, as_json: JsonFlag = False) -> None:
-    """Tell whether the daemon runs, how it is, and where it has its things.
+    """Tell whether the daemon runs, how it is, and where it lives.
 
     Exit codes: 0 running, 1 it does not answer, 3 not running.
     """
@@ -276,7 +291,7 @@ def health_text(report: e.SystemHealthReport) -> str:
 
 
 def plugins(*, as_json: JsonFlag = False) -> None:
-    """List the plugins that are installed, and what has become of each."""
+    """List the plugins, and what has become of each."""
     with connect() as client:
         listed = client.request("system:plugins", result_type=e.SystemPluginsListed)
     output.show(listed, plugin_table, as_json=as_json)

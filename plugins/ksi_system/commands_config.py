@@ -1,5 +1,6 @@
 """Show the settings: the daemon's, or when it is down what it would be started with."""
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -23,11 +24,13 @@ class ConfigReport(Struct, frozen=True, kw_only=True):
 
 
 def config(
-    section: Annotated[str | None, typer.Argument(help="One section, such as log.")] = None,
+    section: Annotated[
+        str | None, typer.Argument(metavar="SECTION", help="One section, such as log.")
+    ] = None,
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show each setting, its value and where that came from; secrets are masked."""
+    """Show each setting, its value and its origin; secrets are masked."""
     report = config_report(section)
     if report.source == "files" and not as_json:
         output.note("KSI is not running; this is what it would be started with:")
@@ -46,8 +49,15 @@ def config_report(section: str | None) -> ConfigReport:
     return ConfigReport(source="daemon", settings=listed.settings)
 
 
-def read_settings(home: Home, section: str | None) -> tuple[e.SettingValue, ...]:
+def read_settings(
+    home: Home, section: str | None = None, arguments: Sequence[str] = ()
+) -> tuple[e.SettingValue, ...]:
     """Read the settings of a home as its daemon would.
+
+    Args:
+        home: Where the daemon lives.
+        section: The only section that is wanted.
+        arguments: What ``--set`` would be given: ``section.key=value``.
 
     Raises:
         InvalidData: They are wrong.
@@ -61,7 +71,7 @@ def read_settings(home: Home, section: str | None) -> tuple[e.SettingValue, ...]
         Settings,
     )
 
-    settings = Settings(home.root)
+    settings = Settings(home.root, arguments)
     allowed = settings.section("daemon", DaemonSettings).plugins
     settings.section("log", LogSettings)
     read, unread = ["daemon", "log"], []

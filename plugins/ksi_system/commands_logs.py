@@ -25,11 +25,11 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")
+        int, typer.Option("--lines", "-n", min=0, metavar="N", help="How many of the last lines.")
     ] = 50,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the last lines of the daemon's log; it also works when the daemon is down.
+    """Show the last lines of the daemon's log, also when it is down.
 
     With --json one object a line.
     """

@@ -55,7 +55,7 @@ def install(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the unit file, for this user, this home and this installation."""
+    """Write the unit file, for this user, home and installation."""
     unit = unit_for(manager)
     if only_print:
         output.show(unit, lambda shown: shown.content, as_json=as_json)
@@ -93,7 +93,7 @@ def uninstall(
 
 @app.command()
 def show(*, manager: ManagerFlag = None, as_json: JsonFlag = False) -> None:
-    """Show the unit file, where it belongs and whether it stands there."""
+    """Show the unit file, and whether it is installed."""
     output.show(unit_for(manager), unit_text, as_json=as_json)
 
 

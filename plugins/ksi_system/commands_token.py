@@ -19,18 +19,27 @@ Globs = list[str] | None
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Who will hold it, for the list and the log.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Who will hold it, for the list and the log.")
+    ],
     *,
-    call: Annotated[Globs, typer.Option(help="A glob of events it may send; repeatable.")] = None,
-    subscribe: Annotated[Globs, typer.Option(help="A glob of events it may see.")] = None,
-    publish: Annotated[Globs, typer.Option(help="A glob of events it may publish.")] = None,
-    serve: Annotated[Globs, typer.Option(help="A glob of events it may answer.")] = None,
-    tenant: Annotated[str, typer.Option(help="On whose behalf.")] = "default",
-    user: Annotated[str | None, typer.Option(help="As which user.")] = None,
-    ttl_s: Annotated[float, typer.Option("--ttl-s", help="How long it is valid.")] = DAY_S,
+    call: Annotated[
+        Globs, typer.Option(metavar="GLOB", help="Events it may send; repeatable.")
+    ] = None,
+    subscribe: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may see.")] = None,
+    publish: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may publish.")] = None,
+    serve: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may answer.")] = None,
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="On whose behalf.")] = "default",
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="As which user.")] = None,
+    ttl_s: Annotated[
+        float, typer.Option("--ttl-s", min=0, metavar="SECONDS", help="How long it is valid.")
+    ] = DAY_S,
     as_json: JsonFlag = False,
 ) -> None:
-    """Issue a token; it is shown once, and may do nothing that is not granted here."""
+    """Issue a token; it is shown once.
+
+    It may do nothing that is not granted here.
+    """
     grants = Grants(
         call=tuple(call or ()),
         subscribe=tuple(subscribe or ()),

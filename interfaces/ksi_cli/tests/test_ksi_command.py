@@ -86,6 +86,11 @@ def test_without_arguments_it_lists_the_commands_in_eighty_columns(ksi: KsiComma
     assert "\x1b" not in told.out
 
 
+def test_the_summaries_of_our_commands_are_short_enough_for_their_list(lonely: KsiCommand) -> None:
+    for words in ([], ["service", "--help"], ["token", "--help"]):
+        assert "..." not in lonely(*words).out.replace("[ARGS]...", "")
+
+
 def test_a_command_that_can_not_be_imported_is_shown_so_and_spoils_nothing(ksi: KsiCommand) -> None:
     listed, called = ksi("--help"), ksi("stranded")
 
@@ -117,17 +122,23 @@ def test_an_error_nobody_thought_of_is_a_sentence_and_no_traceback(ksi: KsiComma
         (["status", "now"], "unexpected extra argument"),
         (["stop", "--timeout-s", "soon"], "--timeout-s"),
         (["logs", "--lines", "-1"], "--lines"),
+        (["logs", "--lines", "x"], "'-n': it should be a valid integer; see: ksi logs --help"),
+        (["logs", "--lins", "1"], "there is no option: --lins; did you mean --lines?"),
         (["send"], "EVENT"),
         (["send", "system:hello", "{"], "no JSON"),
         (["send", "system:hello", "word"], "key=value"),
         (["send", "system:hello", "=1"], "key=value"),
         (["listen", "--count", "0"], "--count"),
         (["token"], "missing command"),
-        (["token", "crate"], "did you mean 'create'"),
+        (["token", "crate"], "did you mean create?"),
         (["token", "create", "me"], "--call"),
-        (["service", "instal"], "did you mean 'install'"),
-        (["service", "show", "--for", "cron"], "systemd"),
-        (["--nonsense"], "no such option"),
+        (["service", "instal"], "did you mean install or uninstall?"),
+        (["service", "show", "--for", "cron"], "'--for': 'cron' is not one of 'systemd'"),
+        (["--nonsense"], "there is no option"),
+        (["logs", "-n"], "see: ksi logs --help"),
+        (["token", "create", "me", "--ttl-s"], "see: ksi token create --help"),
+        (["send", "a:b", "--timeout-s", "-1"], "it should be greater than or equal to 0;"),
+        (["stop", "--timeout-s", "nan"], "it should be greater"),
     ],
 )
 def test_a_typing_mistake_is_told_in_one_sentence_with_exit_code_2(
@@ -284,6 +295,11 @@ def test_a_command_acts_as_the_token_that_it_was_given(ksi: KsiCommand, tmp_path
     assert ksi("send", "system:hello", "--json", **environ).json["principal"] == "token:worker"
     assert ksi("send", "system:stats", "--json", **environ).json["error"]["code"] == "denied"
     assert ksi("events", KSI_TOKEN_FILE="/dev/null/none").code == 2
+
+
+def test_a_group_has_no_options_for_completion_which_would_be_that_of_ksi(ksi: KsiCommand) -> None:
+    for group in ("service", "token"):
+        assert "completion" not in ksi(group, "--help").out
 
 
 def test_every_command_takes_json_and_says_so(ksi: KsiCommand) -> None:
