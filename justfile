@@ -23,3 +23,7 @@ build:
 # Measure.
 bench:
     .venv/bin/python tests/benchmarks/run.py
+
+# Write the tables in READMEs and docs/, which are made from the code.
+docs:
+    .venv/bin/python docs/generate.py

@@ -9,102 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from ksi_daemon import process
-from ksi_daemon.home import Home
+from ksi_cli.testing import INSTALL_TIMEOUT_S, Checkout
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "daemon_control.py"
-INSTALL_TIMEOUT_S = 240.0
 OLD_VERSIONS = ("3.6", "3.7", "3.8", "3.9", "3.10")
-
-
-class Checkout:
-    """A copy of the tree, used by somebody whose home is empty."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root = root
-        self.home = folder / "home" / ".ksi"
-        (folder / "home").mkdir()
-        (folder / "bin").mkdir()
-        (folder / "bin" / "python3").symlink_to(base_python())
-        self.environ = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": str(folder / "home")}
-        # Where packages come from is the machine's affair.
-        kept = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "PIP_", "UV_", "SSL_CERT_")
-        self.environ |= {n: v for n, v in os.environ.items() if n.upper().startswith(kept)}
-
-    def copy_tree(self) -> None:
-        """Copy the tree as it stands now, without what git is told to ignore."""
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            check=False,
-        )
-        if listed.returncode == 0:
-            for name in filter(None, listed.stdout.decode().split("\0")):
-                if (ROOT / name).is_file():
-                    (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(ROOT / name, self.root / name)
-        else:
-            litter = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-            shutil.copytree(ROOT, self.root, ignore=litter, dirs_exist_ok=True)
-
-    def line(self, *words: str) -> list[str]:
-        return ["python3", str(self.root / "daemon_control.py"), *words]
-
-    def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.line(*words),
-            env={**self.environ, **environ},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_TIMEOUT_S,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    def begin(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.line(*words),
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def use_uv(self) -> None:
-        """Put uv on the PATH."""
-        found = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if found is None or subprocess.run([found, "-V"], capture_output=True).returncode:
-            pytest.skip("uv is not installed here")
-        (Path(self.environ["PATH"].partition(":")[0]) / "uv").symlink_to(found)
-
-
-def base_python() -> Path:
-    """Return the Python that the tests' own environment was made of."""
-    return Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info[1]}"
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[Checkout]:
-    root = tmp_path / "a checkout"  # with a space, as on a Mac
-    root.mkdir()
-    shutil.copy2(SCRIPT, root)
-    shutil.copy2(ROOT / "pyproject.toml", root)
-    made = Checkout(root, tmp_path)
-    yield made
-    process.stop(Home(made.home), timeout_s=0)
 
 
 @pytest.fixture
@@ -119,39 +33,19 @@ def bootstrap(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.timeout(600)
-def test_the_first_start_makes_an_environment_and_a_killed_one_is_mended(
-    checkout: Checkout,
-) -> None:
-    checkout.copy_tree()
-    first = checkout.begin("start")
-    assert first.stderr is not None
-    for line in first.stderr:
-        if "installing" in line:
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-
-    started = checkout.run("start", "--json")
-
-    assert started.returncode == 0, started.stderr
-    assert json.loads(started.stdout)["pid"] == Home(checkout.home).running_pid()
-    assert "Making KSI's environment" in started.stderr
-    again = checkout.run("start", "--json")
-    assert (again.returncode, again.stderr) == (0, "")
-    assert json.loads(again.stdout)["already_running"] is True
-    assert checkout.run("status").returncode == 0
-    assert checkout.run("stop").returncode == 0
-    assert checkout.run("status").returncode == 3
-
-
-@pytest.mark.timeout(600)
-def test_with_uv_it_is_made_once_mended_when_stale_and_made_anew_when_moved(
+def test_with_uv_it_is_made_once_mended_when_stale_and_made_anew_when_killed_or_moved(
     checkout: Checkout, tmp_path: Path
 ) -> None:
-    checkout.use_uv()
+    if not checkout.use_uv():
+        pytest.skip("uv is not installed here")
     checkout.copy_tree()
     (tmp_path / "msgspec.py").write_text("raise SystemExit('a stranger was imported')")
     checkout.environ["PYTHONPATH"] = str(tmp_path)
+    killed = checkout.begin("status")
+    assert killed.stderr is not None
+    assert any("installing" in line for line in killed.stderr)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
 
     both = [checkout.begin("status", "--json") for _ in range(2)]
     outputs = [each.communicate(timeout=INSTALL_TIMEOUT_S) for each in both]
@@ -190,11 +84,14 @@ def test_with_uv_it_is_made_once_mended_when_stale_and_made_anew_when_moved(
 @pytest.mark.timeout(120)
 def test_without_a_network_there_is_one_clear_message(checkout: Checkout) -> None:
     checkout.copy_tree()
+    nowhere = "http://127.0.0.1:9/simple"  # where nothing listens
+    offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_INDEX_URL": nowhere}
 
-    started = checkout.run("start", "--json", PIP_NO_INDEX="1")
+    started = checkout.run("start", "--json", **offline, PIP_EXTRA_INDEX_URL="", PIP_RETRIES="1")
 
     assert started.returncode == 1
-    assert "installing what it needs failed" in json.loads(started.stdout)["error"]["message"]
+    told = json.loads(started.stdout)["error"]["message"]
+    assert "installing what it needs failed: where packages come from can't be reached" in told
 
 
 def test_help_and_typing_mistakes_need_no_environment(checkout: Checkout) -> None:
@@ -267,7 +164,9 @@ def test_a_python_without_ensurepip_gets_one_clear_sentence(
         if entry.name not in ("ensurepip", "site-packages"):
             (tmp_path / "python" / library / entry.name).symlink_to(entry)
     (tmp_path / "python" / "bin").mkdir()
-    shutil.copy2(base_python(), tmp_path / "python" / "bin" / "python3")
+    shutil.copy2(
+        Path(sys.base_prefix) / "bin" / Path(library).name, tmp_path / "python" / "bin" / "python3"
+    )
     checkout.environ["PATH"] = f"{tmp_path / 'python' / 'bin'}:/usr/bin:/bin"
 
     told = checkout.run("start")
@@ -296,23 +195,21 @@ def test_the_lock_is_held_until_the_last_of_its_programs_has_ended(
 ) -> None:
     monkeypatch.setattr(bootstrap, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
-    # What a step leaves behind, as an installer does that outlives a killed bootstrap.
-    read, write = os.pipe()
-    monkeypatch.setattr(bootstrap.subprocess, "DEVNULL", read)
+    os.mkfifo(tmp_path / "fifo")
 
     with bootstrap.lock() as handle, (tmp_path / "lock").open("rb") as other:
+        # What a step leaves behind, as an installer does that outlives a killed bootstrap.
         script = (
-            "import os, sys\n"
+            "import os\n"
             "if not os.fork():\n"
             "    os.dup2(os.open(os.devnull, os.O_RDWR), 1); os.dup2(1, 2)\n"
-            "    sys.stdin.read()\n"
+            f"    open({str(tmp_path / 'fifo')!r}).read()\n"
         )
         bootstrap.run("leaving a child", handle, sys.executable, "-c", script)
         os.close(handle)
-        os.close(read)
-        with pytest.raises(BlockingIOError):
+        # Opened here once the child has opened it, which ends when it is closed here.
+        with (tmp_path / "fifo").open("w"), pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(write)
         fcntl.flock(other, fcntl.LOCK_EX)
         os.dup2(other.fileno(), handle)  # which the end of the block closes
 

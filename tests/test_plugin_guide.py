@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ksi_cli.testing import blocks_of, commands_of
+
 GUIDE = Path(__file__).resolve().parent.parent / "plugins" / "README.md"
-BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 COMMAND_TIMEOUT_S = 40
 
 
@@ -63,25 +64,16 @@ def fits(expected: str, written: str) -> bool:
     return re.fullmatch(pattern, written.strip(), re.DOTALL) is not None
 
 
-def commands_of(block: str) -> list[tuple[str, str]]:
-    """Return the commands of a console block, each with the output that is shown."""
-    found = []
-    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        command, _, output = part.partition("\n")
-        found.append((command, output.strip()))
-    return found
-
-
 @pytest.mark.timeout(180)
 def test_the_guide_does_what_it_says(terminal: Terminal) -> None:
     ran = 0
-    for file, language, text in BLOCK.findall(GUIDE.read_text(encoding="utf-8")):
-        if file:
-            path = terminal.folder / file
+    for block in blocks_of(GUIDE):
+        if block.file:
+            path = terminal.folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        elif language == "console":
-            for command, expected in commands_of(text):
+            path.write_text(block.text, encoding="utf-8")
+        elif block.language == "console":
+            for command, expected in commands_of(block.text):
                 written = terminal.run(command)
                 assert fits(expected, written), f"$ {command}\n{written}\nand not\n{expected}"
                 ran += 1
@@ -89,9 +81,9 @@ def test_the_guide_does_what_it_says(terminal: Terminal) -> None:
 
 
 def test_every_python_block_of_the_guide_is_a_file_that_is_run() -> None:
-    blocks = BLOCK.findall(GUIDE.read_text(encoding="utf-8"))
+    blocks = [block for block in blocks_of(GUIDE) if block.language == "python"]
 
-    assert [text for file, language, text in blocks if language == "python" and not file] == []
+    assert [block.text for block in blocks if not block.file] == []
 
 
 def test_an_output_that_differs_is_noticed() -> None:

@@ -1,0 +1,21 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ksi_cli.testing import Checkout
+from ksi_daemon import process
+from ksi_daemon.home import Home
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Checkout]:
+    """Somebody's checkout, of the script alone as yet; a daemon that it started is ended."""
+    made = Checkout(ROOT, tmp_path)
+    for name in ("daemon_control.py", "pyproject.toml"):
+        shutil.copy2(ROOT / name, made.root)
+    yield made
+    process.stop(Home(made.home), timeout_s=0)

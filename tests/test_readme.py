@@ -1,0 +1,131 @@
+"""The README as a newcomer finds it: its sessions are run, and their output is compared."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+
+from ksi_cli.testing import INSTALL_TIMEOUT_S, Block, Checkout, blocks_of, commands_of
+from ksi_daemon.home import Home
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+# What is another at every start; nothing else may differ.
+VARYING = (r"\(pid \d+\)", r"done in \d+ s")
+
+
+class Newcomer:
+    """Somebody with a terminal in a checkout at ``~/ksi``."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.environ = dict(checkout.environ)
+
+    def run(self, command: str) -> str:
+        """Run a command, and return what it shows in the terminal."""
+        done = subprocess.run(
+            shlex.split(command),
+            env=self.environ,
+            cwd=self.checkout.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )
+        shown = done.stdout.replace(str(self.checkout.root), "~/ksi")
+        return shown.replace(str(self.checkout.user_home), "~").strip()
+
+    def follow(self, session: str) -> None:
+        """Run the commands of a session, each of which must show what the session shows."""
+        for command, expected in commands_of(session):
+            shown = self.run(command)
+            assert steady(shown) == steady(expected), f"$ {command}\n{shown}"
+
+    def begin(self, program: str) -> "subprocess.Popen[str]":
+        """Run a program in Python, in which ``await`` may stand anywhere, beside the test."""
+        line = [self.checkout.root / ".venv" / "bin" / "python", "-u", "-c"]
+        program = f"import asyncio\nasync def main():\n{indent(program, '    ')}\n"
+        return subprocess.Popen(
+            [*map(str, line), f"{program}asyncio.run(main())"],
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+def steady(text: str) -> str:
+    for pattern in VARYING:
+        text = re.sub(pattern, "…", text)
+    return text
+
+
+def blocks_in(language: str) -> list[Block]:
+    return [block for block in blocks_of(README) if block.language == language]
+
+
+@pytest.mark.timeout(600)
+def test_a_newcomer_sees_what_the_readme_shows(checkout: Checkout) -> None:
+    checkout.copy_tree()
+    newcomer = Newcomer(checkout)
+
+    # The first start is pip's; with uv it is made in test_bootstrap.py.
+    for block in blocks_in("console"):
+        newcomer.follow(block.text)
+
+    home = Home(checkout.home)
+    pid = home.running_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    newcomer.run("python3 daemon_control.py start")
+    assert home.running_pid() not in (None, pid)
+
+    the_plugin_answers(newcomer)
+    the_client_sees_its_events(newcomer)
+
+    assert newcomer.run(".venv/bin/ksi stop").startswith("KSI has stopped")
+    assert checkout.run("status").returncode == 3
+
+
+def the_plugin_answers(newcomer: Newcomer) -> None:
+    """Put the smallest plugin where an installer would, and ask it."""
+    plugin, _ = blocks_in("python")
+    site = newcomer.checkout.user_home / "site"
+    metadata = site / "my_plugin-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "my_plugin.py").write_text(plugin.text)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[ksi]\nmy = my_plugin\n")
+    newcomer.environ["PYTHONPATH"] = str(site)
+
+    newcomer.run(".venv/bin/ksi restart")
+
+    answer = newcomer.run(".venv/bin/ksi send my:custom:event answer=42 --json")
+    assert answer == '{"received":{"answer":42}}'
+
+
+def the_client_sees_its_events(newcomer: Newcomer) -> None:
+    """Run the client of the README until it has printed an event of the plugin."""
+    _, program = blocks_in("python")
+    with newcomer.begin(program.text) as client:
+        try:
+            for _ in range(200):
+                if '"subscriptions":1' in newcomer.run(".venv/bin/ksi send system:stats --json"):
+                    break
+            newcomer.run(".venv/bin/ksi send my:custom:event answer=42")
+            assert client.stdout is not None
+            assert client.stdout.readline() == "my:custom:event {'answer': 42}\n"
+        finally:
+            client.kill()
+
+
+def test_what_is_compared_differs_in_nothing_but_what_varies() -> None:
+    assert steady("is ready (pid 1)\n  done in 2 s") == steady("is ready (pid 23)\n  done in 45 s")
+    assert steady("KSI 0.1.0 is ready") != steady("KSI 0.1.1 is ready")
