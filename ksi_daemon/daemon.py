@@ -111,7 +111,9 @@ class Daemon:
         lock = self.home.lock()
         try:
             log_file = self.home.log_file
-            with configured(self.log_options, log_file, echo=echo) as self.log_handler:
+            with configured(
+                self.log_options, log_file, echo=echo, packages=self._packages
+            ) as self.log_handler:
                 async with self._kernel():
                     self.supervisor.start("early stop", self._abandon_start)
                     await self._start()
@@ -202,7 +204,7 @@ class Daemon:
         )
 
     def _packages(self) -> dict[str, str]:
-        return self.loader.packages()
+        return self.loader.packages() if hasattr(self, "loader") else {}  # the log comes first
 
     async def _beat(self) -> None:
         await self.watchdog.run([self.server.tick])

@@ -5,7 +5,7 @@ import logging
 import logging.handlers
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from ksi_daemon.event_system import current_context
 from ksi_daemon.settings import LogSettings
 
 MAX_REMEMBERED: Final = 1000
+PLUGIN_LOGGERS: Final = "ksi.plugin."
 MAX_LINE_CHARACTERS: Final = 32_000
 MAX_FIELD_REPR: Final = 1000  # of a field that is kept in a line which is too long
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
@@ -28,7 +29,16 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 
 
 class ContextFilter(logging.Filter):
-    """Adds the ids of the event that is being handled to every line."""
+    """Adds the ids of the event that is being handled, and the plugin that logs, to every line.
+
+    Args:
+        packages: Gives the plugins by their top-level packages, so that a line of a logger that is
+            named after its module bears its plugin's name.
+    """
+
+    def __init__(self, packages: Callable[[], dict[str, str]] = dict) -> None:
+        super().__init__()
+        self._packages = packages
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add them; the line always passes."""
@@ -41,9 +51,16 @@ class ContextFilter(logging.Filter):
             ):
                 if value is not None and not hasattr(record, name):
                     setattr(record, name, value)
-        if record.name.startswith("ksi.plugin.") and not hasattr(record, "plugin"):
-            record.plugin = record.name.removeprefix("ksi.plugin.")
+        if not hasattr(record, "plugin"):
+            plugin = self._plugin_of(record.name)
+            if plugin is not None:
+                record.plugin = plugin
         return True
+
+    def _plugin_of(self, logger: str) -> str | None:
+        if logger.startswith(PLUGIN_LOGGERS):
+            return logger.removeprefix(PLUGIN_LOGGERS)
+        return self._packages().get(logger.partition(".")[0])
 
 
 class RepeatFilter(logging.Filter):
@@ -168,7 +185,11 @@ class DaemonLogHandler(logging.handlers.RotatingFileHandler):
 
 @contextmanager
 def configured(
-    settings: LogSettings, path: Path | None, *, echo: bool = False
+    settings: LogSettings,
+    path: Path | None,
+    *,
+    echo: bool = False,
+    packages: Callable[[], dict[str, str]] = dict,
 ) -> Iterator[logging.Handler]:
     """Send all logging to a file for a while, then flush and close it.
 
@@ -177,6 +198,7 @@ def configured(
         path: The file; standard error where there is none.
         echo: Whether it goes to standard error as well, for whoever runs the daemon in the
             foreground: pretty on a terminal, else in the file's format.
+        packages: Gives the plugins by their top-level packages.
     """
     handlers = [make_handler(settings, path)]
     if echo and path is not None:
@@ -189,6 +211,8 @@ def configured(
     root.setLevel(settings.level.upper())
     logging.captureWarnings(capture=True)
     for handler in handlers:
+        handler.addFilter(ContextFilter(packages))
+        handler.addFilter(RepeatFilter(settings.repeat_window_s))
         root.addHandler(handler)
     try:
         yield handlers[0]
@@ -203,6 +227,4 @@ def make_handler(settings: LogSettings, path: Path | None) -> logging.Handler:
     handler: logging.Handler
     handler = logging.StreamHandler() if path is None else DaemonLogHandler(path, settings)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else PrettyFormatter())
-    handler.addFilter(ContextFilter())
-    handler.addFilter(RepeatFilter(settings.repeat_window_s))
     return handler

@@ -47,6 +47,22 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_line_bears_the_plugin_whose_module_logs(log: Log, path: Path) -> None:
+    with log(), configured(LogSettings(), path, packages=lambda: {"my_weather": "weather"}):
+        logging.getLogger("my_weather.handlers.deep").info("it rains")
+        logging.getLogger("my_weatherman").info("it rains")
+
+    assert [line.get("plugin") for line in lines(path)] == ["weather", None]
+
+
+async def test_a_daemon_knows_the_plugins_by_their_packages(ksi_home: Path) -> None:
+    async with running_daemon(ksi_home):
+        logging.getLogger("ksi_system.handlers").info("all is well")
+
+    (line,) = [each for each in read_log(ksi_home) if each["message"] == "all is well"]
+    assert line["plugin"] == "system"
+
+
 def test_a_line_is_a_json_object_with_its_fields(log: Log, path: Path) -> None:
     with log():
         logging.getLogger("ksi.plugin.weather").warning("it rains", extra={"place": "Oslo"})
