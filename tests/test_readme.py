@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from ksi_cli.testing import INSTALL_TIMEOUT_S, Block, Checkout, blocks_of, comma
 from ksi_daemon.home import Home
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+PRINT_TIMEOUT_S = 20.0
 # What is another at every start; nothing else may differ.
 VARYING = (r"\(pid \d+\)", r"done in \d+ s")
 
@@ -121,6 +123,7 @@ def the_client_sees_its_events(newcomer: Newcomer) -> None:
                     break
             newcomer.run(".venv/bin/ksi send my:custom:event answer=42")
             assert client.stdout is not None
+            assert select.select([client.stdout], [], [], PRINT_TIMEOUT_S)[0], "it saw nothing"
             assert client.stdout.readline() == "my:custom:event {'answer': 42}\n"
         finally:
             client.kill()
