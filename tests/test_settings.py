@@ -1,5 +1,6 @@
 """Settings: four layers, every mistake named, every number with its unit."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -245,6 +246,6 @@ def test_a_setting_without_its_unit_is_noticed() -> None:
 
 @pytest.mark.parametrize("section", [DaemonSettings, LogSettings, CommonSettings])
 def test_every_setting_is_explained(section: type[Struct]) -> None:
-    documented = set(re.findall(r"^ {4,8}(\w+): ", section.__doc__ or "", re.MULTILINE))
+    documented = set(re.findall(r"^ {4}(\w+): ", inspect.getdoc(section) or "", re.MULTILINE))
 
     assert documented == set(section.__struct_fields__)
