@@ -20,7 +20,7 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
     "router": 456,
-    "server": 631,
+    "server": 633,
     "loader": 254,
     "supervisor": 99,
     "protocol": 722,
