@@ -264,6 +264,8 @@ class Settings:
             return msgspec.convert(raw, hint, strict=False)
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             shown = "" if _extra(hint, "secret") else f" (it is {raw!r})"
+            if get_origin(hint) is Literal:
+                shown += f"; take one of {', '.join(map(repr, get_args(hint)))}"
             raise InvalidData(f"{where}: {error}{shown}") from error
 
 

@@ -25,6 +25,7 @@ from ksi_system import events as e
 
 HEALTH_TIMEOUT_S = 2.0
 TOKEN_PREFIX = "token:"
+HOST_PREFIX = "host:"
 WORST_FIRST: tuple[e.HealthState, ...] = ("failed", "draining", "starting", "degraded", "ok")
 HEALTH_OF_STATE: dict[str, e.HealthState] = {
     "loaded": "starting",
@@ -122,7 +123,12 @@ class System:
 
     def _routes(self, pattern: str) -> list[Route]:
         routes = self._daemon.router.routes
-        return [routes[name] for name in sorted(routes) if matches(name, pattern)]
+        hosts = pattern.startswith(HOST_PREFIX)  # who does not ask for their events can't send them
+        return [
+            routes[name]
+            for name in sorted(routes)
+            if matches(name, pattern) and (hosts or not name.startswith(HOST_PREFIX))
+        ]
 
     def _describe(self, route: Route) -> e.EventDescription:
         data_schema, result_schema = schemas_of(route)
