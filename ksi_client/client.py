@@ -273,9 +273,10 @@ class AsyncClient:
         self._peer = peer
         for _, request_to_serve in self._served.values():
             await peer.ask("router:serve", request_to_serve).result()
-        for subscription in self._subscriptions:
-            await self._subscribe(peer, subscription)
-            self._take_early()
+        for subscription in list(self._subscriptions):
+            if subscription in self._subscriptions:  # it may have been closed meanwhile
+                await self._subscribe(peer, subscription)
+                self._take_early()
         self._connected.set()
 
     def _end(self) -> None:

@@ -62,7 +62,11 @@ class LocalTransport:
     async def connect(self, make_peer: Callable[[], Peer]) -> None:
         """Connect a new peer through a pair of sockets that nobody else sees."""
         ours, theirs = socket.socketpair()
-        await self._daemon.adopt(theirs)
+        try:
+            await self._daemon.adopt(theirs)
+        except BaseException:
+            ours.close()
+            raise
         await asyncio.get_running_loop().create_connection(make_peer, sock=ours)
 
 

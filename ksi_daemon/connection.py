@@ -6,6 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -14,7 +16,7 @@ from ksi_daemon import sockets
 from ksi_daemon.event_system import CURRENT, Sender, current_context, event_handler
 from ksi_daemon.hub import Hub
 from ksi_daemon.idempotency import digest_of
-from ksi_daemon.principals import NOBODY, OWNER, Claim, Principal
+from ksi_daemon.principals import IDENTITY, NOBODY, OWNER, Claim, Principal
 from ksi_daemon.protocol import (
     Busy,
     Cancelled,
@@ -29,18 +31,7 @@ from ksi_daemon.protocol import (
     TimedOut,
     Unavailable,
 )
-from ksi_daemon.protocol.events import (
-    RouterAuthenticate,
-    RouterAuthenticated,
-    RouterPublish,
-    RouterPublished,
-    RouterServe,
-    RouterServed,
-    RouterSubscribe,
-    RouterSubscribed,
-    RouterUnsubscribe,
-    RouterUnsubscribed,
-)
+from ksi_daemon.protocol import events as e
 from ksi_daemon.protocol.names import check_name, check_pattern, matches_any
 from ksi_daemon.protocol.peer import Peer, Serving
 from ksi_daemon.protocol.wire import DECODE_ERRORS, ENCODER, Frame, Reply
@@ -50,6 +41,8 @@ from ksi_daemon.served import Served
 from ksi_daemon.subscriptions import Subscription
 
 log = logging.getLogger(__name__)
+
+identity_of = attrgetter(*IDENTITY)
 
 
 class Connection(Peer):
@@ -78,15 +71,7 @@ class Connection(Peer):
 
     def _become(self, principal: Principal) -> None:
         self.principal = principal
-        self._sender = Sender(
-            self.hub.router.boot,
-            principal.name,
-            principal.tenant,
-            principal.user,
-            principal.agent,
-            principal.conversation,
-            principal.run,
-        )
+        self._sender = Sender(self.hub.router.boot, principal.name, *identity_of(principal))
         self.forget_routes()
 
     def forget_routes(self) -> None:
@@ -153,6 +138,7 @@ class Connection(Peer):
                 or frame.idempotency_key is not UNSET
                 or request_id in serving
             ):
+                set_current(None)
                 self.take(frame)
                 sender = self._sender  # it may have been router:authenticate
                 started = now()
@@ -206,9 +192,7 @@ class Connection(Peer):
                 self._start(route, frame, event)
         except KsiError as error:
             self.hub.refused(self.principal, name, error)
-            if frame.id is UNSET:
-                error.details = {**(error.details or {}), "event": name}
-            self.fail(frame.id, error)
+            self.fail(frame.id, error, name)
 
     def _learn(self, name: str | UnsetType) -> Route | None:
         """Look up what was not asked for yet; what is wrong with it, `frame_received` says."""
@@ -226,7 +210,8 @@ class Connection(Peer):
         may_call = self.principal.may_call(name)
         if not may_call and not (name in router.routes and router.routes[name].public):
             raise Denied(f"{self.principal.name} may not send {name}")
-        if self.hub.draining and not name.startswith(OWN):
+        # What a host is answering must be able to ask, as it could in the daemon.
+        if self.hub.draining and self.principal.plugin is None and not name.startswith(OWN):
             raise Unavailable("the daemon is shutting down", retry_after_s=1.0)
         route = router.resolve(name)
         self._routes[name] = route
@@ -277,7 +262,7 @@ class Connection(Peer):
             raise InvalidData(f"{event.name} is a stream: it takes no idempotency key")
         else:
             reply = self._once(route, frame, event)
-        timeout_s = self.hub.timeout_of(route)
+        timeout_s = self.hub.timeout_of(route, heard=frame.id is not UNSET)
         self.answer(frame, reply, self.loop.time() + timeout_s if timeout_s else None)
 
     async def _once(self, route: Route, frame: Frame, event: Event) -> Raw:
@@ -287,7 +272,8 @@ class Connection(Peer):
         key = (whose.tenant, self.principal.name, whose.user, str(frame.idempotency_key))
         digest = digest_of(event)
         try:
-            return await hub.ledger.once(key, digest, lambda: hub.router.dispatch(route, event))
+            work = partial(hub.router.dispatch, route, event)
+            return await hub.ledger.once(key, digest, work, hub.timeout_of(route))
         except asyncio.CancelledError:
             serving = self.serving.get(frame.id)
             if serving is not None and isinstance(serving.cause, Cancelled | TimedOut):
@@ -328,12 +314,13 @@ class Connection(Peer):
         super().resume_writing()
         self.flush()
         frames, self._backlog = self._backlog, []
-        self.frames_received(frames)
+        if self.connected:  # else its token was revoked, or has expired
+            self.frames_received(frames)
 
     # -- the connection's own events ------------------------------------------------------------
 
     @event_handler("router:authenticate", public=True)
-    def authenticate(self, request: RouterAuthenticate) -> RouterAuthenticated:
+    def authenticate(self, request: e.RouterAuthenticate) -> e.RouterAuthenticated:
         """Take on the principal that a token names, for the rest of the connection."""
         if self.subscriptions or len(self.served) or self.serving:
             raise Conflict("authenticate first: this connection is in use already")
@@ -343,10 +330,10 @@ class Connection(Peer):
         if self._expiry is not None:
             self._expiry.cancel()
         self._expiry = self.loop.call_later(record.expires_at - time.time(), self.close)
-        return RouterAuthenticated(principal=self.principal.name, tenant=self.principal.tenant)
+        return e.RouterAuthenticated(principal=self.principal.name, tenant=self.principal.tenant)
 
     @event_handler("router:subscribe", public=True)
-    def subscribe(self, request: RouterSubscribe) -> RouterSubscribed:
+    def subscribe(self, request: e.RouterSubscribe) -> e.RouterSubscribed:
         """Push every event whose name matches a pattern to this connection."""
         pattern = check_pattern(request.pattern)
         if not matches_any(pattern, self.principal.grants.subscribe):
@@ -358,19 +345,19 @@ class Connection(Peer):
         subscription = Subscription(self, self._subscribed, request)
         self.subscriptions[subscription.id] = subscription
         self.hub.router.listen(subscription)
-        return RouterSubscribed(subscription=subscription.id)
+        return e.RouterSubscribed(subscription=subscription.id)
 
     @event_handler("router:unsubscribe", public=True)
-    def unsubscribe(self, request: RouterUnsubscribe) -> RouterUnsubscribed:
+    def unsubscribe(self, request: e.RouterUnsubscribe) -> e.RouterUnsubscribed:
         """End a subscription of this connection."""
         subscription = self.subscriptions.pop(request.subscription, None)
         if subscription is None:
             raise NotFound(f"this connection has no subscription {request.subscription!r}")
         self.hub.router.unlisten(subscription)
-        return RouterUnsubscribed(subscription=request.subscription)
+        return e.RouterUnsubscribed(subscription=request.subscription)
 
     @event_handler("router:serve", public=True)
-    def serve(self, request: RouterServe) -> RouterServed:
+    def serve(self, request: e.RouterServe) -> e.RouterServed:
         """Answer an event from this connection until it closes."""
         name = check_name(request.event)
         if not matches_any(name, self.principal.grants.serve):
@@ -379,14 +366,16 @@ class Connection(Peer):
         if len(self.served) >= bound:
             raise Busy(f"a connection may serve {bound} events (max_subscriptions)")
         self.served.add(request, self.principal)
-        return RouterServed(event=name)
+        return e.RouterServed(event=name)
 
     @event_handler("router:publish", public=True)
-    def publish(self, request: RouterPublish) -> RouterPublished:
+    def publish(self, request: e.RouterPublish) -> e.RouterPublished:
         """Show an event to its observers and subscribers; no handler is called."""
         name = check_name(request.event)
         if not matches_any(name, self.principal.grants.publish):
             raise Denied(f"{self.principal.name} may not publish {name}")
         context = current_context()
         assert context is not None
-        return RouterPublished(listeners=self.hub.router.notify(Event(name, request.data, context)))
+        return e.RouterPublished(
+            listeners=self.hub.router.notify(Event(name, request.data, context))
+        )

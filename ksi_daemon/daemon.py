@@ -225,6 +225,7 @@ class Daemon:
 
     async def _abandon_start(self) -> None:
         await self._stop.wait()
+        await asyncio.sleep(0)  # a task that is cancelled before its first step can't say so
         self.loader.abandon_start()
 
     @property
@@ -258,7 +259,11 @@ class Daemon:
             await asyncio.wait(running, timeout=self._grace_s)
             await self.server.end_requests(self.options.stop_timeout_s)
         context = self.router.child_of(None, "daemon")
-        await self.router.gather(DRAINED, Event(DRAINED, {}, context))
+        try:
+            async with asyncio.timeout(self.options.stop_timeout_s):
+                await self.router.gather(DRAINED, Event(DRAINED, {}, context))
+        except (KsiError, TimeoutError):  # a gate around it: the plugins are stopped all the same
+            log.exception("not all could be told that the daemon is drained")
         await self.loader.stop()
         log.info("stopped")
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from ksi_client import AsyncClient, KsiError, NotFound, SocketTransport
+from ksi_client.client import LAGGED
 from ksi_daemon.bus import converted
 from ksi_daemon.event_system import current_context, payload_of
 from ksi_daemon.hosts import HostAwait, HostAwaited, HostHello, HostKnown, HostReady, HostTask
@@ -259,7 +260,10 @@ def relay_events(events: Any, observer: Observer) -> Callable[[], Any]:
 
     async def run() -> None:
         async for event in events:
-            observer.deliver(event)
+            if observer.wants(event.name):
+                observer.deliver(event)
+            elif event.name == LAGGED:
+                observer.missed += event.data["missed"]
 
     return run
 

@@ -19,6 +19,7 @@ from ksi_daemon.loader import Loaded, Loader
 from ksi_daemon.principals import EVERYTHING, Principal
 from ksi_daemon.protocol import Denied, Failed, KsiError, Unavailable
 from ksi_daemon.protocol.events import PING
+from ksi_daemon.protocol.wire import DECODE_ERRORS
 from ksi_daemon.router import Router
 from ksi_daemon.server import Server
 from ksi_daemon.settings import DaemonSettings, Layers, LogLevel, Settings, Value
@@ -155,6 +156,7 @@ class PluginHost:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # whatever lies in the working directory is not to be imported
                 "-m",
                 "ksi_daemon.host",
                 str(theirs.fileno()),
@@ -342,7 +344,7 @@ def read_log_line(line: bytes) -> tuple[int, str, dict[str, Any]]:
     """Take a host's log line apart; what is no JSON line is a message of its own."""
     try:
         fields = msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except DECODE_ERRORS:
         return logging.WARNING, line.decode(errors="replace").rstrip(), {}
     level = logging.getLevelNamesMapping().get(str(fields.pop("level", "")).upper(), logging.INFO)
     message = str(fields.pop("message", ""))

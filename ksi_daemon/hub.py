@@ -14,8 +14,6 @@ from ksi_daemon.routes import Route
 
 log = logging.getLogger(__name__)
 
-NO_TIMEOUT = 0.0
-
 
 class Hub:
     """The router, the limits, the tokens, and what is counted or encoded once for everybody.
@@ -36,7 +34,6 @@ class Hub:
         max_subscriptions: int = 1000,
     ) -> None:
         self.router = router
-        self.tasks = tasks
         self.tokens = tokens
         self.ledger = Ledger(tasks)
         self.limits = limits or Limits()
@@ -52,18 +49,17 @@ class Hub:
         if isinstance(error, Denied):
             log.warning(
                 "an event was denied",
-                extra={
-                    "principal": principal.name,
-                    "event": event,
-                    "why": error.message,
-                },
+                extra={"principal": principal.name, "event": event, "why": error.message},
             )
 
-    def timeout_of(self, route: Route) -> float:
-        """Return how long an answer may take, in seconds; 0 is without end."""
+    def timeout_of(self, route: Route, *, heard: bool = True) -> float:
+        """Return how long an answer may take, in seconds; 0 is without end.
+
+        A stream has no end of its own only while somebody hears it: nobody would cancel it.
+        """
         if route.timeout_s is not None:
             return route.timeout_s
-        return NO_TIMEOUT if route.streams else self._request_timeout_s
+        return 0.0 if route.streams and heard else self._request_timeout_s
 
     def encoded(self, event: Event) -> bytes:
         """Return a pushed event but for its last brace, encoded once for all subscribers."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from ksi_daemon.protocol import Conflict, Event, Failed, InvalidData, KsiError
+from ksi_daemon.protocol import Busy, Conflict, Event, Failed, InvalidData, KsiError, TimedOut
 from ksi_daemon.protocol.errors import RETRYABLE_CODES
 from ksi_daemon.protocol.wire import ENCODE_ERRORS, encode
 
@@ -52,11 +52,18 @@ class Ledger:
         return len(self._entries)
 
     async def once(
-        self, key: Key, digest: bytes, work: Callable[[], Coroutine[Any, Any, Any]]
+        self,
+        key: Key,
+        digest: bytes,
+        work: Callable[[], Coroutine[Any, Any, Any]],
+        timeout_s: float = 0.0,
     ) -> Raw:
         """Return the answer of ``work``, which is done only if this key is new.
 
+        The work ends after ``timeout_s`` (0 is never) even if nobody waits for it any more.
+
         Raises:
+            Busy: `MAX_KEYS` requests are being worked on.
             Conflict: The key came with another request before.
             KsiError: What the work ended with.
         """
@@ -65,7 +72,9 @@ class Ledger:
         entry = self._entries.get(key)
         if entry is None or entry.task.cancelled():
             self._make_room()
-            task = self._tasks.create_task(self._run(key, work()), name=f"keyed {key[3]}")
+            task = self._tasks.create_task(
+                self._run(key, work(), timeout_s), name=f"keyed {key[3]}"
+            )
             entry = self._entries[key] = _Entry(digest, task, time.monotonic())
         elif entry.digest != digest:
             raise Conflict("this idempotency key was used for another request; take a new one")
@@ -84,9 +93,15 @@ class Ledger:
         if entry is not None:
             entry.task.cancel()
 
-    async def _run(self, key: Key, work: Coroutine[Any, Any, Any]) -> Raw | KsiError:
+    async def _run(
+        self, key: Key, work: Coroutine[Any, Any, Any], timeout_s: float
+    ) -> Raw | KsiError:
         try:
-            answer = Raw(encode(await work))
+            async with asyncio.timeout(timeout_s or None):
+                answer = Raw(encode(await work))
+        except TimeoutError:
+            del self._entries[key]
+            return TimedOut(f"it took longer than {timeout_s} s (request_timeout_s)")
         except asyncio.CancelledError:
             del self._entries[key]
             raise
@@ -109,3 +124,5 @@ class Ledger:
             if entry.task.done():
                 self._kept_bytes -= entry.size
                 del self._entries[key]
+        if len(self._entries) >= MAX_KEYS:
+            raise Busy(f"{MAX_KEYS} keyed requests are being worked on", retry_after_s=1.0)

@@ -19,7 +19,7 @@ from ksi_daemon.protocol import Failed, InvalidData, KsiError
 from ksi_daemon.protocol.names import did_you_mean, matches_any
 from ksi_daemon.router import Router
 from ksi_daemon.settings import CommonSettings, Settings
-from ksi_daemon.supervisor import Supervisor, is_cancelled
+from ksi_daemon.supervisor import Supervisor, is_cancelled, told
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Loader:
             log.warning("a plugin is unavailable", extra={"plugin": loaded.name, "why": str(error)})
             return
         except BaseException as error:  # noqa: BLE001  whatever an import does, the rest are loaded
-            self._fail(loaded, f"can't be loaded: {type(error).__name__}: {error}", error)
+            self._fail(loaded, f"can't be loaded: {told(error)}", error)
             return
         loaded.settings = self._settings.section(loaded.name, loaded.info.settings or NoSettings)
 
@@ -277,7 +277,7 @@ class Loader:
             if is_cancelled(error):
                 loaded.set_state("stopped", "was stopped before it was ready")
                 raise
-            self._fail(loaded, f"{type(error).__name__}: {error}", error)
+            self._fail(loaded, told(error), error)
         else:
             loaded.set_state("stopped")
         finally:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS: Final = 10_000
 MAX_TTL_S: Final = 10 * 365 * 86400
+TOKEN_PREFIX: Final = "token:"
 IDENTITY: Final = ("tenant", "user", "agent", "conversation", "run")
 EVERYTHING: Final = Grants(
     call=("*",), subscribe=("*",), publish=("*",), serve=("*",), impersonate=True, see_all=True
@@ -109,7 +110,8 @@ class TokenStore:
         """Make a token that names ``principal`` for ``ttl_s`` seconds.
 
         Args:
-            principal: Whom the bearer acts as.
+            principal: Whom the bearer acts as; its name gets the prefix `TOKEN_PREFIX`, so that
+                no bearer is taken for the owner, a plugin or its host.
             ttl_s: How long it is valid.
             keep: Whether it outlives the daemon; a child process's token does not.
 
@@ -122,6 +124,8 @@ class TokenStore:
         self._forget_expired()
         if len(self._kept) + len(self._passing) >= MAX_TOKENS:
             raise Busy(f"there are {MAX_TOKENS} tokens; revoke some")
+        if not principal.name.startswith(TOKEN_PREFIX):
+            principal = msgspec.structs.replace(principal, name=f"{TOKEN_PREFIX}{principal.name}")
         token_id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), time.time()
         record = TokenRecord(token_id, _digest(secret), principal, now, now + ttl_s)
         if keep:

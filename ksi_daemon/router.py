@@ -382,7 +382,3 @@ def own(route: Route) -> bool:
     Else a gate that has failed would shut out whoever comes to see why, or to stop the daemon.
     """
     return route.name.startswith(OWN)
-
-
-def _gates_first(declared: tuple[Declaration, Callable[..., Any]]) -> bool:
-    return declared[0].kind != "interceptor"

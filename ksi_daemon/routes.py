@@ -24,30 +24,6 @@ RECENT_LATENCIES = 512
 class Route:
     """One way to answer an event: its types, its function, and how it has fared."""
 
-    __slots__ = (
-        "base",
-        "call",
-        "connected",
-        "count",
-        "data_schema",
-        "data_type",
-        "decode",
-        "doc",
-        "errors",
-        "inline",
-        "name",
-        "on_the_spot",
-        "order",
-        "plugin",
-        "public",
-        "recent",
-        "result_class",
-        "result_schema",
-        "result_type",
-        "streams",
-        "timeout_s",
-    )
-
     def __init__(self, plugin: str, name: str, base: Call, *, streams: bool = False) -> None:
         self.plugin = plugin
         self.name = name

@@ -70,6 +70,7 @@ class Served:
         timeout_s = self._hub.timeout_of(route)
         try:
             async with asyncio.timeout(timeout_s or None):
+                await self._peer.drained()  # what waits here is bounded, and can be cancelled
                 with self._asked(event) as inbound:
                     return decode_plain(await inbound.result())
         except TimeoutError as error:
@@ -78,6 +79,7 @@ class Served:
             raise Failed(f"{event.name} was answered with broken JSON: {error}") from error
 
     async def _stream(self, route: Route, event: Event) -> AsyncGenerator[Any]:
+        await self._peer.drained()
         with self._asked(event) as inbound:
             async with contextlib.aclosing(inbound):
                 async for chunk in inbound:

@@ -53,7 +53,14 @@ class Server:
         )
 
     async def adopt(self, sock: socket.socket, principal: Principal) -> Connection:
-        """Take on a connected socket, in the name of a principal that is known already."""
+        """Take on a connected socket, in the name of a principal that is known already.
+
+        Raises:
+            Unavailable: The daemon has stopped.
+        """
+        if self._listener is None:
+            sock.close()
+            raise Unavailable("the daemon has stopped")
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             lambda: self._make_connection(principal), sock=sock
@@ -64,6 +71,7 @@ class Server:
         """Accept no more, and close every connection once what is queued is sent."""
         if self._listener is not None:
             self._listener.close()
+            self._listener = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         for connection in list(self.connections):

@@ -53,8 +53,7 @@ class Subscription:
 
     def tell_missed(self) -> None:
         """Say once how many events the reader missed."""
-        if self.missed:
-            data = RouterLagged(missed=self.missed)
-            context = Context(self._connection.hub.router.new_id(), None, "router")
-            self.missed = 0
-            self._connection.push(encode(Push("router:lagged", data, context))[:-1], self._tail)
+        data = RouterLagged(missed=self.missed)
+        context = Context(self._connection.hub.router.new_id(), None, "router")
+        self.missed = 0
+        self._connection.push(encode(Push("router:lagged", data, context))[:-1], self._tail)

@@ -5,6 +5,7 @@ import itertools
 import logging
 import random
 import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -31,6 +32,11 @@ class RestartPolicy(Struct, frozen=True, kw_only=True):
 def is_cancelled(error: BaseException) -> bool:
     """Say whether an error is the cancellation of the task that runs here, not one made up."""
     return isinstance(error, asyncio.CancelledError) and is_stopping()
+
+
+def told(error: BaseException) -> str:
+    """Return an error's kind and message, also of one that can't be made a string."""
+    return "".join(traceback.format_exception_only(error)).rstrip()
 
 
 def is_stopping() -> bool:
@@ -118,13 +124,14 @@ class Supervisor:
             except BaseException as error:
                 if is_cancelled(error):
                     raise
-                unit.last_error = f"{type(error).__name__}: {error}"
+                unit.last_error = told(error)
                 log.exception("a background task failed", extra={"task": unit.name})
                 if is_stopping():
                     return  # its clean-up failed: to start it again would lose the cancellation
             else:
                 unit.state = "finished"
-                self.units.pop(unit.name, None)
+                if self.units.get(unit.name) is unit:  # else another has taken its place
+                    del self.units[unit.name]
                 return
             delay = unit.next_delay_s()
             if delay is None:

@@ -398,8 +398,8 @@ async def test_both_clients_act_as_the_token_that_they_inherit(
             return str(client.request("system:hello")["principal"])
 
     async with AsyncClient(daemon.home.socket) as client:
-        assert (await client.request("system:hello"))["principal"] == "child"
-    assert await asyncio.to_thread(ask) == "child"
+        assert (await client.request("system:hello"))["principal"] == "token:child"
+    assert await asyncio.to_thread(ask) == "token:child"
 
 
 async def test_the_blocking_client_with_a_wrong_token_leaves_nothing_open(daemon: Daemon) -> None:

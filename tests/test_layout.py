@@ -19,11 +19,11 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # Router, socket server, plugin loader, supervisor, protocol. The figures may only shrink; whoever
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
-    "router": 456,
-    "server": 633,
+    "router": 431,
+    "server": 619,
     "loader": 254,
-    "supervisor": 99,
-    "protocol": 722,
+    "supervisor": 103,
+    "protocol": 721,
 }
 KERNEL_PARTS = {
     "router": ("router.py", "routes.py", "listeners.py"),

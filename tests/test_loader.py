@@ -80,7 +80,7 @@ async def test_a_plugin_that_fails_on_import_is_reported_and_the_rest_run(
         bad = await state_of(daemon, "bad")
 
     assert bad["state"] == "failed"
-    assert bad["why"] == f"can't be loaded: {type(error).__name__}: {error}"
+    assert bad["why"] == f"can't be loaded: {type(error).__name__}: {error}".removesuffix(": ")
 
 
 async def test_a_plugin_that_lacks_a_package_is_unavailable_and_says_which(ksi_home: Path) -> None:

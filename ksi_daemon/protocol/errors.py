@@ -9,6 +9,9 @@ class KsiError(Exception):
     """The event was not answered; ``code`` is stable and says which kind of error it is."""
 
     code: ClassVar[str] = "failed"
+    message = ""  # these three for a subclass that does not call __init__
+    retry_after_s: float | None = None
+    details: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -18,9 +21,9 @@ class KsiError(Exception):
         details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.retry_after_s = retry_after_s
-        self.details = details
+        self.message = str(message)  # whatever a plugin gives: it must cross the wire
+        self.retry_after_s = None if retry_after_s is None else float(retry_after_s)
+        self.details = None if details is None else dict(details)
 
     @property
     def body(self) -> ErrorBody:
@@ -82,20 +85,8 @@ class Failed(KsiError):
     code = "failed"
 
 
-_BY_CODE: dict[str, type[KsiError]] = {
-    kind.code: kind
-    for kind in (
-        InvalidData,
-        NotFound,
-        Denied,
-        Conflict,
-        Busy,
-        Unavailable,
-        TimedOut,
-        Cancelled,
-        Failed,
-    )
-}
+# Those above alone: whatever plugins derive is not defined yet.
+_BY_CODE: dict[str, type[KsiError]] = {kind.code: kind for kind in KsiError.__subclasses__()}
 
 RETRYABLE_CODES = frozenset({"busy", "unavailable", "timeout", "cancelled"})
 

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from types import AsyncGeneratorType
 from typing import Any
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from ksi_daemon.protocol.errors import (
     Busy,
@@ -51,6 +51,7 @@ from ksi_daemon.protocol.wire import (
 MAX_MESSAGE_CHARACTERS = 300
 NOTHING = (UNSET, UNSET, UNSET)
 HARD_LIMIT = 16  # times max_buffer_bytes: what a sender that ignores a pause is cut off at
+CHUNK_OVERHEAD_BYTES = 64  # what a waiting chunk costs besides its content, about
 CHUNKS_A_TURN = 64
 BYTES_A_TURN = 64 * 1024
 
@@ -58,9 +59,12 @@ BYTES_A_TURN = 64 * 1024
 class Serving:
     """A request of the other side that is being answered."""
 
-    __slots__ = ("cause", "deadline", "go", "name", "task")
+    __slots__ = ("cause", "deadline", "go", "id", "name", "task")
 
-    def __init__(self, name: str, deadline: float | None) -> None:
+    def __init__(
+        self, request_id: int | str | UnsetType, name: str, deadline: float | None
+    ) -> None:
+        self.id = request_id
         self.name = name
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
@@ -99,7 +103,7 @@ class Inbound:
         """Take a chunk; ask the sender to pause where too many wait."""
         self._streams = True
         self._chunks.append(chunk.copy())  # a view would keep all that came with it
-        self._bytes += memoryview(chunk).nbytes
+        self._bytes += memoryview(chunk).nbytes + CHUNK_OVERHEAD_BYTES
         if self._fill() >= 1 and not self._paused:
             self._paused = True
             self._peer.send(Pause(self._id, True))
@@ -152,7 +156,7 @@ class Inbound:
                 raise StopAsyncIteration
             await self._wait()
         chunk = self._chunks.popleft()
-        self._bytes -= memoryview(chunk).nbytes
+        self._bytes -= memoryview(chunk).nbytes + CHUNK_OVERHEAD_BYTES
         if self._paused and self._fill() <= 0.5:
             self._paused = False
             self._peer.send(Pause(self._id, False))
@@ -382,13 +386,21 @@ class Peer(asyncio.Protocol):
         self._flush_due = False
         if self._out:
             out, self._out = self._out, bytearray()
-            if self.transport is not None:
+            if self.transport is not None and not self.transport.is_closing():
                 self.transport.write(out)
 
-    def fail(self, request_id: int | str | UnsetType, error: KsiError) -> None:
-        """Answer with an error; where its details can't be sent, its code and message are."""
+    def fail(
+        self, request_id: int | str | UnsetType, error: KsiError, event: str | None = None
+    ) -> None:
+        """Answer with an error; where its details can't be sent, its code and message are.
+
+        An event that wanted no answer is named in the details: nothing else tells whose it is.
+        """
+        body = error.body
+        if request_id is UNSET and event is not None:
+            body = structs.replace(body, details={**(body.details or {}), "event": event})
         try:
-            self.send(Failure(request_id, error.body))
+            self.send(Failure(request_id, body))
         except InvalidData:
             message = error.message[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
             self.send(Failure(request_id, ErrorBody(error.code, message, error.retry_after_s)))
@@ -403,8 +415,9 @@ class Peer(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Read again: the other side has caught up."""
-        self._resume()
+        self._writable.set()
         if self.transport is not None and not self.transport.is_closing():
+            self._resume()  # else the limit stands: what is left may never be read
             self.transport.resume_reading()
 
     def _resume(self) -> None:
@@ -442,6 +455,10 @@ class Peer(asyncio.Protocol):
             serving.stop(cause)
 
     # -- asking ---------------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait while the other side reads too slowly; return at once when it is gone."""
+        await self._writable.wait()
 
     def ask(
         self,
@@ -486,12 +503,11 @@ class Peer(asyncio.Protocol):
         self, frame: Frame, reply: Coroutine[Any, Any, Any], deadline: float | None = None
     ) -> None:
         """Work on a request in a task of its own; ``reply`` gives a value or a stream of them."""
-        name = str(frame.event)
-        serving = Serving(name, deadline)
-        key: object = object() if frame.id is UNSET else frame.id
+        serving = Serving(frame.id, str(frame.event), deadline)
+        key: object = serving if frame.id is UNSET else frame.id
         self.serving[key] = serving
-        self._waiting.append((serving, self._work(frame.id, key, serving, reply)))
-        if len(self._waiting) == 1:
+        self._waiting.append((serving, self._work(key, serving, reply)))
+        if self._worker is None or self._worker.done():
             self._start_worker()
 
     def _start_worker(self) -> None:
@@ -527,6 +543,7 @@ class Peer(asyncio.Protocol):
                 waited = True
                 if serving.task is not None:
                     serving.task.set_name(serving.name)
+                self._worker = None
                 if self._waiting:
                     self._start_worker()
             try:
@@ -535,58 +552,48 @@ class Peer(asyncio.Protocol):
             except BaseException as error:  # noqa: BLE001  it is the coroutine's to handle
                 step, value = work.throw, error
 
-    async def _work(
-        self,
-        request_id: int | str | UnsetType,
-        key: object,
-        serving: Serving,
-        reply: Coroutine[Any, Any, Any],
-    ) -> None:
+    async def _work(self, key: object, serving: Serving, reply: Coroutine[Any, Any, Any]) -> None:
         try:
             if serving.cause is not None:
                 reply.close()
                 raise serving.cause
             result = await reply
             if type(result) is AsyncGeneratorType:
-                await self._stream(request_id, serving, result)
+                await self._stream(serving, result)
                 result = None
-            if request_id is not UNSET:
-                self._send_answer(serving.name, Reply(request_id, result))
+            self._send_answer(serving, Reply, result)
         except BaseException as error:  # noqa: BLE001  the boundary: error_of knows every kind
-            self.fail(request_id, self.error_of(error, serving))
+            self.fail(serving.id, self.error_of(error, serving), serving.name)
         finally:
             del self.serving[key]
             self._close_if_done()
 
-    async def _stream(
-        self, request_id: int | str | UnsetType, serving: Serving, chunks: AsyncGenerator[Any]
-    ) -> None:
+    async def _stream(self, serving: Serving, chunks: AsyncGenerator[Any]) -> None:
         serving.go = asyncio.Event()
         serving.go.set()
         count = 0
         async with aclosing(chunks):
             async for chunk in chunks:
-                if request_id is not UNSET:
-                    self._send_answer(serving.name, Chunk(request_id, chunk))
+                self._send_answer(serving, Chunk, chunk)
                 count += 1
                 if not count % CHUNKS_A_TURN or len(self._out) > BYTES_A_TURN:
                     await asyncio.sleep(0)  # a generator that never waits would keep the loop
                 await self._writable.wait()
                 if not serving.go.is_set():
-                    await self._await_reader(serving)
+                    await self._await_reader(serving.name, serving.go)
 
-    async def _await_reader(self, serving: Serving) -> None:
-        assert serving.go is not None
+    async def _await_reader(self, name: str, go: asyncio.Event) -> None:
         limit = self.limits.reader_timeout_s
         try:
             async with asyncio.timeout(limit):
-                await serving.go.wait()
+                await go.wait()
         except TimeoutError as error:
-            message = f"{serving.name} was paused for {limit} s (reader_timeout_s)"
-            raise TimedOut(message) from error
+            raise TimedOut(f"{name} was paused for {limit} s (reader_timeout_s)") from error
 
-    def _send_answer(self, name: str, answer: Reply | Chunk) -> None:
+    def _send_answer(self, serving: Serving, kind: type[Reply | Chunk], value: Any) -> None:
+        if serving.id is UNSET:
+            return
         try:
-            self.send(answer)
+            self.send(kind(serving.id, value))
         except InvalidData as error:
-            raise Failed(f"the answer of {name} can't be sent: {error.message}") from error
+            raise Failed(f"the answer of {serving.name} can't be sent: {error.message}") from error

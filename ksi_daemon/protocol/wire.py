@@ -150,9 +150,16 @@ decode_plain: Final = msgspec.json.decode
 _decode_id: Final = msgspec.json.Decoder(_Identified).decode
 
 # What msgspec raises on hostile input: UnicodeDecodeError on invalid UTF-8 and RecursionError on
-# deep nesting come as they are, everything else as a DecodeError.
+# deep nesting come as they are, everything else as a DecodeError. AttributeError: a field unset.
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-ENCODE_ERRORS: Final = (msgspec.EncodeError, TypeError, ValueError, OverflowError, RecursionError)
+ENCODE_ERRORS: Final = (
+    msgspec.EncodeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def id_of(line: bytes) -> int | str | UnsetType:

@@ -15,7 +15,7 @@ from ksi_daemon.daemon import Daemon
 from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.loader import Loaded
 from ksi_daemon.logs import DaemonLogHandler
-from ksi_daemon.principals import Principal, TokenRecord
+from ksi_daemon.principals import TOKEN_PREFIX, Principal, TokenRecord
 from ksi_daemon.protocol import PROTOCOL_VERSION, Context, Denied, NotFound
 from ksi_daemon.protocol.names import did_you_mean, matches
 from ksi_daemon.router import Contribution
@@ -24,7 +24,6 @@ from ksi_daemon.schemas import schemas_of
 from ksi_system import events as e
 
 HEALTH_TIMEOUT_S = 2.0
-TOKEN_PREFIX = "token:"
 HOST_PREFIX = "host:"
 WORST_FIRST: tuple[e.HealthState, ...] = ("failed", "draining", "starting", "degraded", "ok")
 HEALTH_OF_STATE: dict[str, e.HealthState] = {
