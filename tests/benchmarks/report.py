@@ -76,7 +76,7 @@ def machine() -> str:
     virtual = ", virtual machine" if "hypervisor" in cpuinfo.read_text() else ""
     return (
         f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of {model}{virtual}, "
-        f"{platform.system()} {platform.release()}, "
+        f"{platform.system()} {platform.release().partition('-')[0]}, "
         f"{platform.python_implementation()} {platform.python_version()}, "
         f"msgspec {version('msgspec')}"
     )
