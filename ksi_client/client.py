@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
@@ -42,7 +43,6 @@ from ksi_daemon.protocol.wire import Ask, Frame, decode_plain
 
 Result = TypeVar("Result")
 Handler = Callable[[Any, Context], Awaitable[Any] | AsyncGenerator[Any]]
-Sink = Callable[[Event], None]
 
 FIRST_RETRY_S: Final = 0.05
 LAST_RETRY_S: Final = 2.0
@@ -601,19 +601,9 @@ class EventClient(AsyncClient):
                 print(event.name, event.data)
     """
 
-    def __init__(
-        self,
-        transport: Transport | Path | str | None = None,
-        *,
-        token: str | None = None,
-        timeout_s: float | None = 300.0,
-        on_error: Callable[[KsiError], None] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        super().__init__(
-            transport, token=token, timeout_s=timeout_s, on_error=on_error, limits=limits
-        )
-        self._inbox = Inbox()
+    @cached_property
+    def _inbox(self) -> Inbox:
+        return Inbox()
 
     async def subscribe(self, pattern: str, *, outcomes: bool = False) -> Subscription:
         """See the events whose name matches a glob, in `events`."""
