@@ -29,16 +29,17 @@ class Home:
     def prepare(self) -> None:
         """Make the directory and its folders, readable by nobody else.
 
-        As root the directory itself may be passed through (0711), since Postgres will run as
-        another user below it.
+        As root the directory itself and ``pg`` may be passed through (0711), since Postgres runs
+        as another user below them.
 
         Raises:
             InvalidData: It can't be made here, or it is somebody else's.
         """
         try:
-            _private(self.root, 0o711 if os.getuid() == 0 else 0o700)
+            passed_through = 0o711 if os.getuid() == 0 else 0o700
+            _private(self.root, passed_through)
             for folder in FOLDERS:
-                _private(self.root / folder, 0o700)
+                _private(self.root / folder, passed_through if folder == "pg" else 0o700)
             if self.socket.parent != self.root / "run":
                 self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 check_owner(self.socket.parent)
