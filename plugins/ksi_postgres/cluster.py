@@ -83,7 +83,7 @@ def configuration(place: Place, settings: PostgresSettings, *, fsync: bool) -> l
         "dynamic_shared_memory_type": _shared_memory(),
     }
     if not fsync:
-        values |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        values |= {"fsync": "off", "full_page_writes": "off"}
     lines = [f"{name} = {_quoted(value)}" for name, value in values.items()]
     told = "# Written at each start; change settings with ALTER SYSTEM, which is read after it."
     file = place.write_config("postgresql.conf", "\n".join((told, *lines, "")))

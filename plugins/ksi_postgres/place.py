@@ -259,6 +259,11 @@ def _resolve(folder: Path, user: User, elsewhere: Path) -> Path:
             f"user {user.uid}, whom Postgres runs as, can't reach its data any more: {blocked} is "
             f"closed; open it for passing through: chmod o+x {blocked}"
         )
+    if closed := first_blocked(elsewhere / "x", user):
+        raise InvalidData(
+            f"user {user.uid}, whom Postgres runs as, can reach neither {folder} ({blocked} is "
+            f"closed) nor {elsewhere} ({closed} is); set postgres.data_folder to where it can"
+        )
     # Never the folder of an earlier home at the same path: that one's database is not this one's.
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     return elsewhere / f"{digest}-{secrets.token_hex(4)}"
