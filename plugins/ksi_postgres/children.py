@@ -16,6 +16,7 @@ TOLD_LINES: Final = 8
 # What Postgres says when it can't, and what to do about it.
 REMEDIES: Final = (
     ("No space left on device", "make room on that disk"),
+    ("Check free disk space", "make room on that disk"),
     ("Disk quota exceeded", "make room within the quota"),
     ("could not create shared memory", "lower postgres.shared_buffers_mb"),
     ("could not map anonymous shared memory", "lower postgres.shared_buffers_mb"),

@@ -103,8 +103,11 @@ class EmbeddedServer:
             binaries = await asyncio.to_thread(lambda: self.place.reachable(find_binaries()))
             arguments = await self._ready_cluster(binaries)
             await self._launch([str(binaries.postgres), *arguments])
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, OSError):
+                why = children.explain([str(error)])
+                raise Failed(f"Postgres could not start: {why}") from error
             raise
 
     async def wait_end(self) -> str:
