@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -170,3 +172,10 @@ async def fill(url: str, file: Path) -> None:
         await run("pg_restore", "--exit-on-error", str(file), url=url)
     except KsiError as error:
         raise InvalidData(f"{file} can't be restored: {error.message}") from error
+
+
+def major_of(file: str) -> int:
+    """Return the major version of a program of Postgres; 0 if it does not tell."""
+    told = subprocess.run([file, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\) (\d+)", told)
+    return int(found[1]) if found else 0

@@ -139,7 +139,9 @@ class EmbeddedServer:
             place.keep_passwords(passwords)  # before: a cluster without them is of no use
             await cluster.make(place, binaries, passwords[SUPERUSER], fsync=self._fsync)
         cluster.check_version(place, binaries)
-        arguments = cluster.configuration(place, self.settings, fsync=self._fsync)
+        arguments = await asyncio.to_thread(
+            cluster.configuration, place, self.settings, fsync=self._fsync
+        )
         if SUPERUSER not in kept and not self.is_new:
             log.warning("the passwords are gone; there are new ones", extra={"in": str(place.root)})
             await cluster.renew_password(place, binaries, arguments, passwords[SUPERUSER])
