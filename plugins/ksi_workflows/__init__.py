@@ -1,0 +1,1 @@
+"""The durable engine: runs and their steps, which outlive the daemon that began them."""
