@@ -73,6 +73,7 @@ class Daemon:
         self.tokens: TokenStore
         self.watchdog: Watchdog
         self._entry_points = entry_points
+        self._services: dict[type, object] = {}
         self._stop = asyncio.Event()
         self._grace_s = self.options.shutdown_grace_s
 
@@ -201,6 +202,7 @@ class Daemon:
             self.supervisor,
             self.tokens,
             daemon=self,
+            services=self._services,
         )
 
     def _packages(self) -> dict[str, str]:

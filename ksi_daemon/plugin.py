@@ -3,16 +3,18 @@
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import declarations_of
 from ksi_daemon.principals import Principal, TokenStore
-from ksi_daemon.protocol import Denied
+from ksi_daemon.protocol import Denied, Unavailable
 from ksi_daemon.router import Router
 from ksi_daemon.supervisor import RestartPolicy, Supervisor
 
 __all__ = ["Plugin"]
+
+Service = TypeVar("Service")
 
 
 class Plugin:
@@ -37,6 +39,7 @@ class Plugin:
         supervisor: Supervisor,
         tokens: TokenStore | None = None,
         daemon: Any = None,
+        services: dict[type, Any] | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -47,6 +50,7 @@ class Plugin:
         self._router = router
         self._supervisor = supervisor
         self._tokens = tokens
+        self._services = services
 
     def add(self, *owners: object) -> None:
         """Take on the decorated functions of modules, or the decorated methods of objects.
@@ -80,3 +84,28 @@ class Plugin:
         if self._tokens is None:
             raise Denied("a plugin in a host issues no tokens: send token:create")
         return self._tokens.issue(principal, ttl_s=ttl_s)
+
+    def offer(self, service: object) -> None:
+        """Let the plugins that require this one call an object, which they find by its class.
+
+        Raises:
+            Denied: The plugin runs in a host, where nobody could call it.
+        """
+        self._offered()[type(service)] = service
+
+    def service(self, kind: type[Service]) -> Service:
+        """Return the object of a class that a plugin offers which this one requires.
+
+        Raises:
+            Denied: This plugin runs in a host, and what it wants to call in the daemon.
+            Unavailable: Nobody offers one.
+        """
+        found: Service | None = self._offered().get(kind)
+        if found is None:
+            raise Unavailable(f"no plugin offers a {kind.__name__}; require the one that does")
+        return found
+
+    def _offered(self) -> dict[type, Any]:
+        if self._services is None:
+            raise Denied(f"{self.name} uses another plugin's objects: it can't be isolated")
+        return self._services

@@ -1,0 +1,296 @@
+"""The store as other plugins use it: queries, transactions of a tenant, notifications."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from ksi_daemon.protocol import Unavailable
+from ksi_postgres.errors import gone, told_of, translated
+from ksi_postgres.logins import Logins
+from ksi_postgres.migrations import SQL
+from ksi_postgres.settings import PostgresSettings
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Connection", "Database"]
+
+Connection = asyncpg.Connection[asyncpg.Record]
+Result = TypeVar("Result")
+Listener = Callable[[str | None], None]
+
+POOLED_CACHE: Final = 0
+STATEMENT_CACHE: Final = 256
+
+
+async def _no_reset(connection: Connection) -> None:
+    """Leave a connection as it is: all that queries change ends with their transaction."""
+
+
+class Database:
+    """A pool of connections, and the word on whether Postgres is there.
+
+    What it raises: `Unavailable` while Postgres can't be reached, `TimedOut` for a query that took
+    too long, `Busy` where another transaction stood in the way. A constraint that was violated is
+    asyncpg's own error, for the caller to translate.
+
+    Args:
+        logins: As whom to connect.
+        settings: Sizes and times.
+        role: What each connection becomes first, where the login has more rights than it should.
+
+    Attributes:
+        is_up: Whether Postgres answered when it was last looked at.
+        why_down: Why not.
+        logins: As whom it connects; contains passwords.
+    """
+
+    def __init__(
+        self, logins: Logins, settings: PostgresSettings, *, role: str | None = None
+    ) -> None:
+        self.logins = logins
+        self.is_up = False
+        self.why_down = "it was not connected yet"
+        self.changed: list[Callable[[bool], None]] = []  # called when it comes and goes
+        self._settings = settings
+        self._role = role
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._is_pooled = False
+        self._next_attempt_at = 0.0
+        self._lost = asyncio.Event()
+        self._listeners: dict[str, list[Listener]] = {}
+        self._watched: Connection | None = None
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            Unavailable: Postgres can't be reached.
+        """
+        try:
+            self._watched = await self._watch_connection()
+            self._is_pooled = await self._leads_to_a_pooler()
+            self._pool = await asyncpg.create_pool(
+                self.logins.app,
+                min_size=1,
+                max_size=self._settings.pool_connections,
+                statement_cache_size=POOLED_CACHE if self._is_pooled else STATEMENT_CACHE,
+                reset=_no_reset,
+                timeout=self._settings.connect_timeout_s,
+                server_settings=self._session(),
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            await self.close()
+            raise translated(error, lost=True) from error
+        self._set_up()
+
+    async def close(self) -> None:
+        """Close every connection; queries that run are broken off."""
+        if self._watched is not None:
+            self._watched.terminate()
+        if self._pool is not None:
+            self._pool.terminate()
+        self.is_up = False
+
+    def _session(self) -> dict[str, str]:
+        # A pooler refuses what it does not know, so nothing is said where nothing needs to be.
+        return {"application_name": "ksi", **({"role": self._role} if self._role else {})}
+
+    async def _leads_to_a_pooler(self) -> bool:
+        """Say whether something shares out sessions: then the backend is not who answered."""
+        if self.logins.app == self.logins.direct:
+            url = self.logins.app
+        else:
+            return True
+        connection = await asyncpg.connect(
+            url, timeout=self._settings.connect_timeout_s, statement_cache_size=0
+        )
+        try:
+            row = await connection.fetchval(SQL["backend"])
+            return bool(row != connection.get_server_pid())
+        finally:
+            connection.terminate()
+
+    # -- queries --------------------------------------------------------------------------------
+
+    async def fetch(
+        self, sql: str, *arguments: Any, timeout_s: float | None = None
+    ) -> list[asyncpg.Record]:
+        """Return all rows; give the query a LIMIT."""
+        limit = self._limit(timeout_s)
+        return await self._run(lambda c: c.fetch(sql, *arguments, timeout=limit))
+
+    async def fetchrow(
+        self, sql: str, *arguments: Any, timeout_s: float | None = None
+    ) -> asyncpg.Record | None:
+        """Return the first row, if there is one."""
+        limit = self._limit(timeout_s)
+        return await self._run(lambda c: c.fetchrow(sql, *arguments, timeout=limit))
+
+    async def fetchval(self, sql: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        """Return the first value of the first row, if there is one."""
+        limit = self._limit(timeout_s)
+        return await self._run(lambda c: c.fetchval(sql, *arguments, timeout=limit))
+
+    async def execute(self, sql: str, *arguments: Any, timeout_s: float | None = None) -> str:
+        """Run a statement and return its tag, such as ``UPDATE 3``."""
+        limit = self._limit(timeout_s)
+        return await self._run(lambda c: c.execute(sql, *arguments, timeout=limit))
+
+    async def executemany(
+        self, sql: str, rows: Iterable[Any], *, timeout_s: float | None = None
+    ) -> None:
+        """Run a statement for each row, all in one transaction."""
+        limit = self._limit(timeout_s)
+        await self._run(lambda c: c.executemany(sql, rows, timeout=limit))
+
+    @asynccontextmanager
+    async def transaction(
+        self, *, tenant: str | None = None, readonly: bool = False
+    ) -> AsyncIterator[Connection]:
+        """Yield a connection in a transaction, bound to a tenant; what is raised rolls it back.
+
+        Without a tenant it sees no rows of any tenant but through functions.
+        """
+        async with self._connection() as connection:
+            async with connection.transaction(readonly=readonly):
+                if tenant is not None:
+                    await connection.execute(SQL["bind_tenant"], tenant)
+                yield connection
+
+    async def _run(self, query: Callable[[Connection], Awaitable[Result]]) -> Result:
+        async with self._connection() as connection:
+            if self._is_pooled:
+                # A pooler keeps the backend for a transaction, not from a statement's preparation
+                # to its execution.
+                async with connection.transaction():
+                    return await query(connection)
+            return await query(connection)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """Take a connection of the pool, and give what goes wrong its form."""
+        connection: Connection | None = None
+        pool = self._usable_pool()
+        try:
+            connection = await self._acquire(pool)
+            yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            lost = connection is None or connection.is_closed()
+            told = translated(error, lost=lost)
+            if isinstance(told, Unavailable) and lost:
+                self._lost.set()
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            if connection is not None:
+                await pool.release(connection)
+
+    async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+        try:
+            return await pool.acquire(timeout=self._settings.acquire_timeout_s)  # type: ignore[return-value]  # a proxy of it
+        except TimeoutError as error:
+            raise Unavailable(
+                "no connection to Postgres was free in time (postgres.pool_connections, "
+                "postgres.acquire_timeout_s)",
+                retry_after_s=1.0,
+            ) from error
+
+    def _usable_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        if self._pool is None or not self.is_up:
+            wait = max(self._next_attempt_at - time.monotonic(), self._settings.retry_first_s)
+            message = f"Postgres can't be reached: {self.why_down}"
+            raise Unavailable(message, retry_after_s=round(wait, 3))
+        return self._pool
+
+    def _limit(self, timeout_s: float | None) -> float | None:
+        return (self._settings.query_timeout_s if timeout_s is None else timeout_s) or None
+
+    # -- notifications --------------------------------------------------------------------------
+
+    async def listen(self, channel: str, listener: Listener) -> None:
+        """Call ``listener`` with the payload of each notification on a channel.
+
+        After Postgres was away it is called with ``None``: what was notified meanwhile is lost.
+        """
+        first = channel not in self._listeners
+        self._listeners.setdefault(channel, []).append(listener)
+        if first and self._watched is not None and not self._watched.is_closed():
+            await self._watched.add_listener(channel, self._notified)
+
+    def unlisten(self, channel: str, listener: Listener) -> None:
+        """Call it no more."""
+        self._listeners.get(channel, []).remove(listener)
+
+    def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
+        for listener in list(self._listeners.get(channel, ())):
+            listener(str(payload))
+
+    # -- watching -------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Notice at once when Postgres goes, and connect again, with back-off, until it is back."""
+        while True:
+            await self._lost.wait()
+            self._set_down("the connection was lost")
+            delay = self._settings.retry_first_s
+            while not await self._reconnected():
+                pause = delay * (1 + random.random() / 4)
+                self._next_attempt_at = time.monotonic() + pause
+                await asyncio.sleep(pause)
+                delay = min(delay * 2, self._settings.retry_max_s)
+            assert self._pool is not None
+            await self._pool.expire_connections()
+            self._set_up()
+            for listeners in self._listeners.values():
+                for listener in list(listeners):
+                    listener(None)
+
+    async def _reconnected(self) -> bool:
+        self._lost.clear()
+        if self._watched is not None:
+            self._watched.terminate()
+        try:
+            self._watched = await self._watch_connection()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            self.why_down = told_of(error)
+            log.warning("Postgres can't be reached", extra={"error": gone(error).message})
+            return False
+        return not self._watched.is_closed()
+
+    async def _watch_connection(self) -> Connection:
+        """Make the connection that tells when Postgres goes, and bears the notifications."""
+        connection: Connection = await asyncpg.connect(
+            self.logins.direct,
+            timeout=self._settings.connect_timeout_s,
+            server_settings={**self._session(), "application_name": "ksi watch"},
+        )
+        with contextlib.suppress(asyncpg.InterfaceError):  # it has gone again already
+            connection.add_termination_listener(self._terminated)
+            for channel in self._listeners:
+                await connection.add_listener(channel, self._notified)
+        return connection
+
+    def _terminated(self, connection: Any) -> None:
+        if connection is self._watched:
+            self._lost.set()
+
+    def _set_up(self) -> None:
+        self.is_up = True
+        for tell in self.changed:
+            tell(True)
+
+    def _set_down(self, why: str) -> None:
+        self.is_up, self.why_down = False, why
+        self._next_attempt_at = time.monotonic()
+        for tell in self.changed:
+            tell(False)
