@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Connection", "Database"]
 
-Connection = asyncpg.Connection[asyncpg.Record]
+Connection: TypeAlias = asyncpg.Connection
 Result = TypeVar("Result")
 Listener = Callable[[str | None], None]
 
@@ -60,7 +60,7 @@ class Database:
         self.changed: list[Callable[[bool], None]] = []  # called when it comes and goes
         self._settings = settings
         self._role = role
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pool: asyncpg.Pool | None = None
         self._is_pooled = False
         self._next_attempt_at = 0.0
         self._lost = asyncio.Event()
@@ -160,11 +160,10 @@ class Database:
 
         Without a tenant it sees no rows of any tenant but through functions.
         """
-        async with self._connection() as connection:
-            async with connection.transaction(readonly=readonly):
-                if tenant is not None:
-                    await connection.execute(SQL["bind_tenant"], tenant)
-                yield connection
+        async with self._connection() as connection, connection.transaction(readonly=readonly):
+            if tenant is not None:
+                await connection.execute(SQL["bind_tenant"], tenant)
+            yield connection
 
     async def _run(self, query: Callable[[Connection], Awaitable[Result]]) -> Result:
         async with self._connection() as connection:
@@ -195,9 +194,9 @@ class Database:
             if connection is not None:
                 await pool.release(connection)
 
-    async def _acquire(self, pool: "asyncpg.Pool[asyncpg.Record]") -> Connection:
+    async def _acquire(self, pool: asyncpg.Pool) -> Connection:
         try:
-            return await pool.acquire(timeout=self._settings.acquire_timeout_s)  # type: ignore[return-value]  # a proxy of it
+            return await pool.acquire(timeout=self._settings.acquire_timeout_s)
         except TimeoutError as error:
             raise Unavailable(
                 "no connection to Postgres was free in time (postgres.pool_connections, "
@@ -205,7 +204,7 @@ class Database:
                 retry_after_s=1.0,
             ) from error
 
-    def _usable_pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+    def _usable_pool(self) -> asyncpg.Pool:
         if self._pool is None or not self.is_up:
             wait = max(self._next_attempt_at - time.monotonic(), self._settings.retry_first_s)
             message = f"Postgres can't be reached: {self.why_down}"

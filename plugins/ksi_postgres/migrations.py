@@ -154,7 +154,7 @@ def read_folder(plugin: str, folder: Path, version: str) -> list[Migration]:
 # -- applying ------------------------------------------------------------------------------------
 
 
-async def read_applied(connection: asyncpg.Connection[Any]) -> list[Applied]:
+async def read_applied(connection: asyncpg.Connection) -> list[Applied]:
     """List what was applied to the database."""
     return [Applied(**row) for row in await connection.fetch(SQL["applied"])]
 
@@ -185,7 +185,7 @@ def pending(known: Sequence[Migration], applied: Sequence[Applied]) -> list[Migr
     return [each for each in known if (each.plugin, each.number) not in done]
 
 
-async def migrate(connection: asyncpg.Connection[Any], known: Sequence[Migration]) -> int:
+async def migrate(connection: asyncpg.Connection, known: Sequence[Migration]) -> int:
     """Apply what is missing, each in a transaction of its own, and return how many there were.
 
     Any number of daemons may do so at once: each migration is applied by one of them.
@@ -208,7 +208,7 @@ async def migrate(connection: asyncpg.Connection[Any], known: Sequence[Migration
     return len(waiting)
 
 
-async def _apply(connection: asyncpg.Connection[Any], migration: Migration) -> None:
+async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
     began = time.monotonic()
     async with connection.transaction():
         await connection.execute(SQL["lock_migrations"])
@@ -237,8 +237,8 @@ async def _apply(connection: asyncpg.Connection[Any], migration: Migration) -> N
     log.info("migrated", extra={"migration": migration.title})
 
 
-async def _open_schema(connection: asyncpg.Connection[Any], migration: Migration) -> None:
-    """Find the plugin's schema, which the store's first migration can't make by its own function."""
+async def _open_schema(connection: asyncpg.Connection, migration: Migration) -> None:
+    """Find the plugin's schema; the store's own is there before its functions are."""
     if migration.plugin == STORE:
         await connection.execute("SET LOCAL search_path = ksi_postgres, public, pg_temp")
     else:

@@ -185,3 +185,15 @@ BEGIN
     EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L',
                    current_setting('ksi.role'), current_setting('ksi.verifier'));
 END $$;
+
+-- name: has_database
+-- Is the daemon's own database there?
+SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'ksi');
+
+-- name: create_database
+-- Makes the daemon's own database; the template has nothing but what initdb made.
+CREATE DATABASE ksi TEMPLATE template0;
+
+-- name: may_log_in
+-- Can this role log in already?
+SELECT rolcanlogin FROM pg_roles WHERE rolname = $1;

@@ -36,7 +36,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     version: str
 
 
-async def prepare(connection: asyncpg.Connection[Any]) -> Standing:
+async def prepare(connection: asyncpg.Connection) -> Standing:
     """Make what is missing, as far as this login may; a second call changes nothing.
 
     Raises:
@@ -74,7 +74,7 @@ async def prepare(connection: asyncpg.Connection[Any]) -> Standing:
 
 
 async def _make_roles(
-    connection: asyncpg.Connection[Any], survey: Mapping[str, Any] | asyncpg.Record
+    connection: asyncpg.Connection, survey: Mapping[str, Any] | asyncpg.Record
 ) -> None:
     if not survey["missing_roles"]:
         return
@@ -89,7 +89,7 @@ async def _make_roles(
 
 
 async def _make_extensions(
-    connection: asyncpg.Connection[Any], survey: Mapping[str, Any] | asyncpg.Record
+    connection: asyncpg.Connection, survey: Mapping[str, Any] | asyncpg.Record
 ) -> None:
     if survey["absent_extensions"]:
         names = ", ".join(survey["absent_extensions"])
@@ -103,7 +103,7 @@ async def _make_extensions(
 
 
 async def _tie_reader(
-    connection: asyncpg.Connection[Any], survey: Mapping[str, Any] | asyncpg.Record
+    connection: asyncpg.Connection, survey: Mapping[str, Any] | asyncpg.Record
 ) -> str | None:
     """Revoke from everybody what the reader must not do; return why that was not possible."""
     if not survey["is_superuser"]:
@@ -116,7 +116,7 @@ async def _tie_reader(
     return None
 
 
-async def _try(connection: asyncpg.Connection[Any], query: str, mending: str) -> None:
+async def _try(connection: asyncpg.Connection, query: str, mending: str) -> None:
     """Run one of our scripts; another database of the cluster may do so at the same moment."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -166,7 +166,7 @@ def scram_verifier(password: str, salt: bytes | None = None) -> str:
     return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{salted_with}${stored}:{server}"
 
 
-async def set_passwords(connection: asyncpg.Connection[Any], passwords: Mapping[str, str]) -> None:
+async def set_passwords(connection: asyncpg.Connection, passwords: Mapping[str, str]) -> None:
     """Let roles log in with these passwords, which don't cross the connection."""
     async with connection.transaction():
         for role, password in passwords.items():
