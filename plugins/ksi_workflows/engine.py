@@ -3,7 +3,9 @@
 DBOS keeps the runs: it stores them, queues them, hands them out and gives them back after a crash.
 It is synchronous underneath, and it makes the default executor of whatever loop it runs on its
 own; so it has a loop in a thread of its own, and the bodies of workflows are executed on the
-daemon's. DBOS is one to a process.
+daemon's. What is asked often, to begin and end runs and steps, we ask ourselves in one round trip
+each, in the rows that DBOS would write; whatever gets into a queue, by its starter or after its
+worker's death, DBOS hands out. DBOS is one to a process.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from msgspec import Struct
 
 from ksi_daemon.protocol import Conflict, Unavailable
-from ksi_workflows.codec import Envelope, Serializer
+from ksi_workflows.codec import Serializer
 from ksi_workflows.office import Lease
 from ksi_workflows.settings import WorkflowsSettings
 
@@ -44,18 +46,6 @@ _SAID_BY_US: Final = (
 )
 
 
-class StartOptions(Struct, frozen=True, kw_only=True):
-    """How a run is started; ``queue`` is ``None`` for at once."""
-
-    run: str
-    attributes: dict[str, Any]
-    queue: str | None = None
-    key: str | None = None
-    delay_s: float = 0.0
-    priority: int | None = None
-    timeout_s: float | None = None
-
-
 class QueueOptions(Struct, frozen=True, kw_only=True):
     """A queue as DBOS is told of it; see `ksi_workflows.workflows.Workflows.queue`."""
 
@@ -69,12 +59,16 @@ class QueueOptions(Struct, frozen=True, kw_only=True):
 
 
 class Dispatched(Struct, frozen=True):
-    """A run that DBOS has handed out to this process; ``owner`` fences it in its rows."""
+    """A run that this process is to execute; ``owner`` fences it in its rows.
+
+    One that is ``fresh`` was begun by its starter, and DBOS does not know of it.
+    """
 
     run: str
     owner: str
     envelope: Any
     deadline_ms: int | None
+    is_fresh: bool = False
 
 
 class Listener(Protocol):
@@ -248,36 +242,6 @@ class Engine:
         if loop is None:
             raise Unavailable("the durable engine is not running", retry_after_s=0.2)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_call(work), loop))
-
-    async def start(self, envelope: Envelope, options: StartOptions) -> bool:
-        """Accept a run; say whether it was new, unless it went to a queue."""
-        return await self.on_loop(lambda: self._start(envelope, options))
-
-    async def _start(self, envelope: Envelope, options: StartOptions) -> bool:
-        from dbos import (  # noqa: PLC0415
-            DBOS,
-            SetEnqueueOptions,
-            SetWorkflowAttributes,
-            SetWorkflowID,
-            SetWorkflowTimeout,
-        )
-        from dbos._core import WorkflowHandleAsyncPolling  # noqa: PLC0415
-
-        with (
-            SetWorkflowID(options.run),
-            SetWorkflowAttributes(options.attributes),
-            SetWorkflowTimeout(options.timeout_s),
-            SetEnqueueOptions(
-                queue_partition_key=options.key,
-                delay_seconds=options.delay_s or None,
-                priority=options.priority,
-            ),
-        ):
-            if options.queue is not None:
-                await DBOS.enqueue_workflow_async(options.queue, self._entry, envelope)
-                return True
-            handle = await DBOS.start_workflow_async(self._entry, envelope)
-            return not isinstance(handle, WorkflowHandleAsyncPolling)
 
     def register_queue(self, options: QueueOptions) -> None:
         """Make a queue, or change one. Blocks."""

@@ -1,21 +1,17 @@
 """Carries word of runs between daemons, and wakes who waits for it."""
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final
-
-import asyncpg
+from typing import Final
 
 from ksi_daemon.protocol import Busy, TimedOut, Unavailable
+from ksi_postgres.database import Database
 from ksi_workflows.store import Store
-
-log = logging.getLogger(__name__)
 
 CHANNEL: Final = "ksi_workflows"
 MAX_WORDS: Final = 10_000
-LISTEN_AGAIN_S: Final = 0.5
+TELL_AGAIN_S: Final = 0.5
 
 Waiting = asyncio.Future[None]
 
@@ -59,7 +55,6 @@ class News:
 
     Args:
         store: Tells.
-        url: Where to listen; never a pooler.
         heard: Called with each word and what it is about.
         missed: Called when words may have been missed.
     """
@@ -67,12 +62,10 @@ class News:
     def __init__(
         self,
         store: Store,
-        url: str,
         heard: Callable[[str, str], None],
         missed: Callable[[], None],
     ) -> None:
         self._store = store
-        self._url = url
         self._heard = heard
         self._missed = missed
         self._words: dict[str, None] = {}
@@ -93,32 +86,21 @@ class News:
             try:
                 await self._store.announce(words)
             except (Unavailable, TimedOut, Busy):
-                await asyncio.sleep(LISTEN_AGAIN_S)
+                await asyncio.sleep(TELL_AGAIN_S)
                 self._words = dict.fromkeys([*words, *self._words][:MAX_WORDS])
                 self._has_words.set()
 
-    async def run_listener(self) -> None:
-        """Hear what is told, for ever."""
-        while True:
-            try:
-                await self._listen()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.warning("can't hear of runs just now", extra={"why": type(error).__name__})
-            await asyncio.sleep(LISTEN_AGAIN_S)
+    async def listen(self, database: Database) -> None:
+        """Hear what is told from now on."""
+        await database.listen(CHANNEL, self._hear)
 
-    async def _listen(self) -> None:
-        connection: Any = await asyncpg.connect(
-            self._url, timeout=10.0, server_settings={"role": "ksi_app"}
-        )
-        ended = asyncio.Event()
-        try:
-            connection.add_termination_listener(lambda _: ended.set())
-            await connection.add_listener(CHANNEL, self._hear)
+    def unlisten(self, database: Database) -> None:
+        """Hear no more."""
+        database.unlisten(CHANNEL, self._hear)
+
+    def _hear(self, payload: str | None) -> None:
+        if payload is None:
             self._missed()
-            await ended.wait()
-        finally:
-            connection.terminate()
-
-    def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        word, _, about = payload.partition(" ")
-        self._heard(word, about)
+        else:
+            word, _, about = payload.partition(" ")
+            self._heard(word, about)

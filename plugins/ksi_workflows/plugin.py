@@ -63,7 +63,8 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
             plugin.start_task("plugins", watch_plugins)
             plugin.start_task("settling", settle, FOR_EVER)
             plugin.start_task("teller", workflows.news.run_teller, FOR_EVER)
-            plugin.start_task("listener", workflows.news.run_listener, FOR_EVER)
             plugin.start_task("clock", workflows.run_clock, FOR_EVER)
+            await workflows.news.listen(database)
             yield
             await duty.stop()
+            workflows.news.unlisten(database)

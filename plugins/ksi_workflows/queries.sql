@@ -22,6 +22,15 @@ SELECT ksi_workflows.give_back_stray($1, $2, $3, $4);
 -- Drops what was kept for runs that have ended.
 SELECT ksi_workflows.tidy($1, $2);
 
+-- name: start_run
+-- Accepts a run; was it there before?
+SELECT verdict, deadline_ms
+  FROM ksi_workflows.start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
+-- name: end_run
+-- Records a run's outcome; was it this daemon's to record?
+SELECT ksi_workflows.end_run($1, $2, $3, $4, $5, $6);
+
 -- name: begin_step
 -- May this step run now, or what came of it before?
 SELECT verdict, recorded_output, recorded_error

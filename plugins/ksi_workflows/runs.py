@@ -289,6 +289,10 @@ class Run:
         await self._persist(lambda: self._store.park(self.id, self._owner))
         await self._abandon("lost")
 
+    async def end(self, output: bytes | None, error: bytes | None) -> bool:
+        """Record the outcome; say whether it was this daemon's to record."""
+        return await self._persist(lambda: self._store.end_run(self.id, self._owner, output, error))
+
     async def count_attempts(self) -> None:
         """Note how often the run was begun."""
         self.attempt = await self._persist(lambda: self._store.attempts(self.tenant, self.id))
@@ -425,7 +429,6 @@ class Runner:
         watcher: "Watcher",
     ) -> None:
         self.running: dict[str, Run] = {}
-        self.direct: set[str] = set()
         self._settings = settings
         self._store = store
         self._definitions = definitions
@@ -454,6 +457,11 @@ class Runner:
         self._loop.call_soon_threadsafe(self._begin, dispatched, future)
         return future
 
+    def begin(self, dispatched: Dispatched) -> None:
+        """Execute a run that the engine does not know of."""
+        future: Future[Any] = Future()
+        self._begin(dispatched, future)
+
     def _begin(self, dispatched: Dispatched, future: "Future[Any]") -> None:
         if self._is_stopping or self._tasks is None:
             future.cancel()
@@ -468,7 +476,7 @@ class Runner:
         run.task.add_done_callback(lambda task: self._done(run, task, future))
 
     def _done(self, run: Run, task: "asyncio.Task[None]", future: "Future[Any]") -> None:
-        if task.cancelled() or not future.done():
+        if task.cancelled() or not future.done():  # a done one waits for the engine's record
             future.cancel()
             self._forget(run)
 
@@ -482,17 +490,33 @@ class Runner:
         try:
             output = await self._body(run, dispatched)
         except asyncio.CancelledError:
-            if run.interruption is None and not self._is_stopping:
-                error = Failed("the workflow's body cancelled itself")
-                future.set_exception(error)
-                return
-            raise
+            if run.interruption is not None or self._is_stopping:
+                raise
+            await self._fail(run, dispatched, future, Failed("the workflow cancelled itself"))
         except Exception as error:  # noqa: BLE001  whatever a body raises is the run's outcome
-            if run.interruption is None:
-                self._log_failure(run, error)
-                future.set_exception(error)
+            await self._fail(run, dispatched, future, error)
         else:
-            future.set_result(Raw(output))
+            if dispatched.is_fresh:
+                await self._record(run, output, None)
+            else:
+                future.set_result(Raw(output))
+
+    async def _fail(
+        self, run: Run, dispatched: Dispatched, future: "Future[Any]", error: Exception
+    ) -> None:
+        if run.interruption is not None:
+            return
+        self._log_failure(run, error)
+        if dispatched.is_fresh:
+            await self._record(run, None, codec.encode_error(error))
+        else:
+            future.set_exception(error)
+
+    async def _record(self, run: Run, output: bytes | None, error: bytes | None) -> None:
+        """Record the outcome of a run that the engine does not know of."""
+        written = await run.end(output, error)
+        texts = [None if part is None else part.decode() for part in (output, error)]
+        self.ended(run.id, written, *texts)
 
     def _log_failure(self, run: Run, error: Exception) -> None:
         log.warning(
@@ -509,9 +533,7 @@ class Runner:
         if definition is None:
             await run.park()
         assert definition is not None
-        if run.id in self.direct:
-            self.direct.discard(run.id)
-        else:
+        if not dispatched.is_fresh:
             await run.count_attempts()
         self._watcher.run_started(run)
         return await self._call(run, definition, envelope.args, dispatched.deadline_ms)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
+from msgspec import Struct
 
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries
@@ -15,6 +16,16 @@ from ksi_workflows.office import Fenced, Lease, boot_time
 
 SQL: Final = load_queries("ksi_workflows")
 FENCED: Final = "KS001"
+
+
+class RunOptions(Struct, frozen=True, kw_only=True):
+    """How a run is started; ``queue`` is ``None`` for at once."""
+
+    queue: str | None = None
+    key: str | None = None
+    priority: int | None = None
+    delay_s: float = 0.0
+    timeout_s: float | None = None
 
 
 class Store:
@@ -96,6 +107,33 @@ class Store:
         await self._ask("tidy")
 
     # Runs and steps, as whoever runs them sees them.
+
+    async def start_run(
+        self, run: str, creator: str, attributes: bytes, inputs: bytes, options: RunOptions
+    ) -> tuple[str, int | None]:
+        """Accept a run; say whether it was there before, and its deadline."""
+        verdict, deadline_ms = await self._row(
+            "start_run",
+            run,
+            creator,
+            attributes.decode(),
+            inputs.decode(),
+            FORMAT,
+            options.queue,
+            options.key,
+            options.priority or 0,
+            options.delay_s,
+            options.timeout_s,
+        )
+        return verdict, deadline_ms
+
+    async def end_run(
+        self, run: str, owner: str, output: bytes | None, error: bytes | None
+    ) -> bool:
+        """Record a run's outcome; say whether it was this daemon's to record."""
+        texts = [None if part is None else part.decode() for part in (output, error)]
+        written: bool = await self._ask("end_run", run, owner, *texts)
+        return written
 
     async def begin_step(
         self, run: str, owner: str, number: int, name: str

@@ -37,9 +37,9 @@ from ksi_workflows.engine import (
     Dispatched,
     Engine,
     QueueOptions,
-    StartOptions,
 )
 from ksi_workflows.news import News, Waiters
+from ksi_workflows.office import Fenced
 from ksi_workflows.runs import (
     DEADLINE_MARGIN_S,
     Definitions,
@@ -49,7 +49,7 @@ from ksi_workflows.runs import (
 )
 from ksi_workflows.schedules import Clock
 from ksi_workflows.settings import WorkflowsSettings
-from ksi_workflows.store import Store
+from ksi_workflows.store import RunOptions, Store
 
 LOOK_AGAIN_S: Final = 10.0  # where a word that was told got lost
 ENDED: Final = frozenset({"finished", "failed", "cancelled", "quarantined"})
@@ -80,7 +80,7 @@ class Workflows:
         self.duty = Duty(
             settings, self.store, self.engine, self.runner, self.definitions, self, bus
         )
-        self.news = News(self.store, database.logins.direct, self._heard, self._missed)
+        self.news = News(self.store, self._heard, self._missed)
         self.clock = Clock(self.store, self)
         self.queues: dict[str, QueueOptions] = {}
         self._database = database
@@ -196,22 +196,19 @@ class Workflows:
             "version": definition.version,
             **({"parent": inside.id} if inside else {}),
         }
-        options = StartOptions(
-            run=run_id,
-            attributes=attributes,
+        options = RunOptions(
             queue=self.choose_queue(queue or definition.queue, key, delay_s, priority),
             key=key,
             delay_s=delay_s,
             priority=priority,
             timeout_s=None if limit_s is None else limit_s + DEADLINE_MARGIN_S,
         )
-        is_ours = id is None
         if inside is None:
-            await self._start(envelope, options, is_ours=is_ours)
+            await self._start(run_id, envelope, attributes, options)
             return run_id
 
         async def start() -> str:
-            await self._start(envelope, options, is_ours=False)
+            await self._start(run_id, envelope, attributes, options)
             return run_id
 
         started: str = await inside.record(f"start {definition.name}", start, str)
@@ -274,24 +271,23 @@ class Workflows:
             raise InvalidData(f"the queue {queue} takes {wanted}")
         return queue
 
-    async def _start(self, envelope: Envelope, options: StartOptions, *, is_ours: bool) -> None:
+    async def _start(
+        self, run_id: str, envelope: Envelope, attributes: dict[str, Any], options: RunOptions
+    ) -> None:
         await self._ready()
-        is_direct = options.queue is None
-        if is_direct:
-            self.runner.direct.add(options.run)
-        is_new = False
+        creator = uuid.uuid4().hex
+        inputs = msgspec.json.encode({"args": [envelope], "kwargs": {}})
         try:
-            is_new = await self.engine.start(envelope, options)
-        finally:
-            if not is_new:
-                self.runner.direct.discard(options.run)
-        if not is_ours and not (is_new and is_direct):
-            await self._check_same(envelope, options.run)
-
-    async def _check_same(self, envelope: Envelope, run_id: str) -> None:
-        rows = await self.store.runs(envelope.context.tenant, ids=[run_id], limit=1)
-        if not rows or rows[0]["name"] != envelope.name:
+            verdict, deadline_ms = await self.store.start_run(
+                run_id, creator, msgspec.json.encode(attributes), inputs, options
+            )
+        except Fenced as error:
+            self.duty.lose()
+            raise Unavailable("this daemon starts no runs any more", retry_after_s=1.0) from error
+        if verdict == "other":
             raise Conflict(f"the id {run_id} is that of another run")
+        if verdict == "new" and options.queue is None:
+            self.runner.begin(Dispatched(run_id, creator, envelope, deadline_ms, is_fresh=True))
 
     async def _ready(self) -> None:
         """Wait for the launch.
@@ -313,14 +309,13 @@ class Workflows:
             definition, data = self.check(due["workflow"], msgspec.json.decode(due["args"]))
             limit_s = definition.timeout_s
             queue = due["queue"] or definition.queue
-            options = StartOptions(
-                run=run_id,
-                attributes={
-                    "tenant": context.tenant,
-                    "name": definition.name,
-                    "version": definition.version,
-                    "schedule": due["name"],
-                },
+            attributes = {
+                "tenant": context.tenant,
+                "name": definition.name,
+                "version": definition.version,
+                "schedule": due["name"],
+            }
+            options = RunOptions(
                 queue=self.choose_queue(queue, due["key"]),
                 key=due["key"],
                 timeout_s=None if limit_s is None else limit_s + DEADLINE_MARGIN_S,
@@ -328,7 +323,7 @@ class Workflows:
             envelope = Envelope(
                 name=definition.name, version=definition.version, args=Raw(data), context=context
             )
-            await self._start(envelope, options, is_ours=False)
+            await self._start(run_id, envelope, attributes, options)
         return run_id
 
     async def result(

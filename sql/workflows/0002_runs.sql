@@ -236,3 +236,82 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_workflows, pg_catalog
      LIMIT max_rows
 $$;
 
+
+-- Records a run in the form that the engine itself would: one that is begun at once is its
+-- starter's, one in a queue is the engine's to hand out. Runs with a key are numbered by when they
+-- came, one after the other, so that the engine's order of milliseconds is that of their starts.
+CREATE FUNCTION start_run(executor_id text, held_epoch bigint, run_id text, creator text,
+                          with_attributes jsonb, with_inputs text, format text,
+                          in_queue text, with_key text, with_priority integer,
+                          delay_s double precision, timeout_s double precision,
+                          OUT verdict text, OUT deadline_ms bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_workflows, pg_catalog, pg_temp AS $$
+DECLARE
+    at_ms bigint := now_ms();
+    before record;
+BEGIN
+    PERFORM hold(executor_id, held_epoch);
+    IF with_key IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended(in_queue || ' ' || with_key, 1));
+        at_ms := greatest(at_ms, (SELECT max(w.created_at) + 1 FROM dbos.workflow_status w
+                                   WHERE w.queue_name = in_queue
+                                     AND w.queue_partition_key = with_key
+                                     AND w.status IN ('ENQUEUED', 'PENDING')));
+    END IF;
+    IF in_queue IS NULL AND timeout_s IS NOT NULL THEN
+        deadline_ms := at_ms + (timeout_s * 1000)::bigint;
+    END IF;
+    verdict := 'new';
+    INSERT INTO dbos.workflow_status
+           (workflow_uuid, status, name, executor_id, application_version, application_name,
+            recovery_attempts, queue_name, queue_partition_key, priority, workflow_timeout_ms,
+            workflow_deadline_epoch_ms, serialization, creator_xid, owner_xid,
+            delay_until_epoch_ms, attributes, created_at, updated_at)
+    VALUES (run_id,
+            CASE WHEN in_queue IS NULL THEN 'PENDING' WHEN delay_s > 0 THEN 'DELAYED'
+                 ELSE 'ENQUEUED' END,
+            'ksi', CASE WHEN in_queue IS NULL THEN executor_id END, 'ksi-1', 'ksi',
+            CASE WHEN in_queue IS NULL THEN 1 ELSE 0 END, in_queue, with_key, with_priority,
+            (timeout_s * 1000)::bigint, deadline_ms, format, creator,
+            CASE WHEN in_queue IS NULL THEN creator END,
+            CASE WHEN delay_s > 0 THEN at_ms + (delay_s * 1000)::bigint END,
+            with_attributes, at_ms, at_ms)
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        INSERT INTO dbos.workflow_input (workflow_uuid, inputs) VALUES (run_id, with_inputs);
+        RETURN;
+    END IF;
+    SELECT w.creator_xid, w.attributes INTO before
+      FROM dbos.workflow_status w WHERE w.workflow_uuid = run_id;
+    verdict := CASE WHEN before.creator_xid = creator THEN 'new'
+                    WHEN before.attributes ->> 'tenant' = with_attributes ->> 'tenant'
+                     AND before.attributes ->> 'name' = with_attributes ->> 'name' THEN 'again'
+                    ELSE 'other' END;
+END $$;
+COMMENT ON FUNCTION start_run IS 'accepts a run; says whether it was there before';
+
+CREATE FUNCTION end_run(executor_id text, held_epoch bigint, run_id text, owner text,
+                        with_output text, with_error text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_workflows, pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM hold(executor_id, held_epoch);
+    UPDATE dbos.workflow_status
+       SET status = CASE WHEN with_error IS NULL THEN 'SUCCESS' ELSE 'ERROR' END,
+           deduplication_id = NULL, owner_xid = NULL, updated_at = now_ms(),
+           completed_at = now_ms()
+     WHERE workflow_uuid = run_id AND status = 'PENDING' AND owner_xid = owner;
+    IF NOT FOUND THEN -- another's, or told for the second time
+        RETURN EXISTS (SELECT FROM dbos.workflow_status w
+                         JOIN dbos.workflow_output o USING (workflow_uuid)
+                        WHERE w.workflow_uuid = run_id
+                          AND w.status IN ('SUCCESS', 'ERROR')
+                          AND w.creator_xid = owner
+                          AND o.output IS NOT DISTINCT FROM with_output
+                          AND o.error IS NOT DISTINCT FROM with_error);
+    END IF;
+    INSERT INTO dbos.workflow_output (workflow_uuid, output, error)
+    VALUES (run_id, with_output, with_error)
+    ON CONFLICT (workflow_uuid) DO UPDATE SET output = excluded.output, error = excluded.error;
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION end_run IS 'records a run''s outcome, if the run is still its worker''s';
