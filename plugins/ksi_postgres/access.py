@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -19,8 +18,10 @@ from ksi_postgres.logins import DATABASE, check_url, shown, socket_url, with_dat
 from ksi_postgres.place import SUPERUSER, Place
 from ksi_postgres.queries import load_queries
 from ksi_postgres.settings import PostgresSettings
+from ksi_postgres.store import embedded_folder
 
 CONNECT_TIMEOUT_S: Final = 10.0
+MAINTENANCE: Final = "postgres"  # the database that one is in while another is made or renamed
 ADMIN: Final = load_queries("ksi_postgres", "admin.sql")
 
 
@@ -55,12 +56,6 @@ def read_postgres_settings(home: Home) -> PostgresSettings:
     return Settings(home.root).section("postgres", PostgresSettings)
 
 
-def folder_of(home: Home, settings: PostgresSettings) -> Path:
-    """Return where the embedded server of a home is, or shall be."""
-    named = settings.data_folder
-    return Path(named).expanduser().absolute() if named else home.root / "pg"
-
-
 @asynccontextmanager
 async def opened(
     home: Home, *, daemon_down: str = "", create: bool = False
@@ -86,7 +81,7 @@ async def opened(
         with _locked(home) if daemon_down else contextlib.nullcontext():
             yield Store(url=url, folder=None, daemon_pid=pid, settings=settings)
         return
-    folder = folder_of(home, settings)
+    folder = embedded_folder(home.root, settings)
     if pid is not None:
         place = Place(folder, settings.run_as)
         yield _embedded(place, place.passwords(), pid, settings)

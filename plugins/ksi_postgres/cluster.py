@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,13 @@ HBA: Final = """\
 # Written at each start. The socket alone, and nobody without a password.
 local all all scram-sha-256
 """
+
+# One line each, as the single-user mode has it; a role may not have been made yet. The names are
+# ours, and the passwords of letters, digits, - and _.
+RENEWAL: Final = (
+    "DO $$ BEGIN ALTER ROLE {role} PASSWORD '{new}'; "
+    "EXCEPTION WHEN undefined_object THEN NULL; END $$\n"
+)
 
 # What nobody may change from within, not even with ALTER SYSTEM.
 FIXED: Final = {
@@ -174,20 +182,20 @@ def character_locale() -> str:
     return "C"
 
 
-async def renew_password(
-    place: Place, binaries: Binaries, arguments: list[str], password: str
+async def renew_passwords(
+    place: Place, binaries: Binaries, arguments: list[str], passwords: Mapping[str, str]
 ) -> None:
-    """Give the superuser a new password, without the old one: who owns the files may.
+    """Give the roles new passwords, without the old ones: who owns the files may.
 
     Raises:
         Failed: The database can't be opened.
     """
-    # --single comes first, and the database last; the password goes where nobody else reads it.
+    # --single comes first, and the database last; the passwords go where nobody else reads them.
     command = [str(binaries.postgres), "--single", *arguments, "template1"]
-    statement = f"ALTER ROLE {SUPERUSER} PASSWORD '{password}'\n"
-    told = await run_program(place, command, stdin=statement, timeout_s=INITDB_TIMEOUT_S)
+    statements = "".join(RENEWAL.format(role=role, new=new) for role, new in passwords.items())
+    told = await run_program(place, command, stdin=statements, timeout_s=INITDB_TIMEOUT_S)
     if "ERROR:" in told:
-        raise Failed("the superuser's password could not be set anew")
+        raise Failed("the roles' passwords could not be set anew")
 
 
 def check_room(folder: Path) -> None:

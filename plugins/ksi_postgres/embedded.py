@@ -144,7 +144,7 @@ class EmbeddedServer:
         )
         if SUPERUSER not in kept and not self.is_new:
             log.warning("the passwords are gone; there are new ones", extra={"in": str(place.root)})
-            await cluster.renew_password(place, binaries, arguments, passwords[SUPERUSER])
+            await cluster.renew_passwords(place, binaries, arguments, passwords)
             await leftovers.clear(place, self.settings.stop_timeout_s)
         if passwords != kept:
             place.keep_passwords(passwords)

@@ -64,11 +64,13 @@ async def ask(server: EmbeddedServer, *statements: str) -> object:
     return answer
 
 
-async def connected(server: EmbeddedServer, password: str | None = None) -> "asyncpg.Connection":
+async def connected(
+    server: EmbeddedServer, password: str | None = None, *, user: str | None = None
+) -> "asyncpg.Connection":
     return await asyncpg.connect(
         host=server.host,
         port=server.port,
-        user=server.superuser,
+        user=user or server.superuser,
         password=password or server.passwords[server.superuser],
         database="postgres",
     )
@@ -373,11 +375,13 @@ async def test_data_of_another_version_are_left_alone(folder: Path) -> None:
 
 async def test_lost_passwords_are_made_anew(folder: Path) -> None:
     async with running(folder) as server:
-        await ask(server, "CREATE TABLE kept AS SELECT 7 AS x")
+        await ask(server, "CREATE TABLE kept AS SELECT 7 AS x", "CREATE ROLE ksi_app LOGIN")
     server.place.passwords_file.unlink()
 
     async with running(folder) as again:
         assert await ask(again, "SELECT x FROM kept") == 7
+        app = await connected(again, again.passwords["ksi_app"], user="ksi_app")
+        await app.close()
 
     assert not set(again.passwords.values()) & set(server.passwords.values())
     assert json.loads(again.place.passwords_file.read_text()) == again.passwords
