@@ -119,6 +119,11 @@ class Database:
         finally:
             connection.terminate()
 
+    def pool_sizes(self) -> tuple[int, int]:
+        """Return how many connections the pool has, and how many of them do nothing."""
+        pool = self._pool
+        return (0, 0) if pool is None else (pool.get_size(), pool.get_idle_size())
+
     # -- queries --------------------------------------------------------------------------------
 
     async def fetch(

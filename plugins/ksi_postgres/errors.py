@@ -39,7 +39,7 @@ def translated(error: Exception, *, lost: bool = False) -> Exception:
     if isinstance(error, KsiError):
         return error
     if isinstance(error, asyncpg.PostgresError):
-        return _of_state(error, error.sqlstate or "")
+        return _of_state(error, str(error.sqlstate))
     if isinstance(error, TimeoutError):
         return TimedOut("the query took too long (postgres.query_timeout_s)")
     if isinstance(error, OSError) or (lost and isinstance(error, asyncpg.InterfaceError)):
@@ -62,4 +62,5 @@ def _of_state(error: asyncpg.PostgresError, state: str) -> Exception:
         return TimedOut("the query took too long, or was cancelled")
     if state in _AGAIN:
         return Busy("another transaction stood in the way", retry_after_s=AGAIN_S)
-    return error
+    kept: Exception = error
+    return kept

@@ -197,3 +197,19 @@ CREATE DATABASE ksi TEMPLATE template0;
 -- name: may_log_in
 -- Can this role log in already?
 SELECT rolcanlogin FROM pg_roles WHERE rolname = $1;
+
+-- name: claim_key
+-- Is a key new? Then it is this daemon's; else how was it answered, or who is at it?
+SELECT state, answer, began_at FROM ksi_postgres.claim_key($1, $2, $3, $4, $5, $6, $7);
+
+-- name: keep_key
+-- Notes how a keyed request was answered.
+SELECT ksi_postgres.keep_key($1, $2, $3, $4, $5);
+
+-- name: release_key
+-- Gives a key back that nothing was done for.
+SELECT ksi_postgres.release_key($1, $2, $3, $4);
+
+-- name: forget_keys
+-- Forgets the keys that are older than an interval.
+SELECT ksi_postgres.forget_keys($1);

@@ -144,3 +144,58 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_began_at ON idempotency_key (began_at);
 SELECT ksi_postgres.protect('idempotency_key');
+
+CREATE FUNCTION claim_key(
+    key_tenant text, key_principal text, key_user text, key_text text, key_digest bytea,
+    key_boot text, in_doubt_after interval,
+    OUT state text, OUT answer bytea, OUT began_at timestamptz
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
+DECLARE
+    found idempotency_key;
+BEGIN
+    INSERT INTO idempotency_key (tenant, principal, on_behalf_of, key, digest, boot)
+    VALUES (key_tenant, key_principal, key_user, key_text, key_digest, key_boot)
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        state := 'claimed';
+        RETURN;
+    END IF;
+    SELECT k.* INTO found
+      FROM idempotency_key k
+     WHERE (k.tenant, k.principal, k.on_behalf_of, k.key)
+         = (key_tenant, key_principal, key_user, key_text);
+    answer := found.answer;
+    began_at := found.began_at;
+    state := CASE
+        WHEN found.digest IS NULL THEN 'at_work' -- it was given back just now
+        WHEN found.digest <> key_digest THEN 'another'
+        WHEN found.answer IS NOT NULL THEN 'answered'
+        WHEN found.boot <> key_boot AND found.began_at <= clock_timestamp() - in_doubt_after
+            THEN 'in_doubt'
+        ELSE 'at_work'
+    END;
+END $$;
+
+CREATE FUNCTION keep_key(
+    key_tenant text, key_principal text, key_user text, key_text text, key_answer bytea
+) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
+    UPDATE idempotency_key SET answer = key_answer
+     WHERE (tenant, principal, on_behalf_of, key)
+         = (key_tenant, key_principal, key_user, key_text)
+$$;
+
+CREATE FUNCTION release_key(key_tenant text, key_principal text, key_user text, key_text text)
+RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
+    DELETE FROM idempotency_key
+     WHERE (tenant, principal, on_behalf_of, key)
+         = (key_tenant, key_principal, key_user, key_text)
+       AND answer IS NULL
+$$;
+
+CREATE FUNCTION forget_keys(older_than interval) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
+    DELETE FROM idempotency_key WHERE began_at < now() - older_than
+$$;
