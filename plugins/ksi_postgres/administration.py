@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from ksi_daemon.home import Home
-from ksi_daemon.protocol import Conflict
+from ksi_daemon.protocol import Conflict, Denied
 from ksi_postgres import dumps, schema, sizes, verification
 from ksi_postgres.access import ADMIN, MAINTENANCE, Store, connected, opened
 from ksi_postgres.errors import told_of
@@ -88,6 +88,9 @@ async def restore(home: Home, file: Path, tell: Tell) -> RestoreReport:
         opened(home, daemon_down="a backup can't be restored", create=True) as store,
         connected(store, MAINTENANCE) as connection,
     ):
+        if not await connection.fetchval(ADMIN["sees_all"]):
+            # It names owners, rights on Postgres' functions, extensions that are not trusted.
+            raise Denied("a backup is restored with a superuser's KSI_DATABASE_URL")
         await connection.execute(SQL["create_roles"])  # a backup has none, but names them
         await replace_database(connection, RESTORING)
         try:

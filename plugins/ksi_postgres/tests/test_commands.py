@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,117 @@ def test_size_tells_plugins_tables_and_tenants(migrated: KsiCommand) -> None:
     assert parts == told["database_bytes"]
     assert "acme" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
+
+
+# -- somebody else's Postgres -------------------------------------------------------------------
+
+RUNS_A_SERVER = """
+    import asyncio, sys
+    from pathlib import Path
+    import asyncpg
+    from ksi_postgres.embedded import EmbeddedServer
+
+    async def main():
+        server = EmbeddedServer(Path(sys.argv[1]), fsync=False)
+        await server.start()
+        try:
+            await serve(server)
+        finally:
+            await server.stop()
+
+    async def serve(server):
+        connection = await asyncpg.connect(
+            host=server.host, user="postgres", password=server.passwords["postgres"],
+            database="postgres")
+        await connection.execute("CREATE ROLE someone LOGIN CREATEDB CREATEROLE PASSWORD 'a:b'")
+        await connection.execute("CREATE DATABASE theirs OWNER someone")
+        await connection.close()
+        connection = await asyncpg.connect(
+            host=server.host, user="postgres", password=server.passwords["postgres"],
+            database="theirs")
+        await connection.execute("CREATE EXTENSION vector")
+        await connection.close()
+        print(f"postgresql://someone:a%3Ab@/theirs?host={server.host}", flush=True)
+        print(f"postgresql://postgres:{server.passwords['postgres']}@/theirs?host={server.host}",
+              flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def elsewhere(ksi: KsiCommand) -> Iterator[KsiCommand]:
+    """A home that uses a Postgres which is not its own, with a login that is no superuser's."""
+    folder = ksi.home / "theirs"
+    Home(folder).prepare()
+    command = [sys.executable, "-c", textwrap.dedent(RUNS_A_SERVER), str(folder / "pg")]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert server.stdout is not None
+    ksi.environ["KSI_DATABASE_URL"] = server.stdout.readline().strip()
+    ksi.environ["SUPERUSERS_URL"] = server.stdout.readline().strip()
+    yield ksi
+    server.send_signal(signal.SIGINT)
+    server.communicate()
+    assert no_postgres_runs(folder)
+
+
+def test_a_postgres_of_somebody_elses_is_used_with_the_rights_that_there_are(
+    elsewhere: KsiCommand, tmp_path: Path
+) -> None:
+    made = elsewhere("db", "migrate")
+    status = elsewhere("db", "status", "--json")
+    checked = elsewhere("db", "verify", "--json").json
+    size = elsewhere("db", "size")
+
+    assert made.code == 0, made.err
+    assert (status.json["embedded"], status.json["run_by"]) == (False, "somebody else")
+    assert "a:b" not in status.out
+    assert "a%3Ab" not in status.out
+    assert (checked["damage"], checked["tables"]) == ([], 0)
+    assert "superuser" in checked["skipped"]
+    assert size.code == 0, size.err
+    assert not (elsewhere.home / "pg" / "data").exists()
+
+
+def test_a_login_that_is_no_superusers_backs_up_every_tenant_and_a_superuser_restores(
+    elsewhere: KsiCommand, tmp_path: Path
+) -> None:
+    file, superuser = tmp_path / "backup", elsewhere.environ["SUPERUSERS_URL"]
+    elsewhere("db", "migrate")
+    psql(elsewhere, "SET ROLE ksi_owner; CREATE TABLE ksi_postgres.notes (tenant text, x int); "
+                    "SELECT ksi_postgres.protect('ksi_postgres.notes'); "
+                    "INSERT INTO ksi_postgres.notes VALUES ('one', 1), ('two', 2)")  # fmt: skip
+    written = elsewhere("db", "backup", str(file))
+    psql(elsewhere, "SET ROLE ksi_owner; TRUNCATE ksi_postgres.notes")
+
+    refused = elsewhere("db", "restore", str(file))
+    restored = elsewhere("db", "restore", str(file), KSI_DATABASE_URL=superuser)
+
+    assert written.code == 0, written.err
+    assert "with a superuser's KSI_DATABASE_URL" in error_of(refused)
+    assert restored.code == 0, restored.err
+    told = psql(elsewhere, "SET ROLE ksi_owner; SELECT tenant, x FROM ksi_postgres.notes")
+    assert sorted(told.split()) == ["one|1", "two|2"]
+
+
+def test_a_database_that_others_use_is_not_replaced(elsewhere: KsiCommand, tmp_path: Path) -> None:
+    file, superuser = tmp_path / "backup", elsewhere.environ["SUPERUSERS_URL"]
+    elsewhere("db", "migrate")
+    elsewhere("db", "backup", str(file))
+    other = elsewhere.begin("db", "shell", stdin=subprocess.PIPE)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    other.stdin.write("SELECT 'connected';\n")
+    other.stdin.flush()
+    while "connected" not in other.stdout.readline():
+        pass
+
+    refused = elsewhere("db", "restore", str(file), KSI_DATABASE_URL=superuser)
+    other.communicate()
+
+    assert "others use the database" in error_of(refused)
+    assert elsewhere("db", "status").code == 0
 
 
 # -- the daemon is up ---------------------------------------------------------------------------
