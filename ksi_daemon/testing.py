@@ -253,11 +253,27 @@ def ksi_settings() -> list[str]:
 
 
 @pytest.fixture
+def ksi_settings_of_plugins(
+    request: pytest.FixtureRequest, ksi_plugins: list[EntryPoint]
+) -> list[str]:
+    """What the kits of the loaded plugins set: their fixtures ``ksi_settings_of_<plugin>``."""
+    settings: list[str] = []
+    for plugin in ksi_plugins:
+        with contextlib.suppress(pytest.FixtureLookupError):
+            settings += request.getfixturevalue(f"ksi_settings_of_{plugin.name}")
+    return settings
+
+
+@pytest.fixture
 async def daemon(
-    ksi_home: Path, ksi_plugins: list[EntryPoint], ksi_settings: list[str]
+    ksi_home: Path,
+    ksi_plugins: list[EntryPoint],
+    ksi_settings_of_plugins: list[str],
+    ksi_settings: list[str],
 ) -> AsyncIterator[Daemon]:
     """A daemon on the test's own loop."""
-    async with running_daemon(ksi_home, *ksi_plugins, settings=ksi_settings) as running:
+    settings = [*ksi_settings_of_plugins, *ksi_settings]
+    async with running_daemon(ksi_home, *ksi_plugins, settings=settings) as running:
         yield running
 
 
