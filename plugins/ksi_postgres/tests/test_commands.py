@@ -488,4 +488,5 @@ def test_a_daemon_does_not_start_while_a_command_has_the_server(
         assert f"pid {running.pid}" in second.stderr + second.stdout
     finally:
         os.close(reader)
+        running.send_signal(signal.SIGINT)
         running.communicate(timeout=30)
