@@ -160,7 +160,8 @@ VALUES ($1, $2, $3, $4, $5, $6);
 
 -- name: open_schema
 -- Makes a plugin's schema if it is missing, and what its migrations are to find.
-SELECT ksi_postgres.open_schema($1);
+SELECT ksi_postgres.open_schema($1),
+       set_config('search_path', format('%I, public, pg_temp', 'ksi_' || $1), true);
 
 -- name: breaches
 -- What in a plugin's schema stands outside of the walls?

@@ -31,7 +31,6 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO ksi_app', 'ksi_' || plugin);
     EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT USAGE ON SEQUENCES TO ksi_app',
                    'ksi_' || plugin);
-    PERFORM set_config('search_path', format('%I, public, pg_temp', 'ksi_' || plugin), true);
 END $$;
 
 CREATE FUNCTION breaches(plugin text) RETURNS TABLE (problem text)
