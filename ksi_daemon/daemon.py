@@ -243,7 +243,7 @@ class Daemon:
     def fail_essential(self) -> None:
         """Stop, because a plugin without which the daemon must not run has failed."""
         failed = [
-            f"{loaded.name} {loaded.reason}"
+            f"{loaded.name}: {loaded.reason}"
             for loaded in self.loader.plugins.values()
             if loaded.is_missed
         ]
