@@ -387,7 +387,8 @@ RUNS_A_SERVER = """
 def elsewhere(ksi: KsiCommand) -> Iterator[KsiCommand]:
     """A home that uses a Postgres which is not its own, with a login that is no superuser's."""
     folder = ksi.home / "theirs"
-    Home(folder).prepare()
+    for home in (ksi.home, folder):  # from above: the server's user passes through both
+        Home(home).prepare()
     command = [sys.executable, "-c", textwrap.dedent(RUNS_A_SERVER), str(folder / "pg")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout is not None
