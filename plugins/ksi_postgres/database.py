@@ -11,8 +11,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 
-from ksi_daemon.protocol import Unavailable
-from ksi_postgres.errors import gone, told_of, translated
+from ksi_daemon.protocol import Denied, Unavailable
+from ksi_postgres.errors import gone, is_gone, told_of, translated
 from ksi_postgres.logins import Logins
 from ksi_postgres.migrations import SQL
 from ksi_postgres.settings import PostgresSettings
@@ -27,10 +27,37 @@ Listener = Callable[[str | None], None]
 
 POOLED_CACHE: Final = 0
 STATEMENT_CACHE: Final = 256
+FOREVER_S: Final = 1e8  # three years; to asyncpg, none would mean the pool's own limit
+
+
+# asyncpg's InternalClientError is what it raises for a connection that broke between two messages.
+FAULTS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+RELEASE_TIMEOUT_S: Final = 1.0
+
+
+def _is_lost(connection: Connection) -> bool:
+    try:
+        is_closed: bool = connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has taken it back already, which it does with such
+        return True
+    return is_closed
 
 
 async def _no_reset(connection: Connection) -> None:
     """Leave a connection as it is: all that queries change ends with their transaction."""
+
+
+def is_lost(connection: Connection) -> bool:
+    """Say whether a connection of a pool can't be used any more."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # the pool has taken it back
+        return True
 
 
 class Database:
@@ -66,6 +93,8 @@ class Database:
         self._lost = asyncio.Event()
         self._listeners: dict[str, list[Listener]] = {}
         self._watched: Connection | None = None
+        self._heard: set[str] = set()  # the channels that the watched connection listens on
+        self._hearing = asyncio.Lock()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -73,11 +102,13 @@ class Database:
         """Connect.
 
         Raises:
+            Denied: The login may do too much, and a pooler stands before Postgres.
             Unavailable: Postgres can't be reached.
         """
         try:
             self._watched = await self._watch_connection()
             self._is_pooled = await self._leads_to_a_pooler()
+            self._refuse_a_strong_login_behind_a_pooler()
             self._pool = await asyncpg.create_pool(
                 self.logins.app,
                 min_size=1,
@@ -85,6 +116,7 @@ class Database:
                 statement_cache_size=POOLED_CACHE if self._is_pooled else STATEMENT_CACHE,
                 reset=_no_reset,
                 timeout=self._settings.connect_timeout_s,
+                command_timeout=self._limit(None),
                 server_settings=self._session(),
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
@@ -118,6 +150,15 @@ class Database:
             return bool(row != connection.get_server_pid())
         finally:
             connection.terminate()
+
+    def _refuse_a_strong_login_behind_a_pooler(self) -> None:
+        """See to it that no query runs with more rights than it should: a pooler drops the role."""
+        if self._is_pooled and self._role is not None:
+            raise Denied(
+                "the login of KSI_DATABASE_URL has more rights than the daemon's queries should "
+                "have, and a pooler stands before Postgres: name a login that is a member of "
+                f"{self._role} and neither a superuser nor one that bypasses row security"
+            )
 
     def pool_sizes(self) -> tuple[int, int]:
         """Return how many connections the pool has, and how many of them do nothing."""
@@ -187,17 +228,22 @@ class Database:
         try:
             connection = await self._acquire(pool)
             yield connection
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            lost = connection is None or connection.is_closed()
+        except FAULTS as error:
+            lost = connection is None or _is_lost(connection)
+            if isinstance(error, OSError) and not lost and not isinstance(error, TimeoutError):
+                raise  # of what the caller does between its queries
             told = translated(error, lost=lost)
-            if isinstance(told, Unavailable) and lost:
+            if lost and is_gone(error):
                 self._lost.set()
             if told is error:
                 raise
             raise told from error
         finally:
             if connection is not None:
-                await pool.release(connection)
+                # Before it gives one back it waits for the end of a query that was broken off; one
+                # that does not end is closed. The query's own result or error stands either way.
+                with contextlib.suppress(*FAULTS):
+                    await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     async def _acquire(self, pool: asyncpg.Pool) -> Connection:
         try:
@@ -216,8 +262,9 @@ class Database:
             raise Unavailable(message, retry_after_s=round(wait, 3))
         return self._pool
 
-    def _limit(self, timeout_s: float | None) -> float | None:
-        return (self._settings.query_timeout_s if timeout_s is None else timeout_s) or None
+    def _limit(self, timeout_s: float | None) -> float:
+        limit = self._settings.query_timeout_s if timeout_s is None else timeout_s
+        return limit or FOREVER_S
 
     # -- notifications --------------------------------------------------------------------------
 
@@ -226,14 +273,24 @@ class Database:
 
         After Postgres was away it is called with ``None``: what was notified meanwhile is lost.
         """
-        first = channel not in self._listeners
         self._listeners.setdefault(channel, []).append(listener)
-        if first and self._watched is not None and not self._watched.is_closed():
-            await self._watched.add_listener(channel, self._notified)
+        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await self._hear()  # a connection that is lost is made again, with all channels
 
     def unlisten(self, channel: str, listener: Listener) -> None:
         """Call it no more."""
         self._listeners.get(channel, []).remove(listener)
+
+    async def _hear(self, made: Connection | None = None) -> None:
+        """Listen on what was asked for: on a connection that was just made, or on that in use."""
+        async with self._hearing:
+            if made is not None:
+                self._heard.clear()
+            connection = made or self._watched
+            while connection is not None and (missing := self._listeners.keys() - self._heard):
+                channel = missing.pop()
+                await connection.add_listener(channel, self._notified)
+                self._heard.add(channel)
 
     def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         for listener in list(self._listeners.get(channel, ())):
@@ -280,8 +337,7 @@ class Database:
         )
         with contextlib.suppress(asyncpg.InterfaceError):  # it has gone again already
             connection.add_termination_listener(self._terminated)
-            for channel in self._listeners:
-                await connection.add_listener(channel, self._notified)
+            await self._hear(connection)
         return connection
 
     def _terminated(self, connection: Any) -> None:

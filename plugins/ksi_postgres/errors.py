@@ -42,9 +42,17 @@ def translated(error: Exception, *, lost: bool = False) -> Exception:
         return _of_state(error, str(error.sqlstate))
     if isinstance(error, TimeoutError):
         return TimedOut("the query took too long (postgres.query_timeout_s)")
-    if isinstance(error, OSError) or (lost and isinstance(error, asyncpg.InterfaceError)):
+    if isinstance(error, OSError | asyncpg.InternalClientError) or (
+        lost and isinstance(error, asyncpg.InterfaceError)
+    ):
         return gone(error)
     return error
+
+
+def is_gone(error: Exception) -> bool:
+    """Say whether an error means that Postgres can't be reached, and not that it refuses more."""
+    state = str(getattr(error, "sqlstate", None) or "")
+    return not state or state.startswith(_GONE)
 
 
 def gone(error: BaseException) -> Unavailable:

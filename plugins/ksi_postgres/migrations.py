@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 SQL: Final = load_queries(__package__)
 STORE: Final = "postgres"
 _FILE: Final = re.compile(r"(\d{4})_([a-z][a-z0-9_]*)\.sql")
-_PLUGIN: Final = re.compile(r"[a-z][a-z0-9_]*")
+_PLUGIN: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
+RESERVED: Final = ("read",)  # its schema would be that of the documented views
 
 
 class Migration(Struct, frozen=True):
@@ -137,7 +138,7 @@ def read_folder(plugin: str, folder: Path, version: str) -> list[Migration]:
     Raises:
         InvalidData: A file has a wrong name, or a number is missing or there twice.
     """
-    if not _PLUGIN.fullmatch(plugin):
+    if not _PLUGIN.fullmatch(plugin) or plugin in RESERVED:
         raise InvalidData(f"a plugin with migrations is named like a schema, not {plugin!r}")
     migrations = []
     for number, file in enumerate(sorted(folder.glob("*.sql")), start=1):
@@ -177,12 +178,17 @@ def pending(known: Sequence[Migration], applied: Sequence[Applied]) -> list[Migr
             )
     for migration in known:
         before = done.get((migration.plugin, migration.number))
-        if before is not None and before.checksum != migration.checksum:
-            raise Conflict(
-                f"{migration.title} has changed since it was applied: a change is a new migration; "
-                "put back the file as it was"
-            )
+        if before is not None:
+            _refuse_another(migration, before.checksum)
     return [each for each in known if (each.plugin, each.number) not in done]
+
+
+def _refuse_another(migration: Migration, checksum: str) -> None:
+    if checksum != migration.checksum:
+        raise Conflict(
+            f"{migration.title} has changed since it was applied: a change is a new migration; "
+            "put back the file as it was"
+        )
 
 
 async def migrate(connection: asyncpg.Connection, known: Sequence[Migration]) -> int:
@@ -202,10 +208,15 @@ async def migrate(connection: asyncpg.Connection, known: Sequence[Migration]) ->
             told = translated(error, lost=connection.is_closed())
             if told is not error:
                 raise told from error
-            raise Failed(
-                f"the migration {migration.title} failed and was rolled back: {told_of(error)}"
-            ) from error
+            raise Failed(_failure(migration, error)) from error
     return len(waiting)
+
+
+def _failure(migration: Migration, error: Exception) -> str:
+    told = told_of(error)
+    if isinstance(error, asyncpg.FeatureNotSupportedError) and "transaction commands" in told:
+        told = "it ends its own transaction: take out its COMMIT or ROLLBACK"
+    return f"the migration {migration.title} failed and was rolled back: {told}"
 
 
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
@@ -214,13 +225,12 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
         await connection.execute(SQL["lock_migrations"])
         found = await connection.fetchval(SQL["is_applied"], migration.plugin, migration.number)
         if found is not None:
+            _refuse_another(migration, found)
             return
         await connection.execute("SET LOCAL ROLE ksi_owner")
         await _open_schema(connection, migration)
-        inside = await connection.fetchval("SELECT pg_current_xact_id()::text")
-        await connection.execute(migration.sql)
-        if await connection.fetchval("SELECT pg_current_xact_id_if_assigned()::text") != inside:
-            raise Failed(f"{migration.title} ends its own transaction: take out its COMMIT")
+        await connection.execute(SQL["stage_migration"], migration.sql)
+        await connection.execute(SQL["run_migration"])
         problems = await connection.fetch(SQL["breaches"], migration.plugin)
         if problems:
             listed = "; ".join(row["problem"] for row in problems)

@@ -16,7 +16,8 @@ SELECT current_setting('server_version_num')::int AS version,
        ARRAY(SELECT wanted FROM unnest(ARRAY['ksi_postgres', 'ksi_read']) wanted
              WHERE wanted NOT IN (SELECT nspname FROM pg_namespace)) AS missing_schemas,
        has_database_privilege(current_user, current_database(), 'CREATE') AS may_create,
-       to_regclass('ksi_postgres.migration') IS NOT NULL AS has_migrations
+       EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE n.nspname = 'ksi_postgres' AND c.relname = 'migration') AS has_migrations
   FROM pg_roles r
  WHERE r.rolname = current_user;
 
@@ -27,10 +28,25 @@ SELECT pg_has_role(current_user, 'ksi_owner', 'SET') AS may_own,
        pg_has_role(current_user, 'ksi_app', 'SET') AS may_be_app,
        pg_has_role(current_user, 'ksi_app', 'USAGE') AS acts_as_app,
        pg_has_role('ksi_owner', 'ksi_reader', 'USAGE') AS owner_sees_readers,
-       NOT has_function_privilege('ksi_reader', 'pg_catalog.set_config(text, text, boolean)',
-                                  'EXECUTE')
-       AND NOT has_function_privilege('ksi_reader', 'pg_catalog.pg_advisory_lock(bigint)',
-                                      'EXECUTE')
+       ARRAY(SELECT rolname::text FROM pg_roles
+              WHERE rolname IN ('ksi_owner', 'ksi_app', 'ksi_reader')
+                AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)
+              ORDER BY rolname) AS strong_roles,
+       ARRAY(SELECT format('%I FROM %I', r.rolname, m.rolname)
+               FROM pg_auth_members g
+               JOIN pg_roles m ON m.oid = g.member
+               JOIN pg_roles r ON r.oid = g.roleid
+              WHERE m.rolname IN ('ksi_app', 'ksi_reader')
+              ORDER BY r.rolname) AS memberships,
+       NOT EXISTS (
+           SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE (p.provolatile = 'v' OR p.proname LIKE 'pg\_stat\_get\_activity'
+                   OR p.proname LIKE 'pg\_stat\_get\_backend\_%')
+              AND p.prokind IN ('f', 'p')
+              AND p.proname NOT IN ('random', 'random_normal', 'clock_timestamp', 'timeofday',
+                                    'gen_random_uuid', 'uuidv4', 'uuidv7')
+              AND has_schema_privilege('ksi_reader', n.oid, 'USAGE')
+              AND has_function_privilege('ksi_reader', p.oid, 'EXECUTE'))
        AND NOT has_database_privilege('ksi_reader', current_database(), 'TEMP')
        AND NOT has_language_privilege('ksi_reader', 'plpgsql', 'USAGE') AS reader_is_tied;
 
@@ -104,7 +120,8 @@ COMMENT ON TABLE ksi_postgres.migration IS 'shared: what was done to the schema 
 GRANT SELECT ON ksi_postgres.migration TO ksi_app;
 
 -- name: tie_reader
--- Keeps the reader from whatever has effects: volatile functions, temporary tables, languages.
+-- Keeps the reader from whatever has effects: volatile functions, temporary tables, languages; and
+-- from what other sessions ask, since those of other tenants have the same login.
 -- A function that this Postgres does not have yet is volatile, too, if it has effects.
 DO $$
 DECLARE
@@ -120,11 +137,12 @@ BEGIN
                has_function_privilege('ksi_owner', p.oid, 'EXECUTE') AS is_common
           FROM pg_proc p
           JOIN pg_namespace n ON n.oid = p.pronamespace
-         WHERE n.nspname IN ('pg_catalog', 'public', 'information_schema')
-           AND p.provolatile = 'v'
+         WHERE (p.provolatile = 'v' OR p.proname LIKE 'pg\_stat\_get\_activity'
+                OR p.proname LIKE 'pg\_stat\_get\_backend\_%')
            AND p.prokind IN ('f', 'p')
            AND p.proname NOT IN ('random', 'random_normal', 'clock_timestamp', 'timeofday',
                                  'gen_random_uuid', 'uuidv4', 'uuidv7')
+           AND has_schema_privilege('ksi_reader', n.oid, 'USAGE')
            AND has_function_privilege('ksi_reader', p.oid, 'EXECUTE')
     LOOP
         EXECUTE format('REVOKE EXECUTE ON %s %s FROM PUBLIC', each.kind, each.signature);
@@ -163,6 +181,17 @@ VALUES ($1, $2, $3, $4, $5, $6);
 SELECT ksi_postgres.open_schema($1),
        set_config('search_path', format('%I, public, pg_temp', 'ksi_' || $1), true);
 
+-- name: stage_migration
+-- Hands a migration's text to the statement that runs it.
+SELECT set_config('ksi.migration', $1, true);
+
+-- name: run_migration
+-- Runs it where Postgres itself refuses a COMMIT or a ROLLBACK, before anything has come of it.
+DO $$
+BEGIN
+    EXECUTE current_setting('ksi.migration');
+END $$;
+
 -- name: breaches
 -- What in a plugin's schema stands outside of the walls?
 SELECT problem FROM ksi_postgres.breaches($1);
@@ -174,6 +203,15 @@ SELECT set_config('ksi.tenant', $1, true);
 -- name: backend
 -- Which backend is this? Behind a pooler it is another than the protocol said.
 SELECT pg_backend_pid();
+
+-- name: reader_session
+-- Whose session is this really, and may that login do no more than it should?
+SELECT pg_backend_pid() AS backend,
+       session_user = 'ksi_reader' AND current_user = 'ksi_reader'
+       AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'ksi_reader'
+                          AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolreplication))
+       AND NOT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+                        WHERE r.rolname = 'ksi_reader') AS is_reader;
 
 -- name: bind_reader
 -- Binds a reader's session to a tenant; the session itself can't.

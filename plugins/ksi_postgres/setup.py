@@ -51,6 +51,7 @@ async def prepare(connection: asyncpg.Connection) -> Standing:
     await _make_extensions(connection, survey)
     roles = await connection.fetchrow(SQL["survey_roles"])
     assert roles is not None
+    _refuse_strong_roles(roles)
     if not (roles["may_own"] and roles["owner_sees_readers"]) or not (
         roles["acts_as_app"] or survey["is_superuser"]
     ):
@@ -63,8 +64,6 @@ async def prepare(connection: asyncpg.Connection) -> Standing:
             f"GRANT CREATE ON DATABASE {database} TO {_quoted(survey['login'])} WITH GRANT OPTION;",
         )
     problem = None if roles["reader_is_tied"] else await _tie_reader(connection, survey)
-    roles = await connection.fetchrow(SQL["survey_roles"])
-    assert roles is not None
     needs_role = survey["sees_all"] or roles["acts_as_owner"]
     return Standing(
         role="ksi_app" if needs_role else None,
@@ -100,6 +99,20 @@ async def _make_extensions(
     if survey["missing_extensions"]:
         commands = " ".join(f"CREATE EXTENSION {name};" for name in survey["missing_extensions"])
         await _try(connection, "create_extensions", commands)
+
+
+def _refuse_strong_roles(roles: Mapping[str, Any] | asyncpg.Record) -> None:
+    """Refuse roles that somebody made with rights that go through the walls."""
+    commands = [
+        f"ALTER ROLE {role} NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB NOREPLICATION;"
+        for role in roles["strong_roles"]
+    ]
+    commands += [f"REVOKE {membership};" for membership in roles["memberships"]]
+    if commands:
+        raise Denied(
+            "the roles of the daemon may do more than they should; as a superuser: "
+            + " ".join(commands)
+        )
 
 
 async def _tie_reader(

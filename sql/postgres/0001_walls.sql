@@ -38,7 +38,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('the table %s is neither protected nor shared', c.oid::regclass)
       FROM pg_class c
      WHERE c.relnamespace = to_regnamespace('ksi_' || plugin)
-       AND c.relkind IN ('r', 'p')
+       AND c.relkind IN ('r', 'p', 'f')
        AND NOT c.relispartition
        AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
        AND coalesce(obj_description(c.oid, 'pg_class'), '') NOT LIKE 'shared: _%'
@@ -51,6 +51,44 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
        AND NOT c.relispartition
        AND NOT c.relforcerowsecurity
        AND coalesce(obj_description(c.oid, 'pg_class'), '') NOT LIKE 'shared: tenants: _%'
+    UNION ALL
+    SELECT format('the protected table %s has a policy %s of its own: drop it, or make it '
+                  'restrictive', c.oid::regclass, p.polname)
+      FROM pg_class c
+      JOIN pg_policy p ON p.polrelid = c.oid
+     WHERE c.relnamespace = to_regnamespace('ksi_' || plugin)
+       AND p.polpermissive
+       AND NOT (p.polname = 'owners' AND p.polroles = ARRAY['ksi_owner'::regrole::oid])
+       AND NOT (p.polname = 'tenants' AND p.polwithcheck IS NULL
+                AND pg_get_expr(p.polqual, p.polrelid)
+                    = '(tenant = current_setting(''ksi.tenant''::text, true))')
+    UNION ALL
+    SELECT format('%s is shown to the reader past the documented views: revoke that',
+                  c.oid::regclass)
+      FROM pg_class c
+     WHERE c.relnamespace = to_regnamespace('ksi_' || plugin)
+       AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+       AND has_any_column_privilege('ksi_reader', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
+    UNION ALL
+    SELECT format('ksi_read.%I is no documented view: make it with ksi_postgres.publish', c.relname)
+      FROM pg_class c
+     WHERE c.relnamespace = to_regnamespace('ksi_read')
+       AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+       AND NOT (c.relkind = 'v'
+                AND coalesce(c.reloptions, '{}') && ARRAY['security_barrier=true']
+                AND pg_get_viewdef(c.oid) LIKE
+                    '% WHERE (tenant = ( SELECT ksi_postgres.reader_tenant() AS reader_tenant));')
+    UNION ALL
+    SELECT format('%s belongs to %s and not to ksi_owner', found.what, found.owner)
+      FROM (SELECT c.oid::regclass::text, c.relowner::regrole FROM pg_class c
+             WHERE c.relnamespace IN (to_regnamespace('ksi_' || plugin),
+                                      to_regnamespace('ksi_read'))
+               AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+            UNION ALL
+            SELECT p.oid::regprocedure::text, p.proowner::regrole FROM pg_proc p
+             WHERE p.pronamespace = to_regnamespace('ksi_' || plugin)
+           ) AS found (what, owner)
+     WHERE found.owner::text <> 'ksi_owner'
     UNION ALL
     SELECT format('the partition %s can be reached past its parent: revoke what was granted on it',
                   c.oid::regclass)
@@ -69,6 +107,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
        AND p.prosecdef
        AND NOT EXISTS (SELECT FROM unnest(p.proconfig) setting
                         WHERE setting LIKE 'search_path=%')
+    UNION ALL
+    SELECT format('the reader may execute %s: revoke that', p.oid::regprocedure)
+      FROM pg_proc p
+     WHERE p.pronamespace IN (to_regnamespace('ksi_' || plugin), to_regnamespace('ksi_read'))
+       AND has_function_privilege('ksi_reader', p.oid, 'EXECUTE')
+       AND p.oid <> to_regprocedure('ksi_postgres.reader_tenant()')
     UNION ALL
     SELECT format('the view %s runs with its owner''s rights: publish it, or make it '
                   'security_invoker', c.oid::regclass)
