@@ -104,7 +104,7 @@ class Engine:
         self._url = ""
 
     def prepare(self, admin_url: str) -> None:
-        """Make DBOS's tables, or bring them up to date, as the owner. Blocks.
+        """Make DBOS's tables, or bring them up to date. Blocks.
 
         Raises:
             Conflict: Another daemon in this process runs workflows.
@@ -112,26 +112,7 @@ class Engine:
         if not _ONE.acquire(blocking=False):
             raise Conflict("another daemon in this process runs workflows: run it in its own")
         self._is_held = True
-        import sqlalchemy as sa  # noqa: PLC0415  late, in a thread: it takes a while
-        from dbos._sys_db import SystemDatabase  # noqa: PLC0415
-
-        _quieten()
-        engine = _make_engine(admin_url, {"role": "ksi_owner"}, poolclass=sa.pool.NullPool)
-        try:
-            database = SystemDatabase.create(
-                system_database_url=engine.url.render_as_string(hide_password=False),
-                engine_kwargs={},
-                engine=engine,
-                schema="dbos",
-                serializer=_serializer(),
-                executor_id=None,
-                app_name=APPLICATION,
-            )
-            database.run_migrations()
-            with engine.begin() as connection:
-                connection.execute(sa.text("SELECT ksi_workflows.wall_engine()"))
-        finally:
-            engine.dispose()
+        make_tables(admin_url)
 
     def launch(self, url: str, lease: Lease) -> None:
         """Launch DBOS under a lease. Blocks."""
@@ -318,6 +299,30 @@ class Engine:
             if self._is_held:
                 self._is_held = False
                 _ONE.release()
+
+
+def make_tables(admin_url: str) -> None:
+    """Make DBOS's tables, or bring them up to date, as the owner, and wall them off. Blocks."""
+    import sqlalchemy as sa  # noqa: PLC0415  late, in a thread: it takes a while
+    from dbos._sys_db import SystemDatabase  # noqa: PLC0415
+
+    _quieten()
+    engine = _make_engine(admin_url, {"role": "ksi_owner"}, poolclass=sa.pool.NullPool)
+    try:
+        database = SystemDatabase.create(
+            system_database_url=_shown(admin_url),
+            engine_kwargs={},
+            engine=engine,
+            schema="dbos",
+            serializer=_serializer(),
+            executor_id=None,
+            app_name=APPLICATION,
+        )
+        database.run_migrations()
+        with engine.begin() as connection:
+            connection.execute(sa.text("SELECT ksi_workflows.wall_engine()"))
+    finally:
+        engine.dispose()
 
 
 async def _call(work: Callable[[], Awaitable[Result]]) -> Result:

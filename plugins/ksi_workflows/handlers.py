@@ -209,7 +209,7 @@ class Handlers:
     @event_contributor("health:check")
     def health(self, request: HealthCheck) -> HealthChecked:
         """Tell whether runs can be started, and go on."""
-        why = self._workflows.duty.why_not
+        why = self._workflows.why_not
         return HealthChecked(health="ok" if why is None else "degraded", why=why)
 
 

@@ -471,7 +471,7 @@ class Runner:
         if before is not None:  # it was given back and came here again
             before.interrupt("lost", at_once=True)
         self.running[run.id] = run
-        work = self._execute(run, dispatched, future)
+        work = self._guarded(run, dispatched, future)
         run.task = self._tasks.create_task(work, name=f"run {run.id}")
         run.task.add_done_callback(lambda task: self._done(run, task, future))
 
@@ -485,6 +485,12 @@ class Runner:
             del self.running[run.id]
         if not self.running:
             self._idle.set()
+
+    async def _guarded(self, run: Run, dispatched: Dispatched, future: "Future[Any]") -> None:
+        try:
+            await self._execute(run, dispatched, future)
+        except Exception:
+            log.exception("a run is left as it stands", extra={"run": run.id})
 
     async def _execute(self, run: Run, dispatched: Dispatched, future: "Future[Any]") -> None:
         try:

@@ -36,7 +36,10 @@ def next_time(cron: str, timezone: str, after: datetime) -> datetime:
     Raises:
         InvalidData: The expression or the zone is wrong, or there is no such time.
     """
-    from croniter import CroniterError, croniter  # noqa: PLC0415  it takes a while
+    from croniter import (  # type: ignore[import-untyped]  # noqa: PLC0415  it takes a while
+        CroniterError,
+        croniter,
+    )
 
     zone = zone_of(timezone)
     try:

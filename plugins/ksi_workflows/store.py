@@ -298,6 +298,4 @@ class Store:
 
 
 def _or_fenced(error: asyncpg.PostgresError) -> Exception:
-    if error.sqlstate == FENCED:
-        return Fenced(str(error))
-    return error
+    return Fenced(str(error)) if error.sqlstate == FENCED else error

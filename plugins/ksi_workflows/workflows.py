@@ -144,6 +144,13 @@ class Workflows:
         self.queues[name] = options
         self.duty.add_queue(options)
 
+    @property
+    def why_not(self) -> str | None:
+        """Why runs can't be started, or don't go on."""
+        if not self._database.is_up:
+            return "runs wait: Postgres is away"
+        return self.duty.why_not
+
     def all_queues(self) -> list[QueueOptions]:
         """Return the queues that plugins have declared, and the engine's own."""
         worker = self.settings.max_running

@@ -4,7 +4,10 @@
 -- engine writes is checked against it in the same transaction, so that a daemon which was stopped
 -- or cut off for too long writes nothing more, however late it wakes.
 
+SET LOCAL search_path = ksi_workflows, public, pg_temp;
 SET LOCAL check_function_bodies = off; -- the engine makes its own tables when it is launched
+
+CREATE SCHEMA IF NOT EXISTS dbos; -- the engine's own
 
 CREATE TABLE executor (
     id text PRIMARY KEY,

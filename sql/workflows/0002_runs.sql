@@ -1,5 +1,6 @@
 -- What the daemon asks of runs and their steps; the rows are the engine's, in the schema dbos.
 
+SET LOCAL search_path = ksi_workflows, public, pg_temp;
 SET LOCAL check_function_bodies = off; -- the engine makes its own tables when it is launched
 
 -- How the attempts of a run ended that did not get through; gone when the run is finished.
@@ -100,8 +101,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_workflows, pg_catalog, p
 BEGIN
     PERFORM hold(executor_id, held_epoch);
     INSERT INTO trouble AS t (tenant, run, attempt, executor, why, traceback)
-    SELECT w.attributes ->> 'tenant', run_id, w.recovery_attempts, executor_id,
-           note_trouble.why, note_trouble.traceback
+    SELECT w.attributes ->> 'tenant', run_id, w.recovery_attempts,
+           note_trouble.executor_id, note_trouble.why, note_trouble.traceback
       FROM dbos.workflow_status w
      WHERE w.workflow_uuid = run_id AND w.owner_xid = owner
     ON CONFLICT ON CONSTRAINT trouble_pkey DO UPDATE

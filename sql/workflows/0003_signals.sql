@@ -1,5 +1,6 @@
 -- Signals to runs: kept until the run takes them, in the order in which they came.
 
+SET LOCAL search_path = ksi_workflows, public, pg_temp;
 SET LOCAL check_function_bodies = off; -- the engine makes its own tables when it is launched
 
 CREATE TABLE signal (

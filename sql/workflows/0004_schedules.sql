@@ -1,5 +1,7 @@
 -- Schedules: when which workflow is to be started, by a cron expression or once.
 
+SET LOCAL search_path = ksi_workflows, public, pg_temp;
+
 CREATE TABLE schedule (
     tenant text NOT NULL,
     name text NOT NULL,

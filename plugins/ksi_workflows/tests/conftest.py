@@ -1,0 +1,70 @@
+"""Daemons with the durable engine, on a fresh database each."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from ksi_client import AsyncClient
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import write_entry_points
+from ksi_postgres.logins import Logins
+from ksi_postgres.testing import TestServer, drop_database, fresh_database
+from ksi_workflows.engine import make_tables
+from ksi_workflows.workflows import Workflows
+
+SOURCES = Path(__file__).with_name("plugins_under_test")
+NEEDED = ("postgres", "workflows")
+
+
+@pytest.fixture(scope="session")
+def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
+    """The name of a database that has the engine's tables already, to be copied."""
+    logins = _postgres_loop.run(fresh_database(postgres_server))
+    make_tables(logins.admin)
+    return urlsplit(logins.admin).path.removeprefix("/")
+
+
+@pytest.fixture
+def database_logins(
+    _postgres_loop: Any, postgres_server: TestServer, engine_template: str
+) -> Iterator[Logins]:
+    """A database of the test's own with the engine's tables, and how to reach it."""
+    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
+    yield logins
+    _postgres_loop.run(drop_database(postgres_server, logins))
+
+
+@pytest.fixture
+def ksi_plugins() -> list[EntryPoint]:
+    """The engine, and what it needs."""
+    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+
+
+@pytest.fixture
+def ksi_settings() -> list[str]:
+    """Queues that are looked at often."""
+    return ["workflows.queue_poll_s=0.05"]
+
+
+@pytest.fixture
+async def workflows(daemon: Daemon, client: AsyncClient) -> AsyncIterator[Workflows]:
+    """The engine of the fixture ``daemon``, launched."""
+    found = daemon._services[Workflows]
+    assert isinstance(found, Workflows)
+    await found._ready()
+    yield found
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the plugin ``work`` for daemons in other processes; returns where to leave traces."""
+    write_entry_points(tmp_path, work="work_plugin")
+    monkeypatch.syspath_prepend(SOURCES)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
+    return tmp_path / "traces"
