@@ -29,6 +29,7 @@ SOCKET_NAME: Final = f".s.PGSQL.{PORT}"
 # Where a server goes whose user can't reach the home: root's own is 0700 on most systems.
 ELSEWHERE: Final = Path("/var/lib/ksi")
 LINK: Final = "elsewhere"
+ORIGIN: Final = "belongs-to"
 # Postgres refuses to run as root. `postgres` is there where one is packaged and owns nothing but
 # databases; `nobody` is there everywhere, but other services may run as it.
 USUAL_USERS: Final = ("postgres", "nobody")
@@ -184,6 +185,9 @@ class Place:
         link = self.asked / LINK
         self.asked.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not link.is_symlink():
+            # For whoever finds it there, and wonders whether anybody still needs it.
+            origin = os.fsencode(self.asked) + b"\n"
+            write_atomically(self.root / ORIGIN, origin, mode=0o600)
             link.symlink_to(self.root)
             text = "its user can't reach the folder for Postgres: it is put elsewhere"
             log.warning(text, extra={"folder": str(self.asked), "put": str(self.root)})

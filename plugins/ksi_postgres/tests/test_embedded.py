@@ -461,6 +461,7 @@ async def test_a_home_that_postgres_can_not_reach_has_its_data_elsewhere(folder:
         assert await ask(again, "SELECT x FROM kept") == 7
 
     assert server.place.root == again.place.root == (inner / "elsewhere").readlink()
+    assert (server.place.root / "belongs-to").read_text() == f"{inner}\n"
     assert mode_of(closed) == 0o700
     shutil.rmtree(server.place.root)
     with pytest.raises(InvalidData, match="that is gone; bring it back, or remove"):
