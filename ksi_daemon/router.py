@@ -322,12 +322,13 @@ class Router:
         limit = self._contributor_timeout_s if timeout_s is None else timeout_s
         async with asyncio.TaskGroup() as tasks:
             asked = [
-                tasks.create_task(self._contribution(member, event, limit), name=name)
+                tasks.create_task(self.contribution(member, event, limit), name=name)
                 for member in self.contributors.get(name, ())
             ]
         return [task.result() for task in asked]
 
-    async def _contribution(self, member: Route, event: Event, limit: float) -> Contribution:
+    async def contribution(self, member: Route, event: Event, limit: float) -> Contribution:
+        """Ask one contributor, which has ``limit`` seconds to answer."""
         started = time.perf_counter()
         result, error = None, None
         try:

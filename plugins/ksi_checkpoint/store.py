@@ -1,0 +1,147 @@
+"""Keeps checkpoints in Postgres."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from ksi_checkpoint.events import CheckpointSummary
+from ksi_checkpoint.states import Saved
+from ksi_daemon.protocol import ErrorBody, NotFound
+from ksi_postgres.database import Database
+from ksi_postgres.queries import load_queries
+
+SQL: Final = load_queries(__package__)
+
+
+class Head(Struct, frozen=True):
+    """A checkpoint without what it holds."""
+
+    id: int
+    daemon: str
+    reason: str
+    taken_at: datetime
+
+
+class Entry(Struct, frozen=True):
+    """What a checkpoint holds of a plugin, without the state itself."""
+
+    plugin: str
+    version: int | None
+    size_bytes: int | None
+    checksum: bytes | None
+    error: ErrorBody | None
+
+
+class State(Struct, frozen=True):
+    """A plugin's state as it lies in the database; whether it is sound is to be checked."""
+
+    checkpoint: int
+    version: int
+    state: bytes
+    checksum: bytes
+
+
+class Checkpoints:
+    """The checkpoints of all daemons that use this Postgres.
+
+    Args:
+        database: The store.
+        daemon: Which of them this is.
+    """
+
+    def __init__(self, database: Database, daemon: str) -> None:
+        self.daemon = daemon
+        self._database = database
+
+    async def save(
+        self,
+        entries: Sequence[Saved],
+        reason: str,
+        *,
+        keep_count: int,
+        keep_days: float,
+        timeout_s: float,
+    ) -> Head:
+        """Save a checkpoint, and forget those that need not be kept."""
+        row = await self._database.fetchrow(
+            SQL["save"],
+            self.daemon,
+            reason,
+            [each.plugin for each in entries],
+            [each.version for each in entries],
+            [each.state for each in entries],
+            [each.checksum for each in entries],
+            [_encoded(each.error) for each in entries],
+            keep_count,
+            timedelta(days=keep_days),
+            timeout_s=timeout_s,
+        )
+        assert row is not None
+        return Head(row["saved_id"], self.daemon, reason, row["saved_at"])
+
+    async def find(self, checkpoint: int | None) -> Head:
+        """Return a checkpoint, or this daemon's newest.
+
+        Raises:
+            NotFound: There is none.
+        """
+        row = await self._found(checkpoint)
+        if row is None:
+            which = "this daemon has no checkpoint" if checkpoint is None else None
+            raise NotFound(which or f"there is no checkpoint {checkpoint}")
+        return Head(**row)
+
+    async def newest(self) -> Head | None:
+        """Return this daemon's newest checkpoint, if it has one."""
+        row = await self._found(None)
+        return None if row is None else Head(**row)
+
+    async def _found(self, checkpoint: int | None) -> Any:
+        if checkpoint is None:
+            return await self._database.fetchrow(SQL["newest"], self.daemon)
+        return await self._database.fetchrow(SQL["find"], checkpoint)
+
+    async def list(self, limit: int, *, all_daemons: bool) -> tuple[CheckpointSummary, ...]:
+        """List checkpoints, the newest first."""
+        whose = None if all_daemons else self.daemon
+        rows = await self._database.fetch(SQL["list"], whose, limit)
+        return tuple(CheckpointSummary(**row) for row in rows)
+
+    async def entries(self, checkpoint: int) -> tuple[Entry, ...]:
+        """Return what a checkpoint holds, by plugin."""
+        rows = await self._database.fetch(SQL["entries"], checkpoint)
+        return tuple(
+            Entry(row["plugin"], row["version"], row["size_bytes"], row["checksum"], _decoded(row))
+            for row in rows
+        )
+
+    async def states(self, head: Head, plugin: str) -> AsyncIterator[State]:
+        """Yield a plugin's states of a daemon, from a checkpoint's own back to older ones."""
+        upto = head.id
+        while True:
+            row = await self._database.fetchrow(SQL["entry_before"], head.daemon, plugin, upto)
+            if row is None:
+                return
+            yield State(**row)
+            upto = row["checkpoint"] - 1
+
+    async def delete(self, checkpoint: int) -> None:
+        """Delete a checkpoint.
+
+        Raises:
+            NotFound: There is none of that id.
+        """
+        if await self._database.fetchval(SQL["delete"], checkpoint) is None:
+            raise NotFound(f"there is no checkpoint {checkpoint}")
+
+
+def _encoded(error: ErrorBody | None) -> str | None:
+    return None if error is None else msgspec.json.encode(error).decode()
+
+
+def _decoded(row: Any) -> ErrorBody | None:
+    text = row["error"]
+    return None if text is None else msgspec.json.decode(text, type=ErrorBody)
