@@ -8,6 +8,7 @@ from msgspec import UNSET
 from ksi_daemon.idempotency import Ledger
 from ksi_daemon.principals import Principal, TokenStore
 from ksi_daemon.protocol import Denied, Event, KsiError, Limits
+from ksi_daemon.protocol.events import RouterDenied
 from ksi_daemon.protocol.wire import ENCODE_ERRORS, Push, encode
 from ksi_daemon.router import Router
 from ksi_daemon.routes import Route
@@ -44,13 +45,16 @@ class Hub:
         self._last: tuple[Event | None, bytes] = (None, b"")
 
     def refused(self, principal: Principal, event: str, error: KsiError) -> None:
-        """Count a refusal; log those that may be an attempt at something."""
+        """Count a refusal; log and publish those that may be an attempt at something."""
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
         if isinstance(error, Denied):
             log.warning(
                 "an event was denied",
                 extra={"principal": principal.name, "event": event, "why": error.message},
             )
+            denied = RouterDenied(event=event, why=error.message)
+            whose = principal.context(self.router.new_id())
+            self.router.notify(Event("router:denied", denied, whose))
 
     def timeout_of(self, route: Route, *, heard: bool = True) -> float:
         """Return how long an answer may take, in seconds; 0 is without end.

@@ -42,6 +42,11 @@ class Principal(Struct, frozen=True, omit_defaults=True):
     conversation: str | None = None
     run: str | None = None
 
+    def context(self, event_id: str) -> Context:
+        """Make the context of an event of its own."""
+        identity = (self.tenant, self.user, self.agent, self.conversation, self.run)
+        return Context(event_id, None, self.name, *identity)
+
     def may_call(self, event: str) -> bool:
         """Say whether it may send an event to its handler."""
         return matches_any(event, self.grants.call)

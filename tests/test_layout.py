@@ -20,10 +20,10 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
     "router": 431,
-    "server": 619,
+    "server": 623,
     "loader": 254,
     "supervisor": 103,
-    "protocol": 721,
+    "protocol": 724,
 }
 KERNEL_PARTS = {
     "router": ("router.py", "routes.py", "listeners.py"),

@@ -66,6 +66,13 @@ class RouterLagged(Struct, frozen=True, kw_only=True):
     missed: int
 
 
+class RouterDenied(Struct, frozen=True, kw_only=True):
+    """Published when an event was denied: whose it was is in its context."""
+
+    event: str
+    why: str
+
+
 class RouterUnsubscribed(Struct, frozen=True, kw_only=True):
     """The subscription that has ended."""
 
