@@ -1,0 +1,1 @@
+"""What happened: events recorded with their causes, outcomes and durations."""
