@@ -163,7 +163,7 @@ async def test_starting_twice_with_one_id_is_starting_once(workflows: Workflows)
 @pytest.mark.parametrize(
     ("data", "error", "told"),
     [
-        ({"name": "bale"}, NotFound, "did you mean 'bake'"),
+        ({"name": "bale"}, NotFound, "did you mean bake"),
         ({"name": "bake", "args": {"item": 1}}, InvalidData, r"\$.item"),
         ({"name": "bake", "args": {"item": "x" * 70_000}}, InvalidData, "max_args_bytes"),
         ({"name": "bake", "args": {"item": "bun"}, "queue": "quick"}, InvalidData, "queue 'quick'"),
