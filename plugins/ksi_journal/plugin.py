@@ -10,10 +10,10 @@ from ksi_daemon import __version__
 from ksi_daemon.event_system import event_contributor, event_interceptor
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.protocol import Event, KsiError
+from ksi_daemon.protocol import Context, Event, KsiError
 from ksi_daemon.supervisor import RestartPolicy
 from ksi_journal.configuration import Configuration
-from ksi_journal.events import SystemStarted, SystemStopping
+from ksi_journal.events import JournalDropped, SystemStarted, SystemStopping
 from ksi_journal.handlers import Handlers
 from ksi_journal.journal import Journal, News
 from ksi_journal.recorder import Published, Recorder
@@ -85,6 +85,11 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     recorder = Recorder(settings, spool)
     database = plugin.service(Database)
     store, news = Store(database), News()
+
+    def tell_dropped(told: JournalDropped) -> None:
+        # nobody's doing: the bus would make it an effect of whatever is being handled
+        router.notify(Event("journal:dropped", told, Context(router.new_id(), None, plugin.name)))
+
     writer = Writer(
         store,
         recorder,
@@ -92,7 +97,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         name=router.boot,
         flush_interval_s=settings.flush_interval_s,
         wrote=news.tell,
-        tell_dropped=lambda told: plugin.bus.publish("journal:dropped", told),
+        tell_dropped=tell_dropped,
     )
     journal = Journal(settings, store, recorder, writer, news, router.new_id)
     published = Published(recorder, router.routes.__contains__)

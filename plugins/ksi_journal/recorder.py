@@ -54,6 +54,7 @@ class Recorder:
         self._max_events = settings.queue_events
         self._max_bytes = settings.queue_bytes
         self._queue: deque[bytes] = deque()
+        self._attempted = 0  # how many of them are being written, or may have been
         self._spool = spool
         self._is_security: dict[str, bool] = {}
         self.rows = Rows(settings.max_payload_bytes, settings.max_kept_payload_bytes)
@@ -145,12 +146,23 @@ class Recorder:
 
     # -- giving away ----------------------------------------------------------------------------
 
-    def next_batch(self) -> list[bytes]:
-        """Return what is to be written next; it stays queued until `settle`."""
-        return list(itertools.islice(self._queue, self._batch))
+    def next_batch(self, at_most: int | None = None) -> list[bytes]:
+        """Return what is to be written next; it stays queued until `settle` or `give_back`.
+
+        Until then the same comes again: Postgres may have a batch whose answer was lost, and knows
+        it by its number alone.
+        """
+        if not self._attempted:
+            self._attempted = min(at_most or self._batch, len(self._queue))
+        return list(itertools.islice(self._queue, self._attempted))
+
+    def give_back(self) -> None:
+        """Say that Postgres has refused what was to be written next."""
+        self._attempted = 0
 
     def settle(self, batch: Sequence[bytes], *, lost: int = 0) -> None:
         """Take a batch out of the queue: it is written, but for so many that are lost."""
+        self._attempted = 0
         for _ in batch:
             self.queued_bytes -= len(self._queue.popleft())
         self.written += len(batch) - lost

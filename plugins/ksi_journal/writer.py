@@ -85,35 +85,37 @@ class Writer:
         async with self._lock:
             left = recorder.queued  # what comes meanwhile is for the next time
             while left > 0:
-                batch = recorder.next_batch()
-                left -= len(batch)
-                lost = await self._write(batch)
-                recorder.settle(batch, lost=lost)
+                left -= await self._write_next()
         self._tell()
 
-    async def _write(self, batch: Sequence[bytes]) -> int:
-        """Write a batch; return how many of it no database would take."""
+    async def _write_next(self) -> int:
+        """Write a batch, and return how many events that was."""
+        batch = self._recorder.next_batch()
         try:
-            self._wrote(
-                await self._store.write(self._name, self._number + 1, batch, security=False)
-            )
+            await self._write(batch)
         except asyncpg.DataError:
-            return await self._write_singly([cleaned(line) for line in batch])
-        self._number += 1
-        return 0
+            self._recorder.give_back()
+            await self._write_singly(len(batch))
+        else:
+            self._recorder.settle(batch)
+        return len(batch)
 
-    async def _write_singly(self, lines: Sequence[bytes]) -> int:
+    async def _write(self, batch: Sequence[bytes]) -> None:
+        number = self._number + 1
+        self._wrote(await self._store.write(self._name, number, batch, security=False))
+        self._number = number
+
+    async def _write_singly(self, count: int) -> None:
         """Write what can be written of a batch that was refused as a whole."""
-        lost = 0
-        for line in lines:
-            number = self._number + 1
+        for _ in range(count):
+            batch = self._recorder.next_batch(1)
             try:
-                self._wrote(await self._store.write(self._name, number, [line], security=False))
+                await self._write([cleaned(line) for line in batch])
             except asyncpg.PostgresError:
                 log.exception("an event could not be recorded")
-                lost += 1
-            self._number = number
-        return lost
+                self._recorder.settle(batch, lost=len(batch))
+            else:
+                self._recorder.settle(batch)
 
     def _tell(self) -> None:
         drops = self._recorder.untold
@@ -157,12 +159,13 @@ class Writer:
                     self.has_waiting = True
                     raise
             await self._look_where_it_stands()
-            if not spool.waiting_bytes:
-                return
-            await spool.sync()
+            if spool.waiting_bytes:
+                await spool.sync()
             while spool.waiting_bytes:
                 lines, end = spool.unmoved()
+                self._knows_moved = False  # until it is known that they were written
                 await self._write_security(lines, end)
+                self._knows_moved = True
                 spool.set_moved(end)
 
     async def _look_where_it_stands(self) -> None:
