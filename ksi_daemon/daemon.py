@@ -30,6 +30,7 @@ from ksi_daemon.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+DRAINING: Final = "system:draining"  # published, so that who only waits can end
 DRAINED: Final = "system:drained"
 
 State = Literal["starting", "ready", "draining", "stopped"]
@@ -255,6 +256,8 @@ class Daemon:
         self.state = "draining"
         log.info("draining", extra={"in_flight": self.server.in_flight})
         self.server.drain()
+        context = self.router.child_of(None, "daemon")
+        self.router.notify(Event(DRAINING, {}, context))
         await asyncio.sleep(0)  # what has just come has no task before the next turn of the loop
         running = self.server.running_tasks()
         if running:

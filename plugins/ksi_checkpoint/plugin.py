@@ -8,11 +8,13 @@ from ksi_checkpoint.handlers import Handlers
 from ksi_checkpoint.identity import daemon_id
 from ksi_checkpoint.keeper import Keeper
 from ksi_checkpoint.settings import CheckpointSettings
-from ksi_checkpoint.store import Checkpoints
+from ksi_checkpoint.store import Checkpoints, Subscriptions
+from ksi_checkpoint.subscriptions import Reading
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import Loaded
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.supervisor import RestartPolicy
+from ksi_journal.journal import Journal
 from ksi_postgres.database import Database
 
 # Until the old state is given back no new one may be saved, so it is tried for as long as it takes.
@@ -23,7 +25,7 @@ READY_SHARE: Final = 0.5  # of the time that a start may take
 @hookimpl
 def ksi_plugin() -> PluginInfo:
     """Describe the plugin."""
-    return PluginInfo(requires=("postgres",), settings=CheckpointSettings)
+    return PluginInfo(requires=("postgres", "journal"), settings=CheckpointSettings)
 
 
 @hookimpl
@@ -32,10 +34,12 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     settings: CheckpointSettings = plugin.settings
     options = plugin.daemon.options
     whose = settings.daemon or await asyncio.to_thread(daemon_id, plugin.home)
-    store = Checkpoints(plugin.service(Database), whose)
+    database = plugin.service(Database)
+    store = Checkpoints(database, whose)
     keeper = Keeper(plugin.daemon.router, store, settings, plugin.bus.publish)
     handlers = Handlers(keeper, store, settings, options.contributor_timeout_s)
-    plugin.add(handlers)
+    reading = Reading(Subscriptions(database), plugin.service(Journal), settings.max_subscriptions)
+    plugin.add(handlers, reading)
     if settings.restore_at_start:
         await _begin(plugin, keeper, options.start_timeout_s * READY_SHARE)
     else:

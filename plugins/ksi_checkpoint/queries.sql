@@ -47,3 +47,23 @@ SELECT e.checkpoint, e.version, e.state, e.checksum
 -- name: delete
 -- Was there such a checkpoint?
 DELETE FROM ksi_checkpoint.checkpoint WHERE id = $1 RETURNING id;
+
+-- name: create_subscription
+-- Which subscription has this name now? None: the tenant has too many.
+SELECT * FROM ksi_checkpoint.create_subscription($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: find_subscription
+-- Which subscription of a tenant has this name?
+SELECT * FROM ksi_checkpoint.find_subscription($1, $2);
+
+-- name: list_subscriptions
+-- Which subscriptions does a tenant have?
+SELECT * FROM ksi_checkpoint.list_subscriptions($1);
+
+-- name: move_subscription
+-- Where does the cursor stand now?
+SELECT ksi_checkpoint.move_subscription($1, $2, $3, $4);
+
+-- name: delete_subscription
+-- Was there such a subscription?
+SELECT ksi_checkpoint.delete_subscription($1, $2);

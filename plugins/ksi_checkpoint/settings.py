@@ -23,6 +23,7 @@ class CheckpointSettings(Struct, frozen=True, kw_only=True):
         max_checkpoint_bytes: Size of all states of a checkpoint.
         keep_count: How many checkpoints of a daemon are kept.
         keep_days: How long a checkpoint is kept; the newest of a daemon is kept for good.
+        max_subscriptions: Durable subscriptions of one tenant.
     """
 
     interval_s: Seconds = 300.0
@@ -35,3 +36,4 @@ class CheckpointSettings(Struct, frozen=True, kw_only=True):
     max_checkpoint_bytes: Positive = 16 * 1024 * 1024
     keep_count: Positive = 20
     keep_days: Annotated[float, Meta(gt=0, le=36500)] = 30.0
+    max_subscriptions: Positive = 1000

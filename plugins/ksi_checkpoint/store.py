@@ -1,4 +1,4 @@
-"""Keeps checkpoints in Postgres."""
+"""Keeps checkpoints and subscriptions in Postgres."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from ksi_checkpoint.events import CheckpointSummary
 from ksi_checkpoint.states import Saved
-from ksi_daemon.protocol import ErrorBody, NotFound
+from ksi_daemon.protocol import Context, ErrorBody, NotFound
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries
 
@@ -145,3 +145,80 @@ def _encoded(error: ErrorBody | None) -> str | None:
 def _decoded(row: Any) -> ErrorBody | None:
     text = row["error"]
     return None if text is None else msgspec.json.decode(text, type=ErrorBody)
+
+
+class Subscription(Struct, frozen=True, kw_only=True):
+    """A durable subscription; the fields from ``user`` on say whose events it is limited to."""
+
+    name: str
+    pattern: str
+    position: int
+    created_at: datetime
+    acknowledged_at: datetime | None
+    user: str | None
+    agent: str | None
+    conversation: str | None
+    run: str | None
+
+
+class Subscriptions:
+    """The tenants' durable subscriptions, by functions that take the tenant: one round trip each."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self, whose: Context, name: str, pattern: str, position: int, at_most: int
+    ) -> Subscription | None:
+        """Make a subscription, or return the one of that name; ``None`` where there are enough."""
+        row = await self._database.fetchrow(
+            SQL["create_subscription"],
+            whose.tenant,
+            name,
+            pattern,
+            whose.user,
+            whose.agent,
+            whose.conversation,
+            whose.run,
+            position,
+            at_most,
+        )
+        return None if row is None else _subscription(row)
+
+    async def find(self, tenant: str, name: str) -> Subscription | None:
+        """Return a subscription, if there is one of that name."""
+        row = await self._database.fetchrow(SQL["find_subscription"], tenant, name)
+        return None if row is None else _subscription(row)
+
+    async def list(self, tenant: str) -> tuple[Subscription, ...]:
+        """Return a tenant's subscriptions, by name."""
+        rows = await self._database.fetch(SQL["list_subscriptions"], tenant)
+        return tuple(map(_subscription, rows))
+
+    async def move(
+        self, tenant: str, name: str, position: int, *, acknowledged: bool
+    ) -> int | None:
+        """Move a cursor on, never back, and return where it stands; ``None`` where it is gone."""
+        found: int | None = await self._database.fetchval(
+            SQL["move_subscription"], tenant, name, position, acknowledged
+        )
+        return found
+
+    async def delete(self, tenant: str, name: str) -> bool:
+        """End a subscription, and say whether there was one."""
+        there: bool = await self._database.fetchval(SQL["delete_subscription"], tenant, name)
+        return there
+
+
+def _subscription(row: Any) -> Subscription:
+    return Subscription(
+        name=row["name"],
+        pattern=row["pattern"],
+        position=row["position"],
+        created_at=row["created_at"],
+        acknowledged_at=row["acknowledged_at"],
+        user=row["on_behalf_of"],
+        agent=row["agent"],
+        conversation=row["conversation"],
+        run=row["run"],
+    )
