@@ -18,7 +18,7 @@ from ksi_postgres.testing import TestServer, drop_database, fresh_database
 from ksi_workflows.engine import make_tables
 from ksi_workflows.workflows import Workflows
 
-SOURCES = Path(__file__).with_name("plugins_under_test")
+SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows")
 
 

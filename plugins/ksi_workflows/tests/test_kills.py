@@ -79,7 +79,7 @@ async def kill_amid(client: AsyncClient, daemon: DaemonProcess, file: Path) -> s
     traces = Traces(file)
     while len(traces.count("begin")) < wanted:
         await asyncio.sleep(0.001)
-    await asyncio.sleep(random.uniform(0.0, 2 * STEP_S))
+    await asyncio.sleep(random.uniform(0.0, 2 * STEP_S))  # the moment is what is tested
     await asyncio.to_thread(daemon.kill)
     return run_id
 

@@ -48,8 +48,6 @@ async def take(args: Count, number: int) -> int:
     return number
 
 
-
-
 @workflow("count")
 async def count(args: Count) -> int:
     """Take steps one after the other."""
@@ -63,7 +61,7 @@ async def count(args: Count) -> int:
 async def swallow(args: Poison) -> str:
     """Kill the daemon, as a fault in a library would."""
     trace(args.file, "swallowed")
-    if Path(f"{args.file}.poison").exists():
+    if await asyncio.to_thread(Path(f"{args.file}.poison").exists):
         os.kill(os.getpid(), signal.SIGKILL)
     return "sound"
 
