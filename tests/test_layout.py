@@ -8,7 +8,7 @@ import sys
 import tarfile
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,46 @@ def test_nothing_is_imported_through_a_source_root() -> None:
     assert wrong == []
 
 
+# What a plugin may import of another: its payloads, and of those that offer objects, those.
+OFFERED = {
+    "ksi_postgres": {"database", "reader", "queries", "logins", "testing"},
+    "ksi_workflows": {"api", "testing"},
+    "ksi_journal": {"journal", "testing"},
+}
+
+
+def foreign(plugin: str, names: Iterable[str]) -> list[str]:
+    """Return those of the imported modules that are another plugin's own business."""
+    found = []
+    for name in names:
+        package, _, module = name.partition(".")
+        is_plugin = (ROOT / "plugins" / package).is_dir() and package.startswith("ksi_")
+        if is_plugin and package != plugin and module not in {"events", *OFFERED.get(package, ())}:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "plugin", sorted((ROOT / "plugins").glob("ksi_*")), ids=lambda path: path.name
+)
+def test_a_plugin_imports_of_another_what_it_offers(plugin: Path) -> None:
+    wrong = {
+        str(path.relative_to(ROOT)): names
+        for path in plugin.rglob("*.py")
+        if "tests" not in path.relative_to(plugin).parts
+        and (names := foreign(plugin.name, imported(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+
+    assert wrong == {}
+
+
+def test_what_is_another_plugin_s_own_is_noticed() -> None:
+    names = ["ksi_postgres.store", "ksi_postgres.database", "ksi_system.events", "ksi_daemon.bus"]
+
+    assert foreign("ksi_journal", names) == ["ksi_postgres.store"]
+    assert foreign("ksi_postgres", names) == []
+
+
 def mutable_state(tree: ast.Module) -> Iterator[str]:
     """Yield what a module keeps and changes: constants in capitals that nobody writes to pass."""
     constants = set()
@@ -278,12 +318,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_wheel_takes_no_names_that_are_not_ours(wheel: Path) -> None:
+    plugins = {path.name for path in (ROOT / "plugins").glob("ksi_*")}
+
     assert {name.partition("/")[0] for name in names_in(wheel)} == {
         "daemon_control.py",
         "ksi_cli",
         "ksi_client",
         "ksi_daemon",
-        "ksi_system",
+        *plugins,
     }
 
 
@@ -300,6 +342,10 @@ def test_a_wheel_holds_what_is_needed_and_no_tests(wheel: Path) -> None:
     } <= names
     units = {path.name for path in (ROOT / "plugins" / "ksi_system" / "units").iterdir()}
     assert {f"ksi_system/units/{unit}" for unit in units} <= names
+    sql = ROOT / "sql"
+    assert {f"ksi_postgres/_sql/{each.relative_to(sql)}" for each in sql.rglob("*.sql")} <= names
+    queries = (ROOT / "plugins").glob("ksi_*/*.sql")
+    assert {f"{each.parent.name}/{each.name}" for each in queries} <= names
     assert [name for name in names if "/tests/" in name or "__pycache__" in name] == []
 
 
