@@ -195,8 +195,19 @@ class Step(Generic[P, R]):
         return self if instance is None else functools.partial(self.__call__, instance)  # type: ignore[arg-type]  # the instance is the first of P.args
 
 
+class StepDecorator(Protocol):
+    """Makes a step of a coroutine function, or of a plain one."""
+
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Step[P, R]: ...
+
+
 @overload
 def step(function: Callable[P, Awaitable[R]], /) -> Step[P, R]: ...
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
 @overload
 def step(
     *,
@@ -204,7 +215,7 @@ def step(
     retries: Retry = ONCE,
     timeout_s: float | None = None,
     preemptible: bool = False,
-) -> Callable[[Callable[P, Awaitable[R]] | Callable[P, R]], Step[P, R]]: ...
+) -> StepDecorator: ...
 
 
 def step(

@@ -307,7 +307,10 @@ def make_tables(admin_url: str) -> None:
     from dbos._sys_db import SystemDatabase  # noqa: PLC0415
 
     _quieten()
-    engine = _make_engine(admin_url, {"role": "ksi_owner"}, poolclass=sa.pool.NullPool)
+    # Over a hundred small transactions, each of which would be waited for; what a crash takes away
+    # of them is made anew.
+    options = {"role": "ksi_owner", "synchronous_commit": "off"}
+    engine = _make_engine(admin_url, options, poolclass=sa.pool.NullPool)
     try:
         database = SystemDatabase.create(
             system_database_url=_shown(admin_url),

@@ -1,7 +1,7 @@
 """Daemons with the durable engine, on a fresh database each."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
     """The name of a database that has the engine's tables already, to be copied."""
     logins = _postgres_loop.run(fresh_database(postgres_server))
     make_tables(logins.admin)
-    return urlsplit(logins.admin).path.removeprefix("/")
+    return str(urlsplit(logins.admin).path).removeprefix("/")
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def ksi_settings() -> list[str]:
 
 
 @pytest.fixture
-async def workflows(daemon: Daemon, client: AsyncClient) -> AsyncIterator[Workflows]:
+async def workflows(daemon: Daemon, client: AsyncClient) -> Workflows:
     """The engine of the fixture ``daemon``, launched."""
     found = daemon._services[Workflows]
     assert isinstance(found, Workflows)
     await found._ready()
-    yield found
+    return found
 
 
 @pytest.fixture

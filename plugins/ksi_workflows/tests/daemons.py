@@ -1,7 +1,6 @@
 """Daemons in processes of their own, which share a database, to be killed."""
 
 import asyncio
-import os
 import re
 import signal
 import tempfile
@@ -106,6 +105,12 @@ class Traces:
         return {int(line.rpartition(" ")[2]) for line in self.lines()}
 
 
+async def begun(traces: Traces, count: int) -> None:
+    """Wait until that many steps have begun."""
+    while len(traces.count("begin")) < count:  # noqa: ASYNC110  another process writes them
+        await asyncio.sleep(0.002)
+
+
 async def start_count(client: AsyncClient, file: Path, **args: Any) -> str:
     """Start a run that counts."""
     data = {"name": "count", "args": {"file": str(file), **args}}
@@ -120,5 +125,4 @@ async def outcome_of(client: AsyncClient, run_id: str, timeout_s: float = 40.0) 
             request = {"run_id": run_id, "timeout_s": timeout_s}
             return await client.request("workflow:result", request)
         except Unavailable as error:
-            await asyncio.to_thread(os.sched_yield)
-            assert error.retry_after_s is not None
+            await asyncio.sleep(error.retry_after_s or 0.1)

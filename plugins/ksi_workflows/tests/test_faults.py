@@ -16,7 +16,7 @@ from ksi_postgres.embedded import EmbeddedServer
 from ksi_postgres.logins import Logins
 from ksi_postgres.settings import PostgresSettings
 from ksi_postgres.testing import TestServer
-from ksi_workflows.tests.daemons import Fleet, Traces, outcome_of, start_count
+from ksi_workflows.tests.daemons import Fleet, Traces, begun, outcome_of, start_count
 
 DOWN_S = float(os.environ.get("FAULT_DOWN_S", "4"))
 TOTAL = sum(range(1, 21))
@@ -24,12 +24,6 @@ TOTAL = sum(range(1, 21))
 
 def messages(daemon: DaemonProcess) -> list[str]:
     return [line["message"] for line in read_log(daemon.home)]
-
-
-async def begun(traces: Traces, count: int) -> None:
-    """Wait until that many steps have begun."""
-    while len(traces.count("begin")) < count:
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.timeout(120)
@@ -237,7 +231,7 @@ async def test_a_run_of_an_unknown_workflow_waits_for_its_plugin(
 @pytest.mark.timeout(150)
 async def test_runs_go_on_after_postgres_was_away(work: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ksi-pg-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o711)
+        os.chmod(folder, 0o711)  # noqa: PTH101  the server's user passes through
         server = EmbeddedServer(Path(folder) / "pg", PostgresSettings(), fsync=False)
         await server.start()
         try:

@@ -12,7 +12,7 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
-from ksi_workflows.tests.daemons import Fleet, Traces, outcome_of, start_count
+from ksi_workflows.tests.daemons import Fleet, Traces, begun, outcome_of, start_count
 
 KILLS = int(os.environ.get("FAULT_KILLS", "20"))
 REPORT = os.environ.get("FAULT_REPORT", "")
@@ -77,8 +77,7 @@ async def kill_amid(client: AsyncClient, daemon: DaemonProcess, file: Path) -> s
     run_id = await start_count(client, file, steps=STEPS, step_s=STEP_S)
     wanted = random.randrange(STEPS)
     traces = Traces(file)
-    while len(traces.count("begin")) < wanted:
-        await asyncio.sleep(0.001)
+    await begun(traces, wanted)
     await asyncio.sleep(random.uniform(0.0, 2 * STEP_S))  # the moment is what is tested
     await asyncio.to_thread(daemon.kill)
     return run_id
