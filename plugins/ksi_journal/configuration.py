@@ -28,7 +28,8 @@ class Configuration:
     def record_changes(self) -> None:
         """Record what has changed, first, and then keep what is."""
         values = self._plugin.daemon.settings.values()
-        now = {f"{v.section}.{v.key}": msgspec.to_builtins(v.value) for v in values}
+        content = msgspec.json.encode({f"{v.section}.{v.key}": v.value for v in values})
+        now: dict[str, Any] = msgspec.json.decode(content)  # in the form in which it is kept
         origins = {f"{v.section}.{v.key}": v.origin for v in values}
         before = self._before(now, origins)
         changes = tuple(
@@ -47,7 +48,7 @@ class Configuration:
         context = Context(router.new_id(), None, "daemon")
         data = SystemConfigured(changes=changes)
         self._recorder.secure(Event(EVENT, data, context, Outcome(0.0)))
-        write_private(self._file, msgspec.json.encode(now))
+        write_private(self._file, content)
 
     def _before(self, now: dict[str, Any], origins: dict[str, str]) -> dict[str, Any]:
         """Return the settings of the start before; at the first one those that are defaults."""

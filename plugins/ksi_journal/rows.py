@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Raw, Struct
 
-from ksi_daemon.protocol import Context, Event
+from ksi_daemon.protocol import Event
 from ksi_daemon.protocol.wire import ENCODE_ERRORS
 from ksi_daemon.settings import MASK
 
@@ -25,7 +25,6 @@ _SECRET_NAME: Final = re.compile(rf"(?:{_SECRET})$", re.IGNORECASE)
 _SECRET_MEMBER: Final = re.compile(rf'(?:{_SECRET})"\s*:'.encode(), re.IGNORECASE)
 _BEGINNING_CHARS: Final = 2000
 _MESSAGE_CHARS: Final = 2000
-_EMPTY: Final = Raw(b"null")
 
 
 class Row(Struct, omit_defaults=True, gc=False):
@@ -45,7 +44,7 @@ class Row(Struct, omit_defaults=True, gc=False):
     outcome: str | None = None
     message: str | None = None
     duration_s: float | None = None
-    payload: Raw | None = None
+    payload: Raw = Raw(b"null")
     payload_sha256: str | None = None
 
 
@@ -168,8 +167,3 @@ def cleaned(line: bytes) -> bytes:
         if isinstance(value, str):
             setattr(row, name, value.replace("\x00", "�"))
     return msgspec.json.encode(row)
-
-
-def plain_context(context: Context | None, new_id: str, origin: str) -> Context:
-    """Return a context for what is recorded outside of any event."""
-    return Context(new_id, None, origin) if context is None else context
