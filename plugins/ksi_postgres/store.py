@@ -46,8 +46,9 @@ class Ready(Struct, frozen=True, kw_only=True):
 
 
 def embedded_folder(home: Path, settings: PostgresSettings) -> Path:
-    """Return where the embedded server of a home has its files."""
-    return Path(settings.data_folder).expanduser() if settings.data_folder else home / "pg"
+    """Return where the embedded server of a home has its files, or shall have them."""
+    named = settings.data_folder
+    return Path(named).expanduser().absolute() if named else home / "pg"
 
 
 def external_logins(settings: PostgresSettings) -> Logins:
