@@ -128,8 +128,10 @@ class Journal:
             InvalidData: It is no pattern, or some are not.
         """
         check_pattern(pattern)
-        recorded = (*self._settings.events, *self._settings.security_events)
-        if not matches_any(pattern, recorded):
+        settings = self._settings
+        is_left_out = matches_any(pattern, settings.leave_out)
+        recorded = () if is_left_out else settings.events
+        if not matches_any(pattern, (*recorded, *settings.security_events)):
             raise InvalidData(
                 f"the journal does not record all events of {pattern!r}: add it to the setting "
                 "journal.events"

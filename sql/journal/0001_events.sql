@@ -241,7 +241,7 @@ BEGIN
     IF NOT is_more THEN
         RETURN (SELECT h.position FROM head h);
     END IF;
-    reached := pg_sequence_last_value('position_seq');
+    reached := coalesce(pg_sequence_last_value('position_seq'), 0);
     UPDATE head SET position = reached;
     PERFORM pg_notify('ksi_journal', reached::text);
     RETURN reached;
