@@ -162,7 +162,7 @@ class Subscription(Struct, frozen=True, kw_only=True):
 
 
 class Subscriptions:
-    """The tenants' durable subscriptions, by functions that take the tenant: one round trip each."""
+    """The tenants' durable subscriptions, by functions that take the tenant."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

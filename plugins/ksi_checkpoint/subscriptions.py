@@ -72,7 +72,7 @@ class Reading:
             subscriptions=tuple(_summary(each, bounds) for each in found if _may_read(whose, each))
         )
 
-    @event_handler("subscription:read")
+    @event_handler("subscription:read", timeout_s=90.0)
     async def read(self, request: e.SubscriptionRead) -> e.SubscriptionEvents:
         """Read what comes next and was not acknowledged, or wait for it."""
         whose = _caller()
@@ -90,7 +90,7 @@ class Reading:
         gap = _gap(subscription.position, await self._journal.bounds())
         if not records and gap is None and position > subscription.position:
             # There was nothing to deliver up to here, and nothing that retention could take.
-            await self._store.move(tenant, request.name, position, acknowledged=False)
+            await self._store.move(whose.tenant, request.name, position, acknowledged=False)
         return e.SubscriptionEvents(events=tuple(records), position=position, gap=gap)
 
     async def _look(
