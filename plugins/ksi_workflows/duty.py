@@ -29,6 +29,7 @@ STRAY_AFTER_S: Final = 10.0
 STRAY_EVERY_S: Final = 5.0
 TIDY_EVERY_S: Final = 600.0
 RETRY_S: Final = 0.5
+LAUNCH_WITHIN_S: Final = 15.0
 
 
 class Owner(Protocol):
@@ -67,7 +68,7 @@ class Duty:
         owner: Owner,
         bus: Bus,
     ) -> None:
-        self.why_not: str | None = "the engine is being launched"
+        self.why_not: str | None = None
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -75,10 +76,17 @@ class Duty:
         self._definitions = definitions
         self._owner = owner
         self._bus = bus
+        self._made_at = boot_time()
         self._launched = asyncio.Event()
         self._is_over = False
         self._new_queues: asyncio.Queue[QueueOptions] = asyncio.Queue()
         self._set_aside: asyncio.Queue[str] = asyncio.Queue()
+
+    @property
+    def problem(self) -> str | None:
+        """Why runs can't be started or go on, if so; that they have to wait a moment is none."""
+        late = boot_time() - self._made_at > LAUNCH_WITHIN_S and not self._launched.is_set()
+        return self.why_not or ("the engine is still being launched" if late else None)
 
     @property
     def _lease_s(self) -> float:

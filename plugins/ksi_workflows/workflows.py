@@ -130,10 +130,13 @@ class Workflows:
         Raises:
             Conflict: There is another of that name.
         """
+        here = worker_concurrency or self.settings.max_running
+        if concurrency is not None and not partitioned:
+            here = min(here, concurrency)
         options = QueueOptions(
             name=name,
             concurrency=concurrency,
-            worker_concurrency=worker_concurrency or self.settings.max_running,
+            worker_concurrency=here,
             rate=rate,
             rate_period_s=rate_period_s,
             is_partitioned=partitioned,
@@ -149,7 +152,7 @@ class Workflows:
         """Why runs can't be started, or don't go on."""
         if not self._database.is_up:
             return "runs wait: Postgres is away"
-        return self.duty.why_not
+        return self.duty.problem
 
     def all_queues(self) -> list[QueueOptions]:
         """Return the queues that plugins have declared, and the engine's own."""
