@@ -101,6 +101,7 @@ class Engine:
         self._entry: Any = None
         self._launched = threading.Event()
         self._is_held = False
+        self._is_stopped = False
         self._url = ""
 
     def prepare(self, admin_url: str) -> None:
@@ -116,10 +117,11 @@ class Engine:
 
     def launch(self, url: str, lease: Lease) -> None:
         """Launch DBOS under a lease. Blocks."""
+        import sqlalchemy as sa  # noqa: PLC0415
         from dbos import DBOS  # noqa: PLC0415
 
         settings = self._settings
-        self._url = url
+        self._url, self._is_stopped = url, False
         self._sqlalchemy_engine = _make_engine(
             url,
             {
@@ -132,6 +134,7 @@ class Engine:
             pool_size=settings.engine_connections,
             max_overflow=0,
         )
+        sa.event.listen(self._sqlalchemy_engine, "checkin", self._close_what_comes_late)
         self._dbos = DBOS(
             config={
                 "name": APPLICATION,
@@ -174,6 +177,11 @@ class Engine:
                 poll_s=settings.queue_poll_s,
             )
         )
+
+    def _close_what_comes_late(self, connection: object, record: Any) -> None:
+        """Close a connection that a thread of DBOS gives back when the pool is gone already."""
+        if self._is_stopped:
+            record.invalidate()
 
     def _watch_outcomes(self, database: Any) -> None:
         """Be told of every outcome, in the moment in which it is recorded."""
@@ -293,6 +301,7 @@ class Engine:
                 self._dbos = None
         finally:
             self._launched.clear()
+            self._is_stopped = True
             if self._sqlalchemy_engine is not None:
                 self._sqlalchemy_engine.dispose()
                 self._sqlalchemy_engine = None
