@@ -42,7 +42,8 @@ async def lifespan(plugin: Plugin) -> Any:
             if request.fail:
                 raise Failed("it can't")
             await plugin.bus.request("tool:call", {"args": {"a": 1}})
-            return await plugin.bus.request("tool:call", {"args": {"a": 2}})
+            await plugin.bus.request("tool:call", {"args": {"a": 2}})
+            return {}
 
         @event_handler("tool:call")
         def call(self, request: ToolCall) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class Made(Struct, frozen=True):
     parent: int | None
 
 
+A_RECORD = Made("agent:say", 0, "ok", None, None, None, None, "", None)
+
+
 def made() -> st.SearchStrategy[Made]:
     def some(*values: str) -> st.SearchStrategy[str | None]:
         return st.sampled_from((None, *values))
@@ -222,7 +225,7 @@ def model_of_tree(
 
 async def test_a_trace_that_is_too_deep_says_what_is_left_out(database: Database) -> None:
     store = Store(database)
-    chain = [Made("agent:run", 0, "ok", *[None] * 4, "", n - 1 if n else None) for n in range(30)]  # type: ignore[arg-type]  # the four are None
+    chain = [msgspec.structs.replace(A_RECORD, parent=n - 1 if n else None) for n in range(30)]
     lines = [line(number, record, "deep") for number, record in enumerate(chain)]
     await store.write("w", 1, lines, security=False)
     request = JournalTrace(id="deep-15", max_depth=10)
@@ -240,7 +243,6 @@ async def test_a_trace_that_is_too_deep_says_what_is_left_out(database: Database
 
 # -- positions -----------------------------------------------------------------------------------
 
-A_RECORD = Made("agent:say", 0, "ok", None, None, None, None, "", None)
 WRITERS = 4
 BATCHES = 25
 A_BATCH = 5
