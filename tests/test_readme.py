@@ -16,8 +16,10 @@ from ksi_daemon.home import Home
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 PRINT_TIMEOUT_S = 20.0
-# What is another at every start; nothing else may differ.
+# What is another at every start; nothing else may differ. Whether something is waited for depends
+# on how fast the machine is.
 VARYING = (r"\(pid \d+\)", r"done in \d+ s")
+WAITING = re.compile(r"^waiting for .*\n", re.MULTILINE)
 
 
 class Newcomer:
@@ -66,7 +68,7 @@ class Newcomer:
 def steady(text: str) -> str:
     for pattern in VARYING:
         text = re.sub(pattern, "…", text)
-    return text
+    return WAITING.sub("", text)
 
 
 def blocks_in(language: str) -> list[Block]:
