@@ -27,3 +27,7 @@ bench:
 # Write the tables in READMEs and docs/, which are made from the code.
 docs:
     .venv/bin/python docs/generate.py
+
+# Kill the daemon at 200 random points of durable work, and keep the result beside the benchmarks.
+faults:
+    FAULT_KILLS=200 FAULT_DOWN_S=10 FAULT_REPORT=tests/benchmarks/faults.md .venv/bin/python -m pytest -q plugins/ksi_workflows/tests/test_kills.py plugins/ksi_workflows/tests/test_faults.py
