@@ -8,8 +8,9 @@ from ksi_checkpoint.store import Subscription, Subscriptions
 from ksi_daemon.event_system import current_context, event_handler, event_observer
 from ksi_daemon.protocol import Busy, Conflict, Context, Event, InvalidData, NotFound
 from ksi_journal.events import JournalRecord
-from ksi_journal.journal import Bounds, Journal
+from ksi_journal.journal import Bounds, Journal, Page
 
+ATTEMPTS: Final = 5
 IDENTITY: Final = ("user", "agent", "conversation", "run")
 
 
@@ -98,11 +99,20 @@ class Reading:
     ) -> tuple[list[JournalRecord], int]:
         """Return the next events of a subscription, and how far was looked."""
         while True:
-            page = await self._journal.read_after(tenant, [subscription.pattern], position, limit)
+            page = await self._page(tenant, subscription.pattern, position, limit)
             wanted = [record for record in page.records if _is_wanted(record, subscription)]
             if wanted or not page.records:
                 return wanted, page.through
             position = page.through
+
+    async def _page(self, tenant: str, pattern: str, position: int, limit: int) -> Page:
+        """Read the journal, once more where its partitions are being made or dropped just now."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await self._journal.read_after(tenant, [pattern], position, limit)
+            except Busy as error:
+                await asyncio.sleep(error.retry_after_s or 0.0)
+        return await self._journal.read_after(tenant, [pattern], position, limit)
 
     async def _more(self, position: int, wait_s: float) -> bool:
         """Wait until the journal has more; say so, unless the time is up or the daemon stops."""
