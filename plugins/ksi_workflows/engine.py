@@ -117,8 +117,8 @@ class Engine:
 
     def launch(self, url: str, lease: Lease) -> None:
         """Launch DBOS under a lease. Blocks."""
-        import sqlalchemy as sa  # noqa: PLC0415
-        from dbos import DBOS  # noqa: PLC0415
+        import sqlalchemy as sa  # noqa: PLC0415  late: it takes a while
+        from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
         settings = self._settings
         self._url, self._is_stopped = url, False
@@ -201,7 +201,7 @@ class Engine:
 
     async def _enter(self, envelope: Any) -> Any:
         """Be the one workflow that DBOS knows; which one it really is stands in the envelope."""
-        from dbos._context import assert_current_dbos_context  # noqa: PLC0415
+        from dbos._context import assert_current_dbos_context  # noqa: PLC0415  late: it takes a while
 
         if not self._launched.is_set():  # outcomes are watched from then on
             await asyncio.to_thread(self._launched.wait, LAUNCH_TIMEOUT_S)
@@ -234,7 +234,7 @@ class Engine:
 
     def register_queue(self, options: QueueOptions) -> None:
         """Make a queue, or change one. Blocks."""
-        from dbos import DBOS  # noqa: PLC0415
+        from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
         rate: Any = None
         if options.rate is not None:
@@ -253,19 +253,19 @@ class Engine:
 
     async def cancel(self, run: str) -> None:
         """Have a run end; what it executes ends at its next step."""
-        from dbos import DBOS  # noqa: PLC0415
+        from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
         await self.on_loop(lambda: DBOS.cancel_workflow_async(run))
 
     async def resume(self, run: str) -> None:
         """Queue a run that was cancelled or set aside; it goes on after its last step."""
-        from dbos import DBOS  # noqa: PLC0415
+        from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
         await self.on_loop(lambda: DBOS.resume_workflow_async(run, queue_name=DEFAULT_QUEUE))
 
     async def fork(self, run: str, from_step: int, new_run: str) -> None:
         """Queue a copy of a run with the outcomes of the steps before one."""
-        from dbos import DBOS, SetWorkflowID  # noqa: PLC0415
+        from dbos import DBOS, SetWorkflowID  # noqa: PLC0415  late: it takes a while
 
         async def fork() -> None:
             with SetWorkflowID(new_run):
@@ -275,7 +275,7 @@ class Engine:
 
     def renew_at_once(self, lease: Lease) -> bool | None:
         """Prolong the lease before anything else; ``None`` when nobody can say. Blocks."""
-        import psycopg  # noqa: PLC0415
+        import psycopg  # noqa: PLC0415  late: it takes a while
 
         if not self._url:
             return None
@@ -294,7 +294,7 @@ class Engine:
         """End DBOS; what still runs is left as it is. Blocks."""
         try:
             if self._dbos is not None:
-                from dbos import DBOS  # noqa: PLC0415
+                from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
                 self._loop = None
                 DBOS.destroy(destroy_registry=True)
@@ -313,7 +313,7 @@ class Engine:
 def make_tables(admin_url: str) -> None:
     """Make DBOS's tables, or bring them up to date, as the owner, and wall them off. Blocks."""
     import sqlalchemy as sa  # noqa: PLC0415  late, in a thread: it takes a while
-    from dbos._sys_db import SystemDatabase  # noqa: PLC0415
+    from dbos._sys_db import SystemDatabase  # noqa: PLC0415  late: it takes a while
 
     _quieten()
     # Over a hundred small transactions, each of which would be waited for; what a crash takes away
@@ -342,13 +342,13 @@ async def _call(work: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _serializer() -> Any:
-    from dbos._serialization import Serializer as Base  # noqa: PLC0415
+    from dbos._serialization import Serializer as Base  # noqa: PLC0415  late: it takes a while
 
     return type("KsiSerializer", (Serializer, Base), {})()
 
 
 def _make_engine(url: str, options: Mapping[str, str], **pool: Any) -> Any:
-    import sqlalchemy as sa  # noqa: PLC0415
+    import sqlalchemy as sa  # noqa: PLC0415  late: it takes a while
 
     arguments = " ".join(f"-c {name}={value}" for name, value in options.items())
     made = sa.make_url(url).set(drivername="postgresql+psycopg")
@@ -357,7 +357,7 @@ def _make_engine(url: str, options: Mapping[str, str], **pool: Any) -> Any:
 
 def _shown(url: str) -> str:
     """Return the URL without its password, which DBOS need not know: it is given connections."""
-    import sqlalchemy as sa  # noqa: PLC0415
+    import sqlalchemy as sa  # noqa: PLC0415  late: it takes a while
 
     return sa.make_url(url).set(password=None).render_as_string()
 
