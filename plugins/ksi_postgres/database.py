@@ -90,7 +90,7 @@ class Database:
         self._pool: asyncpg.Pool | None = None
         self._is_pooled = False
         self._next_attempt_at = 0.0
-        self._lost = asyncio.Event()
+        self._doubted = asyncio.Event()
         self._listeners: dict[str, list[Listener]] = {}
         self._watched: Connection | None = None
         self._heard: set[str] = set()  # the channels that the watched connection listens on
@@ -119,6 +119,9 @@ class Database:
                 command_timeout=self._limit(None),
                 server_settings=self._session(),
             )
+        except Denied:
+            await self.close()
+            raise
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             await self.close()
             raise translated(error, lost=True) from error
@@ -234,7 +237,7 @@ class Database:
                 raise  # of what the caller does between its queries
             told = translated(error, lost=lost)
             if lost and is_gone(error):
-                self._lost.set()
+                self._doubted.set()
             if told is error:
                 raise
             raise told from error
@@ -301,7 +304,9 @@ class Database:
     async def watch(self) -> None:
         """Notice at once when Postgres goes, and connect again, with back-off, until it is back."""
         while True:
-            await self._lost.wait()
+            await self._doubted.wait()
+            if await self._is_there():
+                continue
             self._set_down("the connection was lost")
             delay = self._settings.retry_first_s
             while not await self._reconnected():
@@ -316,8 +321,19 @@ class Database:
                 for listener in list(listeners):
                     listener(None)
 
+    async def _is_there(self) -> bool:
+        """Say whether only some connection was lost, and Postgres goes on."""
+        self._doubted.clear()
+        try:
+            async with self._hearing:
+                assert self._watched is not None
+                await self._watched.execute("SELECT", timeout=self._settings.connect_timeout_s)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            return False
+        return True
+
     async def _reconnected(self) -> bool:
-        self._lost.clear()
+        self._doubted.clear()
         if self._watched is not None:
             self._watched.terminate()
         try:
@@ -342,7 +358,7 @@ class Database:
 
     def _terminated(self, connection: Any) -> None:
         if connection is self._watched:
-            self._lost.set()
+            self._doubted.set()
 
     def _set_up(self) -> None:
         self.is_up = True

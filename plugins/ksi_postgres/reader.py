@@ -225,7 +225,7 @@ class _Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is not type
 
 
 def _refuse_what_is_no_text(sql: str) -> None:
-    # Postgres' protocol ends a text at a zero byte, and asyncpg finds what it can't encode too late.
+    # Postgres ends a text at a zero byte, and asyncpg finds what it can't encode too late.
     try:
         is_text = b"\0" not in sql.encode()
     except UnicodeEncodeError:
