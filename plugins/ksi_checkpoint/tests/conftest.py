@@ -42,7 +42,10 @@ def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) ->
     async def running(
         *settings: str, home: Path = ksi_home, **plugins: Any
     ) -> AsyncIterator[AsyncClient]:
-        points = [_plugin(name, member) for name, member in plugins.items()]
+        points = [
+            member if hasattr(member, "load") else plugin_of(name, member)
+            for name, member in plugins.items()
+        ]
         chosen = [*settings_for(database_logins), *settings]
         async with (
             running_daemon(home, *installed, *points, settings=chosen) as daemon,
@@ -53,7 +56,9 @@ def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) ->
     return running
 
 
-def _plugin(name: str, owner: Any) -> EntryPoint:
+def plugin_of(name: str, owner: Any) -> EntryPoint:
+    """Make a plugin of an object with decorated methods."""
+
     async def lifespan(plugin: Any) -> AsyncIterator[None]:
         plugin.add(owner)
         yield

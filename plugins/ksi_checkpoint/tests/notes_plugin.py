@@ -41,10 +41,10 @@ class Notes:
         """Tell the notes."""
         return {"pid": os.getpid(), "notes": self.notes}
 
-    @event_handler("notes:die")
-    async def die(self) -> None:
-        """End at once."""
-        os._exit(9)
+    @event_handler("notes:misbehave")
+    def misbehave(self) -> None:
+        """Answer rubbish from now on."""
+        self.answer = "rubbish"
 
     @event_contributor("checkpoint:collect")
     async def collect(self) -> Any:
