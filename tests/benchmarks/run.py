@@ -10,18 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import bench_journal
 import exchange
 import fanout
 import kernel
 import report
 import soak
+import workflows
 from report import Figure
 
 BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "exchange": exchange.measure,
     "fanout": fanout.measure,
+    "journal": bench_journal.measure,
     "kernel": kernel.measure,
     "soak": soak.measure,
+    "workflows": workflows.measure,
 }
 
 
