@@ -264,6 +264,22 @@ def _read_lines(sock: socket.socket, count: int) -> bytes:
     return lines
 
 
+def paced(path: str, event: str, per_s: int, batch: int, count: int) -> dict[str, float]:
+    """Ask at a steady rate, as long as the answers keep up with it."""
+    request = b"".join(frame(1000 + number, event) for number in range(batch))
+    slowest = 0.0
+    with connect(path, event) as sock:
+        began = time.perf_counter()
+        for first in range(0, count, batch):
+            due = began + first / per_s
+            time.sleep(max(0.0, due - time.perf_counter()))
+            sock.sendall(request)
+            check(_read_lines(sock, batch))
+            slowest = max(slowest, time.perf_counter() - due)
+        took = time.perf_counter() - began
+    return {"asked": count, "per_s": count / took, "slowest_ms": slowest * 1000}
+
+
 KINDS: Final[dict[str, Callable[..., dict[str, float]]]] = {
     "serial": serial,
     "many": many,
@@ -271,6 +287,7 @@ KINDS: Final[dict[str, Callable[..., dict[str, float]]]] = {
     "subscribe": subscribe,
     "publish": publish,
     "soak": soak,
+    "paced": paced,
 }
 
 
