@@ -28,6 +28,10 @@ SELECT pg_has_role(current_user, 'ksi_owner', 'SET') AS may_own,
        pg_has_role(current_user, 'ksi_app', 'SET') AS may_be_app,
        pg_has_role(current_user, 'ksi_app', 'USAGE') AS acts_as_app,
        pg_has_role('ksi_owner', 'ksi_reader', 'USAGE') AS owner_sees_readers,
+       has_database_privilege('ksi_owner', current_database(), 'CREATE')
+       AND has_database_privilege('ksi_owner', current_database(), 'TEMP')
+       AND has_database_privilege('ksi_app', current_database(), 'CONNECT')
+       AND has_database_privilege('ksi_reader', current_database(), 'CONNECT') AS database_is_open,
        ARRAY(SELECT rolname::text FROM pg_roles
               WHERE rolname IN ('ksi_owner', 'ksi_app', 'ksi_reader')
                 AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)
@@ -92,13 +96,27 @@ CREATE EXTENSION IF NOT EXISTS pg_trgm;
 CREATE EXTENSION IF NOT EXISTS unaccent;
 CREATE EXTENSION IF NOT EXISTS btree_gin;
 
--- name: create_schemas
--- Makes the schemas of the walls and of the documented views, and the table of migrations.
+-- name: open_database
+-- Gives the roles their rights on a database; a copy or a backup of it has them not.
+DO $$
+DECLARE
+    opened text := coalesce(nullif(current_setting('ksi.database', true), ''), current_database());
+BEGIN
+    EXECUTE format('GRANT CREATE, CONNECT, TEMP ON DATABASE %I TO ksi_owner', opened);
+    EXECUTE format('GRANT CONNECT, TEMP ON DATABASE %I TO ksi_app', opened);
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO ksi_reader', opened);
+END $$;
+
+-- name: close_database
+-- Takes from everybody what the reader must not have, either.
 DO $$
 BEGIN
-    EXECUTE format('GRANT CREATE, CONNECT ON DATABASE %I TO ksi_owner', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO ksi_app, ksi_reader', current_database());
+    EXECUTE format('REVOKE TEMP ON DATABASE %I FROM PUBLIC',
+                   coalesce(nullif(current_setting('ksi.database', true), ''), current_database()));
 END $$;
+
+-- name: create_schemas
+-- Makes the schemas of the walls and of the documented views, and the table of migrations.
 CREATE SCHEMA IF NOT EXISTS ksi_postgres AUTHORIZATION ksi_owner;
 CREATE SCHEMA IF NOT EXISTS ksi_read AUTHORIZATION ksi_owner;
 SET LOCAL ROLE ksi_owner;
@@ -128,7 +146,6 @@ DECLARE
     each record;
 BEGIN
     EXECUTE format('REVOKE TEMP ON DATABASE %I FROM PUBLIC', current_database());
-    EXECUTE format('GRANT TEMP ON DATABASE %I TO ksi_owner, ksi_app', current_database());
     REVOKE USAGE ON LANGUAGE plpgsql, sql FROM PUBLIC;
     GRANT USAGE ON LANGUAGE plpgsql, sql TO ksi_owner;
     FOR each IN

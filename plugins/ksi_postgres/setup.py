@@ -56,13 +56,12 @@ async def prepare(connection: asyncpg.Connection) -> Standing:
         roles["acts_as_app"] or survey["is_superuser"]
     ):
         await _try(connection, "join_roles", _mending(survey["login"]))
+    database, login = _quoted(survey["database"]), _quoted(survey["login"])
+    mending = f"GRANT ALL ON DATABASE {database} TO {login} WITH GRANT OPTION;"
+    if not roles["database_is_open"]:
+        await _try(connection, "open_database", mending)
     if survey["missing_schemas"] or not survey["has_migrations"]:
-        database = _quoted(survey["database"])
-        await _try(
-            connection,
-            "create_schemas",
-            f"GRANT CREATE ON DATABASE {database} TO {_quoted(survey['login'])} WITH GRANT OPTION;",
-        )
+        await _try(connection, "create_schemas", mending)
     problem = None if roles["reader_is_tied"] else await _tie_reader(connection, survey)
     needs_role = survey["sees_all"] or roles["acts_as_owner"]
     return Standing(

@@ -22,6 +22,7 @@ from ksi_postgres import migrations, store
 from ksi_postgres.database import Database
 from ksi_postgres.embedded import EmbeddedServer
 from ksi_postgres.logins import APP, READER, Logins, socket_url, with_database
+from ksi_postgres.migrations import SQL
 from ksi_postgres.place import SUPERUSER
 from ksi_postgres.settings import PostgresSettings
 
@@ -84,9 +85,18 @@ async def fresh_database(server: TestServer, template: str = TEMPLATE) -> Logins
             template,
         )
         await connection.execute(query)
+        if template == TEMPLATE:
+            await _open(connection, name)
     finally:
         await connection.close()
     return server.logins(name)
+
+
+async def _open(connection: asyncpg.Connection, name: str) -> None:
+    """Give the roles their rights on the copy, and take what everybody has on a new database."""
+    await connection.execute("SELECT set_config('ksi.database', $1, false)", name)
+    await connection.execute(SQL["open_database"])
+    await connection.execute(SQL["close_database"])
 
 
 async def drop_database(server: TestServer, logins: Logins) -> None:

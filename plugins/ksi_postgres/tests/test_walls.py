@@ -1,0 +1,452 @@
+"""The walls between tenants: every table, view and function of every plugin is tried across them.
+
+What is tried is read from the catalogue, so that whatever a plugin adds is tried without a word.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from ksi_daemon.protocol import Failed
+from ksi_postgres.database import Database
+from ksi_postgres.logins import Logins
+from ksi_postgres.migrations import Migration, migrate
+from ksi_postgres.reader import Reader
+from ksi_postgres.settings import PostgresSettings
+
+MARK: Final = "tenant-b-secret"
+OURS: Final = "n.nspname LIKE 'ksi\\_%'"
+TABLES: Final = f"""
+    SELECT c.oid::int AS oid, n.nspname || '.' || quote_ident(c.relname) AS name,
+           c.relforcerowsecurity AS is_protected
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE {OURS} AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 2
+"""
+COLUMNS: Final = """
+    SELECT a.attname AS name, t.typname AS type, t.typtype AS kind, t.typcategory AS category,
+           (SELECT min(e.enumlabel) FROM pg_enum e WHERE e.enumtypid = t.oid) AS label
+      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = $1::int::oid AND a.attnum > 0 AND NOT a.attisdropped
+       AND a.attgenerated = '' AND a.attidentity = ''
+       AND (a.attnotnull AND NOT a.atthasdef OR t.typcategory = 'S' OR a.attname = 'tenant')
+     ORDER BY a.attnum
+"""
+FUNCTIONS: Final = f"""
+    SELECT p.oid::int AS oid, p.oid::regprocedure::text AS name, n.nspname AS schema,
+           p.proname AS short, p.prosecdef AS is_definer,
+           coalesce(p.proargnames[1:p.pronargs], '{{}}') AS arguments,
+           ARRAY(SELECT format_type(each, NULL) FROM unnest(p.proargtypes) each) AS types,
+           p.proretset AS is_set
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+     WHERE {OURS} AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
+       AND has_function_privilege('ksi_app', p.oid, 'EXECUTE') ORDER BY 2
+"""
+# What runs with the owner's rights for all tenants at once, and why.
+WITHOUT_TENANT: Final = {
+    "ksi_postgres.forget_keys": "forgets old keys, whosever; returns nothing",
+    "ksi_postgres.reader_tenant": "tells a session its own tenant",
+    "ksi_workflows": "the engine's own: addressed by the id of a run, under its daemon's lease",
+}
+TENANT: Final = re.compile(r"(^|_)tenant$")
+SAMPLES: Final = {
+    "text": "'x'",
+    "integer": "1",
+    "bigint": "1",
+    "smallint": "1",
+    "double precision": "1.0",
+    "numeric": "1",
+    "boolean": "true",
+    "bytea": "'\\x00'::bytea",
+    "interval": "interval '0 s'",
+    "uuid": "'00000000-0000-0000-0000-000000000001'::uuid",
+    "timestamp with time zone": "now()",
+    "jsonb": "'{}'::jsonb",
+    "json": "'{}'::json",
+    "text[]": "ARRAY['x']",
+    "integer[]": "ARRAY[1]",
+    "bigint[]": "ARRAY[1::bigint]",
+}
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@pytest.fixture
+async def owner(database_logins: Logins) -> AsyncIterator[asyncpg.Connection]:
+    """A superuser's connection, to look past the walls."""
+    connection = await asyncpg.connect(database_logins.admin)
+    yield connection
+    await connection.close()
+
+
+async def fill(owner: asyncpg.Connection, table: Any, tenant: str) -> bool:
+    """Insert a row of a tenant, with its mark wherever text goes; say whether that was possible."""
+    names, values = [], []
+    for column in await owner.fetch(COLUMNS, table["oid"]):
+        names.append(quoted(column["name"]))
+        values.append(_value(column, tenant))
+    statement = f"INSERT INTO {table['name']} ({', '.join(names)}) VALUES ({', '.join(values)})"  # noqa: S608  names of the catalogue
+    async with owner.transaction():
+        await owner.execute("SET LOCAL session_replication_role = replica")  # no foreign keys
+        try:
+            async with owner.transaction():
+                await owner.execute(statement)
+        except (asyncpg.CheckViolationError, asyncpg.DataError):
+            return False
+    return True
+
+
+def _value(column: Any, tenant: str) -> str:
+    if column["name"] == "tenant":
+        return f"'{tenant}'"
+    if column["kind"] == "e":
+        return f"'{column['label']}'"
+    if column["category"] == "S":
+        return f"'{MARK if tenant == 'b' else 'x'}'"
+    if column["category"] == "A":
+        return "'{}'"
+    if column["type"] == "vector":
+        return "'[1]'"
+    if column["type"] in ("jsonb", "json"):
+        return f'\'{{"x": "{MARK if tenant == "b" else "x"}"}}\''
+    if column["type"].startswith("timestamp") or column["type"] == "date":
+        return "now()"
+    return {
+        "bytea": "'\\x00'",
+        "uuid": "gen_random_uuid()",
+        "bool": "true",
+        "interval": "'1 s'",
+    }.get(column["type"], "2" if tenant == "b" else "1")
+
+
+@pytest.fixture
+async def filled(owner: asyncpg.Connection) -> list[str]:
+    """The protected tables, with a row of tenant b in each and, where keys allow, one of a."""
+    filled = []
+    for table in await owner.fetch(TABLES):
+        if table["is_protected"]:
+            has_row = await fill(owner, table, "b")
+            assert has_row, f"{table['name']}: teach this test to make a row of it"
+            try:
+                await fill(owner, table, "a")
+            except asyncpg.UniqueViolationError:
+                pass
+            filled.append(table["name"])
+    return filled
+
+
+async def rows_of_b(owner: asyncpg.Connection, tables: list[str]) -> dict[str, str]:
+    """A checksum of tenant b's rows, by table."""
+    return {
+        table: await owner.fetchval(
+            f"SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} t "  # noqa: S608
+            "WHERE tenant = 'b'"
+        )
+        for table in tables
+    }
+
+
+# -- tables and views -----------------------------------------------------------------------------
+
+
+async def test_the_store_s_own_tables_are_among_those_that_are_tried(filled: list[str]) -> None:
+    assert "ksi_postgres.idempotency_key" in filled
+
+
+@pytest.mark.parametrize("bound_to", ["a", "", None])
+async def test_no_query_sees_or_changes_another_tenant_s_rows(
+    database: Database, owner: asyncpg.Connection, filled: list[str], bound_to: str | None
+) -> None:
+    before = await rows_of_b(owner, filled)
+
+    for table in filled:
+        async with database.transaction(tenant=bound_to) as connection:
+            seen = await connection.fetch(f"SELECT t::text AS line, tenant FROM {table} t")  # noqa: S608
+            assert not [row for row in seen if row["tenant"] != bound_to], table
+            assert MARK not in str(seen)
+            for condition in ("", " WHERE tenant = 'b'"):
+                for change in (
+                    f"DELETE FROM {table}{condition}",  # noqa: S608
+                    f"UPDATE {table} SET tenant = tenant{condition}",  # noqa: S608
+                    f"UPDATE {table} SET tenant = 'b'{condition}",  # noqa: S608
+                ):
+                    await _try(connection, change)
+
+    assert await rows_of_b(owner, filled) == before
+
+
+async def _try(connection: asyncpg.Connection, statement: str) -> None:
+    """Run it and take it back if it was refused, so that the next one can be tried."""
+    try:
+        async with connection.transaction():
+            await connection.execute(statement)
+    except (
+        asyncpg.InsufficientPrivilegeError,
+        asyncpg.IntegrityConstraintViolationError,
+        asyncpg.RaiseError,
+    ):
+        pass
+
+
+@pytest.mark.parametrize("bound_to", ["a", None])
+async def test_no_row_can_be_put_into_another_tenant(
+    database: Database, owner: asyncpg.Connection, filled: list[str], bound_to: str | None
+) -> None:
+    before = await rows_of_b(owner, filled)
+
+    for table in filled:
+        async with database.transaction(tenant=bound_to) as connection:
+            refused = False
+            try:
+                async with connection.transaction():
+                    columns = await owner.fetch(COLUMNS, await _oid(owner, table))
+                    names = ", ".join(quoted(each["name"]) for each in columns)
+                    values = ", ".join(_value(each, "b") for each in columns)
+                    await connection.execute(f"INSERT INTO {table} ({names}) VALUES ({values})")  # noqa: S608
+            except asyncpg.InsufficientPrivilegeError:
+                refused = True
+            except asyncpg.IntegrityConstraintViolationError:
+                pass  # a trigger or a key was first; the rows tell
+            assert refused or await rows_of_b(owner, [table]) == {table: before[table]}
+
+    assert await rows_of_b(owner, filled) == before
+
+
+async def _oid(owner: asyncpg.Connection, table: str) -> int:
+    oid: int = await owner.fetchval("SELECT $1::text::regclass::oid::int", table)
+    return oid
+
+
+async def test_the_reader_reaches_no_table_at_all(
+    owner: asyncpg.Connection, filled: list[str], database_logins: Logins
+) -> None:
+    reader = await asyncpg.connect(database_logins.reader)
+    for table in await owner.fetch(TABLES):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await reader.fetch(f"SELECT * FROM {table['name']}")  # noqa: S608
+    await reader.close()
+
+
+VIEWS: Final = """SELECT 'ksi_read.' || quote_ident(viewname) FROM pg_views
+                   WHERE schemaname = 'ksi_read'"""
+
+
+async def test_documented_views_show_a_tenant_its_own_rows_alone(
+    database: Database, owner: asyncpg.Connection, database_logins: Logins
+) -> None:
+    await migrate(owner, [step(PUBLISHED)])
+    for table in await owner.fetch(TABLES):
+        if table["is_protected"]:
+            await fill(owner, table, "b")
+    reader = Reader(database, PostgresSettings(reader_connections=1))
+    unbound = await asyncpg.connect(database_logins.reader)
+    views = [row[0] for row in await owner.fetch(VIEWS)]
+
+    for view in views:
+        shown = await reader.read("a", f"SELECT v::text FROM {view} v")  # noqa: S608
+        own = await reader.read("b", f"SELECT v::text FROM {view} v")  # noqa: S608
+        assert MARK not in str(shown.rows), view
+        assert own.rows or view != "ksi_read.things"
+        assert await unbound.fetch(f"SELECT * FROM {view}") == []  # noqa: S608
+
+    assert "ksi_read.things" in views
+    await unbound.close()
+    await reader.close()
+
+
+# -- functions ------------------------------------------------------------------------------------
+
+
+async def test_functions_called_for_a_tenant_show_and_change_nothing_of_another(
+    database: Database, owner: asyncpg.Connection, filled: list[str]
+) -> None:
+    before = await rows_of_b(owner, filled)
+    tried = 0
+
+    for function in await owner.fetch(FUNCTIONS):
+        if not function["is_definer"] or not any(map(TENANT.search, function["arguments"])):
+            continue
+        for filler in ("'x'", f"'{MARK}'", "NULL"):
+            values = [
+                "'a'" if TENANT.search(name) else _argument(kind, filler)
+                for name, kind in zip(function["arguments"], function["types"], strict=True)
+            ]
+            call = f"{function['schema']}.{function['short']}({', '.join(values)})"
+            answer = await _called(database, call)
+            assert filler == f"'{MARK}'" or MARK not in answer, call
+            tried += 1
+
+    assert await rows_of_b(owner, filled) == before
+    assert tried >= 9
+
+
+def _argument(kind: str, filler: str) -> str:
+    if kind == "text":
+        return filler
+    sample = SAMPLES.get(kind, "NULL")
+    return sample if filler != "NULL" else f"NULL::{kind}"
+
+
+async def _called(database: Database, call: str) -> str:
+    try:
+        async with database.transaction(tenant="a") as connection:
+            return str(await connection.fetch(f"SELECT * FROM {call}"))  # noqa: S608
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return str(error)
+
+
+async def test_functions_of_the_owner_s_without_a_tenant_are_on_the_list_with_a_reason(
+    owner: asyncpg.Connection,
+) -> None:
+    missing = [
+        function["name"]
+        for function in await owner.fetch(FUNCTIONS)
+        if function["is_definer"]
+        and not any(map(TENANT.search, function["arguments"]))
+        and f"{function['schema']}.{function['short']}" not in WITHOUT_TENANT
+        and function["schema"] not in WITHOUT_TENANT
+    ]
+
+    assert missing == []
+
+
+# -- holes ----------------------------------------------------------------------------------------
+
+THING = "CREATE TABLE thing (tenant text NOT NULL, name text);"
+PROTECTED = THING + "SELECT ksi_postgres.protect('thing');"
+PUBLISHED = (
+    PROTECTED + "SELECT ksi_postgres.publish('thing', 'things', ARRAY['tenant', 'name'], 'things');"
+)
+SECURE = "SECURITY DEFINER SET search_path = ksi_shop, pg_temp"
+HOLES = {
+    "a bare table": (THING, "neither protected nor shared"),
+    "one that is enabled but not forced": (
+        THING + "ALTER TABLE thing ENABLE ROW LEVEL SECURITY;",
+        "neither protected nor shared",
+    ),
+    "one that is switched off again": (
+        PROTECTED + "ALTER TABLE thing DISABLE ROW LEVEL SECURITY;",
+        "neither protected nor shared",
+    ),
+    "a shared one with tenants": (
+        THING + "SELECT ksi_postgres.share('thing', 'a reason');",
+        "has a column tenant",
+    ),
+    "a shared one without a reason": (
+        "CREATE TABLE thing (n int); SELECT ksi_postgres.share('thing', '');",
+        "neither protected nor shared",
+    ),
+    "an unlogged one": ("CREATE UNLOGGED TABLE t (tenant text);", "neither protected nor shared"),
+    "a child by inheritance": (
+        PROTECTED + "CREATE TABLE child () INHERITS (thing);",
+        "child is neither protected nor shared",
+    ),
+    "a partition with grants": (
+        "CREATE TABLE thing (tenant text NOT NULL, n int) PARTITION BY RANGE (n);"
+        "SELECT ksi_postgres.protect('thing');"
+        "CREATE TABLE part PARTITION OF thing DEFAULT; GRANT SELECT ON part TO ksi_app;",
+        "past its parent",
+    ),
+    "a policy that shows all": (
+        PROTECTED + "CREATE POLICY mine ON thing USING (true);",
+        "policy mine of its own",
+    ),
+    "the tenants' policy changed": (
+        PROTECTED + "ALTER POLICY tenants ON thing USING (true);",
+        "policy tenants of its own",
+    ),
+    "a wider check": (
+        PROTECTED + "ALTER POLICY tenants ON thing WITH CHECK (true);",
+        "policy tenants of its own",
+    ),
+    "the owners' policy for all": (
+        PROTECTED + "ALTER POLICY owners ON thing TO PUBLIC;",
+        "policy owners of its own",
+    ),
+    "a grant to the reader": (
+        PROTECTED + "GRANT SELECT ON thing TO ksi_reader;",
+        "past the documented views",
+    ),
+    "a grant of one column to everybody": (
+        PROTECTED + "GRANT SELECT (name) ON thing TO PUBLIC;",
+        "past the documented views",
+    ),
+    "a view with its owner's rights": (
+        PROTECTED + "CREATE VIEW seen AS SELECT * FROM thing; GRANT SELECT ON seen TO ksi_app;",
+        "runs with its owner's rights",
+    ),
+    "a materialized view": (
+        PROTECTED
+        + "CREATE MATERIALIZED VIEW m AS SELECT * FROM thing; GRANT SELECT ON m TO ksi_app;",
+        "runs with its owner's rights",
+    ),
+    "a view of the reader's without a barrier": (
+        PROTECTED + "CREATE VIEW ksi_read.things AS SELECT * FROM thing;",
+        "no documented view",
+    ),
+    "a view of the reader's without a tenant": (
+        PROTECTED + "CREATE VIEW ksi_read.things WITH (security_barrier) AS SELECT * FROM thing;",
+        "no documented view",
+    ),
+    "a table among the views": (
+        "CREATE TABLE ksi_read.things (n int);",
+        "no documented view",
+    ),
+    "a function without a path": (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';",
+        "no search_path of its own",
+    ),
+    "a function for everybody": (
+        f"CREATE FUNCTION f() RETURNS int LANGUAGE sql {SECURE} AS 'SELECT 1';"
+        "GRANT EXECUTE ON FUNCTION f TO PUBLIC;",
+        "may be executed by everybody",
+    ),
+    "a function for the reader": (
+        f"CREATE FUNCTION f() RETURNS int LANGUAGE sql {SECURE} AS 'SELECT 1';"
+        "GRANT EXECUTE ON FUNCTION f TO ksi_reader;",
+        "the reader may execute",
+    ),
+    "a table of the superuser's": (
+        "RESET ROLE; CREATE TABLE ksi_shop.thing (n int);"
+        "SELECT ksi_postgres.share('ksi_shop.thing', 'a reason');",
+        "and not to ksi_owner",
+    ),
+    "a function of the superuser's": (
+        f"RESET ROLE; CREATE FUNCTION ksi_shop.f() RETURNS int LANGUAGE sql {SECURE} "
+        "AS 'SELECT 1'; REVOKE EXECUTE ON FUNCTION ksi_shop.f FROM PUBLIC;",
+        "and not to ksi_owner",
+    ),
+}
+
+
+def step(sql: str) -> Migration:
+    return Migration("shop", 1, "things", sql, "1.0")
+
+
+@pytest.mark.parametrize(("sql", "told"), HOLES.values(), ids=HOLES.keys())
+async def test_a_migration_that_leaves_a_hole_is_rolled_back(
+    owner: asyncpg.Connection, sql: str, told: str
+) -> None:
+    with pytest.raises(Failed, match=re.escape(told)):
+        await migrate(owner, [step(sql)])
+
+    assert await owner.fetchval("SELECT to_regnamespace('ksi_shop')") is None
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        PUBLISHED,
+        "CREATE TABLE t (n int); SELECT ksi_postgres.share('t', 'a reason');",
+        PROTECTED + "CREATE POLICY less ON thing AS RESTRICTIVE USING (name <> '');",
+        PROTECTED + "CREATE VIEW seen WITH (security_invoker = true) AS SELECT * FROM thing;"
+        "GRANT SELECT ON seen TO ksi_app;",
+        f"CREATE FUNCTION f() RETURNS int LANGUAGE sql {SECURE} AS 'SELECT 1';",
+    ],
+)
+async def test_what_stands_within_the_walls_passes(owner: asyncpg.Connection, sql: str) -> None:
+    assert await migrate(owner, [step(sql)]) == 1
