@@ -1,4 +1,4 @@
-"""What recording costs: events a second with and without a journal, and how many it keeps up with."""
+"""What recording costs: events a second with and without a journal, and what it keeps up with."""
 
 import json
 import socket
