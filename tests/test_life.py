@@ -15,10 +15,11 @@ import pytest
 
 from ksi_client import AsyncClient, LocalTransport, Unavailable, UnixTransport
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.event_system import event_contributor, event_handler
+from ksi_daemon.event_system import event_contributor, event_handler, event_observer
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
+from ksi_daemon.protocol import Event
 from ksi_daemon.testing import DaemonProcess, module_plugin, running_daemon, write_entry_points
 
 
@@ -127,6 +128,33 @@ async def test_a_second_shutdown_waits_no_longer(ksi_home: Path) -> None:
         await client.request("system:shutdown")
 
         assert isinstance(await asked, Unavailable)
+
+
+async def test_who_only_waits_is_told_when_the_drain_begins_and_holds_nothing_up(
+    ksi_home: Path,
+) -> None:
+    begun, draining = asyncio.Event(), asyncio.Event()
+
+    @event_handler("work:wait")
+    async def wait() -> str:
+        begun.set()
+        await draining.wait()
+        return "in good order"
+
+    @event_observer("system:draining")
+    def end(event: Event) -> None:
+        draining.set()
+
+    async with (
+        running_daemon(ksi_home, module_plugin("work", wait=wait, end=end)) as daemon,
+        AsyncClient(LocalTransport(daemon)) as client,
+        asyncio.TaskGroup() as tasks,
+    ):
+        asked = tasks.create_task(client.request("work:wait"))
+        await begun.wait()
+        await client.request("system:shutdown", {"grace_s": 1000.0})
+
+        assert await asked == "in good order"
 
 
 async def test_the_end_of_the_drain_is_told_to_plugins_before_they_stop(ksi_home: Path) -> None:
