@@ -22,7 +22,22 @@ _SECRET: Final = (
     r"|api_?key|(?:private|access|secret|signing|encryption)[-_]?key"
 )
 _SECRET_NAME: Final = re.compile(rf"(?:{_SECRET})$", re.IGNORECASE)
-_SECRET_MEMBER: Final = re.compile(rf'(?:{_SECRET})"\s*:'.encode(), re.IGNORECASE)
+# What such a name ends with, in JSON. Looking for each is a tenth of the time of the expression.
+_HINTS: Final = tuple(
+    f'{word}"'.encode()
+    for word in (
+        "token",
+        "password",
+        "passwd",
+        "passphrase",
+        "secret",
+        "credential",
+        "credentials",
+        "authorization",
+        "cookie",
+        "key",
+    )
+)
 _BEGINNING_CHARS: Final = 2000
 _MESSAGE_CHARS: Final = 2000
 
@@ -102,13 +117,21 @@ class Rows:
         except ENCODE_ERRORS as error:  # UnicodeEncodeError is a ValueError
             return self._encode({"unreadable": f"it has no JSON form: {type(error).__name__}"})
         more = secret_fields(type(data)) if isinstance(data, Struct) else frozenset()
-        if more or _SECRET_MEMBER.search(payload):
+        if more or _may_have_secrets(payload):
             return self._encode(masked(msgspec.json.decode(payload), more))
         return payload
 
     def _beginning(self, payload: bytes) -> bytes:
         text = payload[:_BEGINNING_CHARS].decode(errors="ignore")
         return self._encode({"truncated": True, "bytes": len(payload), "beginning": text})
+
+
+def _may_have_secrets(payload: bytes) -> bool:
+    lowered = payload.lower()
+    for hint in _HINTS:  # noqa: SIM110  half the time of any()
+        if hint in lowered:
+            return True
+    return False
 
 
 def masked(value: Any, more: frozenset[str]) -> Any:
