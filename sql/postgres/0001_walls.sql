@@ -195,7 +195,7 @@ CREATE FUNCTION claim_key(
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
 DECLARE
-    found idempotency_key;
+    kept idempotency_key; -- not found: that is what a statement sets
 BEGIN
     INSERT INTO idempotency_key (tenant, principal, on_behalf_of, key, digest, boot)
     VALUES (key_tenant, key_principal, key_user, key_text, key_digest, key_boot)
@@ -204,17 +204,17 @@ BEGIN
         state := 'claimed';
         RETURN;
     END IF;
-    SELECT k.* INTO found
+    SELECT k.* INTO kept
       FROM idempotency_key k
      WHERE (k.tenant, k.principal, k.on_behalf_of, k.key)
          = (key_tenant, key_principal, key_user, key_text);
-    answer := found.answer;
-    began_at := found.began_at;
+    answer := kept.answer;
+    began_at := kept.began_at;
     state := CASE
-        WHEN found.digest IS NULL THEN 'at_work' -- it was given back just now
-        WHEN found.digest <> key_digest THEN 'another'
-        WHEN found.answer IS NOT NULL THEN 'answered'
-        WHEN found.boot <> key_boot AND found.began_at <= clock_timestamp() - in_doubt_after
+        WHEN kept.digest IS NULL THEN 'at_work' -- it was given back just now
+        WHEN kept.digest <> key_digest THEN 'another'
+        WHEN kept.answer IS NOT NULL THEN 'answered'
+        WHEN kept.boot <> key_boot AND kept.began_at <= clock_timestamp() - in_doubt_after
             THEN 'in_doubt'
         ELSE 'at_work'
     END;
