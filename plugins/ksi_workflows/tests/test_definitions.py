@@ -42,7 +42,7 @@ def test_a_limit_that_can_not_be_kept_is_refused() -> None:
 def test_a_workflow_is_a_coroutine_function_of_one_argument() -> None:
     with pytest.raises(TypeError, match="coroutine function"):
 
-        @workflow("plain")  # type: ignore[arg-type]
+        @workflow("plain")  # type: ignore[arg-type]  # that is wrong
         def plain() -> None: ...
 
     with pytest.raises(TypeError, match="one argument"):

@@ -40,7 +40,7 @@ async def dancing(number: int) -> int:
 
 @pytest.fixture(autouse=True)
 def _empty() -> None:
-    FLOOR.__init__()  # type: ignore[misc]
+    FLOOR.__init__()  # type: ignore[misc]  # all of it anew
 
 
 async def test_runs_with_one_key_run_one_at_a_time_in_their_order(workflows: Workflows) -> None:
