@@ -244,8 +244,8 @@ async def test_a_trace_that_is_too_deep_says_what_is_left_out(database: Database
 # -- positions -----------------------------------------------------------------------------------
 
 WRITERS = 4
-BATCHES = 25
-A_BATCH = 5
+BATCHES = 8
+A_BATCH = 400
 
 
 async def test_a_reader_misses_nothing_and_sees_nothing_twice_whoever_writes(
@@ -294,7 +294,7 @@ async def read_all(store: Store, expected: int) -> list[JournalRecord]:
     seen: list[JournalRecord] = []
     position = 0
     while len(seen) < expected:
-        page = await store.read_after("t", ["agent:*"], position, 7)
+        page = await store.read_after("t", ["agent:*"], position, 1000)
         seen += page.records
         position = page.through
     return seen
