@@ -105,6 +105,9 @@ BEGIN
     EXECUTE format('GRANT CREATE, CONNECT, TEMP ON DATABASE %I TO ksi_owner', opened);
     EXECUTE format('GRANT CONNECT, TEMP ON DATABASE %I TO ksi_app', opened);
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO ksi_reader', opened);
+    IF NOT has_database_privilege('ksi_owner', opened, 'CREATE') THEN -- it only warns of that
+        RAISE insufficient_privilege USING MESSAGE = 'this login may not pass on its rights';
+    END IF;
 END $$;
 
 -- name: close_database
@@ -263,8 +266,8 @@ SELECT state, answer, began_at FROM ksi_postgres.claim_key($1, $2, $3, $4, $5, $
 SELECT ksi_postgres.keep_key($1, $2, $3, $4, $5);
 
 -- name: release_key
--- Gives a key back that nothing was done for.
-SELECT ksi_postgres.release_key($1, $2, $3, $4);
+-- Gives a key of this daemon's back that nothing was done for.
+SELECT ksi_postgres.release_key($1, $2, $3, $4, $5);
 
 -- name: forget_keys
 -- Forgets the keys that are older than an interval.
