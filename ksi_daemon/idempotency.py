@@ -91,6 +91,8 @@ class Ledger:
         """
         if not 0 < len(key[3]) <= MAX_KEY_LENGTH:
             raise InvalidData(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters")
+        if "\0" in "".join(part or "" for part in key):
+            raise InvalidData("an idempotency key, and whose it is, can't have a NUL in it")
         entry = self._entries.get(key)
         if entry is None or entry.task.cancelled():
             self._make_room()
@@ -147,6 +149,10 @@ class Ledger:
             before = await keeper.claim(key, digest) if keeper is not None else None
         except KsiError as refused:
             return refused, False
+        except Exception:
+            # Whatever a keeper raises: it is this request's end, and not the daemon's.
+            log.exception("a key could not be claimed", extra={"key": key[3]})
+            return Failed("the key could not be claimed; the daemon's log says why"), False
         if before is not None:
             return before, True
         answer: Raw | KsiError | None = None
@@ -192,3 +198,6 @@ async def _settle(keeper: Keeper, key: Key, answer: Raw | KsiError | None) -> No
             await keeper.keep(key, answer)
     except KsiError as error:
         log.error("an answer could not be kept", extra={"key": key[3], "error": error.message})
+    except Exception:
+        # The work is done, and its answer there: what the keeper raises must not take its place.
+        log.exception("an answer could not be kept", extra={"key": key[3]})

@@ -95,3 +95,4 @@ def _keep_keys(plugin: Plugin, database: Database, *, is_alone: bool) -> None:
             await asyncio.sleep(FORGET_EVERY_S)
 
     plugin.start_task("keys", forget, ALWAYS)
+    plugin.start_task("owed answers", keys.pay, ALWAYS)

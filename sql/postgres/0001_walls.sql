@@ -229,12 +229,15 @@ LANGUAGE sql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_tem
          = (key_tenant, key_principal, key_user, key_text)
 $$;
 
-CREATE FUNCTION release_key(key_tenant text, key_principal text, key_user text, key_text text)
-RETURNS void
+-- Only its own claim: a daemon may give a key back without knowing whether it got it.
+CREATE FUNCTION release_key(
+    key_tenant text, key_principal text, key_user text, key_text text, key_boot text
+) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_postgres, pg_catalog, pg_temp AS $$
     DELETE FROM idempotency_key
      WHERE (tenant, principal, on_behalf_of, key)
          = (key_tenant, key_principal, key_user, key_text)
+       AND boot = key_boot
        AND answer IS NULL
 $$;
 
