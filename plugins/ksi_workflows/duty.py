@@ -29,6 +29,7 @@ STRAY_AFTER_S: Final = 10.0
 STRAY_EVERY_S: Final = 5.0
 TIDY_EVERY_S: Final = 600.0
 RETRY_S: Final = 0.5
+DAY_S: Final = 24 * 3600.0
 LAUNCH_WITHIN_S: Final = 15.0
 
 
@@ -181,11 +182,18 @@ class Duty:
                     await self._look_for_strays()
                 if boot_time() >= tidy_at:
                     tidy_at = boot_time() + TIDY_EVERY_S
-                    await self._store.tidy()
+                    await self._tidy()
             except AWAY:
                 continue
             except Fenced:
                 self.lose()
+
+    async def _tidy(self) -> None:
+        await self._store.tidy()
+        if self._settings.keep_ended_days:
+            forgotten = await self._store.forget_runs(self._settings.keep_ended_days * DAY_S)
+            if forgotten:
+                log.info("runs that ended long ago are forgotten", extra={"runs": forgotten})
 
     async def _take_over(self) -> None:
         lease = self._store.lease

@@ -22,6 +22,10 @@ SELECT ksi_workflows.give_back_stray($1, $2, $3, $4);
 -- Drops what was kept for runs that have ended.
 SELECT ksi_workflows.tidy($1, $2);
 
+-- name: forget_runs
+-- Deletes some of the runs that ended long ago.
+SELECT ksi_workflows.forget_runs($1, $2, $3, $4);
+
 -- name: start_run
 -- Accepts a run; was it there before?
 SELECT verdict, deadline_ms

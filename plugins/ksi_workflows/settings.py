@@ -22,6 +22,8 @@ class WorkflowsSettings(Struct, frozen=True, kw_only=True):
         engine_connections: Connections to Postgres that the engine has besides the pool.
         engine_threads: Threads in which the engine talks to Postgres.
         step_threads: Threads in which steps run that are plain functions.
+        keep_ended_days: How long a run that has finished, failed or was cancelled is kept with its
+            steps; 0 is for ever. What was set aside stays until somebody decides.
         stop_grace_s: How long steps may go on when the daemon stops; later steps wait for its
             next start.
     """
@@ -36,4 +38,5 @@ class WorkflowsSettings(Struct, frozen=True, kw_only=True):
     engine_connections: Annotated[int, Meta(ge=4)] = 8
     engine_threads: Annotated[int, Meta(ge=4)] = 16
     step_threads: Positive = 16
+    keep_ended_days: Annotated[float, Meta(ge=0)] = 30.0
     stop_grace_s: Annotated[float, Meta(ge=0)] = 5.0

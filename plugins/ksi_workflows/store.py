@@ -18,6 +18,10 @@ SQL: Final = load_queries("ksi_workflows")
 FENCED: Final = "KS001"
 
 
+FORGET_RUNS: Final = 500
+FORGET_BATCHES: Final = 20
+
+
 class RunOptions(Struct, frozen=True, kw_only=True):
     """How a run is started; ``queue`` is ``None`` for at once."""
 
@@ -105,6 +109,16 @@ class Store:
     async def tidy(self) -> None:
         """Drop what was kept for runs that have ended."""
         await self._ask("tidy")
+
+    async def forget_runs(self, older_than_s: float) -> int:
+        """Delete runs that ended long ago; return how many, some thousands at most."""
+        forgotten = 0
+        for _ in range(FORGET_BATCHES):
+            batch: int = await self._ask("forget_runs", older_than_s, FORGET_RUNS)
+            forgotten += batch
+            if batch < FORGET_RUNS:
+                break
+        return forgotten
 
     # Runs and steps, as whoever runs them sees them.
 

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 
 from ksi_postgres.database import Database
@@ -231,3 +232,61 @@ async def test_a_lease_is_fresh_only_so_long(database: Database) -> None:
     store.lease.renewed(boot_time())
     assert store.lease.is_fresh
     assert boot_time() - store.lease.held_since < 1.0
+
+
+async def ended_long_ago(store: Store, logins: Logins, run: str, parent: str | None = None) -> None:
+    """Leave a run with a step that ended a month ago."""
+    attributes = msgspec.json.encode(
+        {"tenant": "default", "name": "test", "version": 1, "parent": parent}
+    )
+    await store.start_run(run, "me", attributes, b"{}", RunOptions())
+    await store.end_step(run, "me", 1, "step", 1, output=b"1")
+    await store.end_run(run, "me", b"1", None)
+    await as_admin(
+        logins,
+        "UPDATE dbos.workflow_status SET created_at = created_at - 2678400000, "
+        "updated_at = updated_at - 2678400000 WHERE workflow_uuid = $1",
+        run,
+    )
+
+
+async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(
+    database: Database, database_logins: Logins
+) -> None:
+    store = await in_office(database, "a")
+    await ended_long_ago(store, database_logins, "old")
+    await start(store, "running")
+    await start(store, "new")
+    await store.end_run("new", "me", b"1", None)
+
+    assert await store.forget_runs(30 * 86_400.0) == 1
+
+    left = await as_admin(
+        database_logins,
+        "SELECT string_agg(DISTINCT workflow_uuid, ' ') FROM ("
+        "SELECT workflow_uuid FROM dbos.workflow_status "
+        "UNION ALL SELECT workflow_uuid FROM dbos.workflow_input "
+        "UNION ALL SELECT workflow_uuid FROM dbos.workflow_output "
+        "UNION ALL SELECT workflow_uuid FROM dbos.operation_outputs) AS each",
+    )
+    assert left == "new running"
+
+
+async def test_a_child_is_kept_while_its_parent_goes_on(
+    database: Database, database_logins: Logins
+) -> None:
+    store = await in_office(database, "a")
+    await start(store, "parent")
+    await ended_long_ago(store, database_logins, "child", parent="parent")
+
+    assert await store.forget_runs(30 * 86_400.0) == 0
+    await store.end_run("parent", "me", b"1", None)
+    assert await store.forget_runs(30 * 86_400.0) == 1
+
+
+async def as_admin(logins: Logins, sql: str, *arguments: object) -> object:
+    connection = await asyncpg.connect(logins.admin)
+    try:
+        return await connection.fetchval(sql, *arguments)
+    finally:
+        await connection.close()
