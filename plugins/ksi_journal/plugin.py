@@ -10,7 +10,7 @@ from ksi_daemon import __version__
 from ksi_daemon.event_system import event_contributor, event_interceptor
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.protocol import Context, Event, KsiError
+from ksi_daemon.protocol import Busy, Context, Event, KsiError
 from ksi_daemon.supervisor import RestartPolicy
 from ksi_journal.configuration import Configuration
 from ksi_journal.events import JournalDropped, SystemStarted, SystemStopping
@@ -26,6 +26,7 @@ from ksi_postgres.database import Database
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.5, max_delay_s=10.0, max_restarts=1_000_000)
 LAST_FLUSH_S: Final = 2.0
 DAYS_AHEAD: Final = 3
+DROP_AGAIN_S: Final = 0.2
 GATE_ORDER: Final = -1000  # outside of every other gate: what those refuse is known, too
 
 
@@ -148,14 +149,21 @@ async def _keep(plugin: Plugin, store: Store, settings: JournalSettings) -> None
     """Make the partitions of the days to come, and drop those that are too old or too many."""
     while True:
         await store.make_ahead(DAYS_AHEAD)
-        dropped = await store.retain(
-            settings.retention_days, settings.security_retention_days, settings.max_bytes
-        )
-        for partition, why in dropped:
-            plugin.log.info(
-                "a part of the journal was dropped", extra={"part": partition, "why": why}
-            )
+        while (dropped := await _drop_one(store, settings)) is not None:
+            part, why = dropped
+            plugin.log.info("a part of the journal was dropped", extra={"part": part, "why": why})
         await asyncio.sleep(settings.retention_interval_s)
+
+
+async def _drop_one(store: Store, settings: JournalSettings) -> tuple[str, str] | None:
+    """Drop a part in a moment when nobody reads."""
+    while True:
+        try:
+            return await store.drop_one(
+                settings.retention_days, settings.security_retention_days, settings.max_bytes
+            )
+        except Busy as error:
+            await asyncio.sleep(error.retry_after_s or DROP_AGAIN_S)
 
 
 async def _last_flush(plugin: Plugin, journal: Journal, recorder: Recorder) -> None:

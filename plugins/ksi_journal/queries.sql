@@ -62,5 +62,5 @@ SELECT partition, is_security, is_payload, starts_on, bytes, estimated_rows
 SELECT ksi_journal.make_ahead($1);
 
 -- name: retain
--- Drops partitions that are too old or too many; which, and why?
+-- Drops the oldest partition if it is too old or there is too much; which was it, and why?
 SELECT partition, why FROM ksi_journal.retain($1, $2, $3);

@@ -173,10 +173,16 @@ class Store:
         """Make the partitions of the days to come."""
         await self._database.execute(SQL["make_ahead"], days)
 
-    async def retain(self, days: int, security_days: int, max_bytes: int) -> list[tuple[str, str]]:
-        """Drop what is too old or too much; return which partitions, each with the reason."""
-        rows = await self._database.fetch(SQL["retain"], days, security_days, max_bytes)
-        return [(row["partition"], row["why"]) for row in rows]
+    async def drop_one(
+        self, days: int, security_days: int, max_bytes: int
+    ) -> tuple[str, str] | None:
+        """Drop the oldest part if it is too old, or all are too much; return which, and why.
+
+        Raises:
+            Busy: Somebody reads; try again.
+        """
+        row = await self._database.fetchrow(SQL["retain"], days, security_days, max_bytes)
+        return None if row is None else (row["partition"], row["why"])
 
 
 def likes(patterns: Sequence[str]) -> list[str]:

@@ -121,6 +121,18 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT (now() AT TIME ZONE 'UTC')::date
 $$;
 
+-- Makes a partition without standing in anybody's way: CREATE TABLE … PARTITION OF would lock the
+-- parent against readers, and wait for those that read it now.
+CREATE FUNCTION attach(parent text, suffix text, starts anyelement, ends anyelement) RETURNS void
+LANGUAGE plpgsql SET search_path = ksi_journal, pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL EXCLUDING INDEXES)',
+                   parent || '_' || suffix, parent);
+    EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                   parent, parent || '_' || suffix, starts, ends);
+END $$;
+REVOKE EXECUTE ON FUNCTION attach FROM ksi_app;
+
 -- Makes the partitions of a day, or of its month for what is security-relevant.
 CREATE FUNCTION make_partitions(of_day date, only_security boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = ksi_journal, pg_catalog, pg_temp AS $$
@@ -144,11 +156,9 @@ BEGIN
         RETURN;
     END IF;
     -- Days are those of UTC, wherever the server stands.
-    EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
-                   kind || '_' || suffix, kind,
-                   starts::timestamp AT TIME ZONE 'UTC', ends::timestamp AT TIME ZONE 'UTC');
-    EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
-                   kind || '_payload_' || suffix, kind || '_payload', starts, ends);
+    PERFORM attach(kind, suffix, starts::timestamp AT TIME ZONE 'UTC',
+                   ends::timestamp AT TIME ZONE 'UTC');
+    PERFORM attach(kind || '_payload', suffix, starts, ends);
 END $$;
 REVOKE EXECUTE ON FUNCTION make_partitions FROM ksi_app;
 
@@ -454,10 +464,12 @@ BEGIN
 END $$;
 REVOKE EXECUTE ON FUNCTION drop_partition FROM ksi_app;
 
+-- Drops one partition, if one is to go. That locks the tables against readers, so it waits for them
+-- for a moment only: less than deadlock_timeout, so that it is never a reader who has to give way.
 CREATE FUNCTION retain(ordinary_days integer, security_days integer, max_bytes bigint)
 RETURNS TABLE (partition text, why text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_journal, pg_catalog, pg_temp
-SET lock_timeout = '2s' AS $$
+SET lock_timeout = '100ms' AS $$
 DECLARE
     each record;
     total bigint;
@@ -471,6 +483,7 @@ BEGIN
             partition := each.partition;
             why := 'age';
             RETURN NEXT;
+            RETURN;
         END IF;
     END LOOP;
     SELECT sum(p.bytes) INTO total FROM partitions() p WHERE NOT p.is_security;
@@ -484,14 +497,14 @@ BEGIN
     LOOP
         EXIT WHEN total <= max_bytes;
         PERFORM drop_partition(each.starts_on, false);
-        total := total - each.bytes;
         partition := each.partition;
         why := 'size';
         RETURN NEXT;
+        RETURN;
     END LOOP;
     DELETE FROM writer w WHERE w.wrote_at < now() - interval '30 days';
 END $$;
-COMMENT ON FUNCTION retain IS 'drops the partitions that are too old or too many';
+COMMENT ON FUNCTION retain IS 'drops the oldest partition, if it is too old or there is too much';
 
 SELECT ksi_postgres.publish(
     'event', 'events',

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
 from ksi_client import AsyncClient
+from ksi_daemon.protocol import Busy
 from ksi_journal.events import JournalRecord, JournalTrace
 from ksi_journal.rows import Row
 from ksi_journal.store import Filters, Store
@@ -367,6 +368,30 @@ async def backdate(logins: Logins, *, days: int, count: int, security: bool = Fa
         await connection.close()
 
 
+async def drop_all(
+    store: Store, days: int, security_days: int, max_bytes: int
+) -> list[tuple[str, str]]:
+    dropped = []
+    while (one := await store.drop_one(days, security_days, max_bytes)) is not None:
+        dropped.append(one)
+    return dropped
+
+
+async def test_parts_are_made_while_somebody_reads_and_dropped_when_nobody_does(
+    database_logins: Logins, database: Database
+) -> None:
+    store = Store(database)
+    await backdate(database_logins, days=40, count=5)
+    async with database.transaction() as connection:
+        await connection.fetch("SELECT FROM ksi_journal.event, ksi_journal.payload")
+        async with asyncio.timeout(5):
+            await store.make_ahead(40)
+            with pytest.raises(Busy):
+                await store.drop_one(30, 400, 1 << 40)
+
+    assert [why for _, why in await drop_all(store, 30, 400, 1 << 40)] == ["age"]
+
+
 async def test_days_that_are_too_old_are_dropped_and_that_is_told(
     database_logins: Logins, database: Database
 ) -> None:
@@ -377,13 +402,13 @@ async def test_days_that_are_too_old_are_dropped_and_that_is_told(
     await backdate(database_logins, days=800, count=5, security=True)
     await store.make_ahead(3)
 
-    dropped = await store.retain(30, 400, 1 << 40)
+    dropped = await drop_all(store, 30, 400, 1 << 40)
 
     assert [why for _, why in dropped] == ["age"] * 3
     kept = await store.read_after("t", [], 0, 100)
     assert len(kept.records) == 15
     assert (await store.bounds()).dropped_through == 30
-    assert await store.retain(30, 400, 1 << 40) == []
+    assert await drop_all(store, 30, 400, 1 << 40) == []
 
 
 async def test_of_too_much_the_oldest_days_go_and_today_and_what_is_secured_stay(
@@ -395,8 +420,8 @@ async def test_of_too_much_the_oldest_days_go_and_today_and_what_is_secured_stay
     sizes = {each.partition: each.bytes for each in await store.partitions()}
     ordinary = sum(size for name, size in sizes.items() if name.startswith("ordinary"))
 
-    first = await store.retain(30, 400, ordinary - 1)
-    then = await store.retain(30, 400, 1)
+    first = await drop_all(store, 30, 400, ordinary - 1)
+    then = await drop_all(store, 30, 400, 1)
 
     assert [(len(first), len(then)), {why for _, why in first + then}] == [(1, 1), {"size"}]
     kept = [each.partition for each in await store.partitions() if "payload" not in each.partition]
