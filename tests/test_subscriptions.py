@@ -264,3 +264,20 @@ async def test_an_emitted_event_that_nobody_answers_is_told(daemon: Daemon) -> N
     assert isinstance(error, NotFound)
     assert error.details is not None
     assert error.details["event"] == "no:such"
+
+
+async def test_a_denial_is_shown_to_who_may_see_it(
+    client: AsyncClient, daemon: Daemon, connect: Callable[..., Awaitable[AsyncClient]]
+) -> None:
+    token = daemon.tokens.issue(Principal("guest", tenant="other", user="ann"), ttl_s=60)
+    denials = await client.subscribe("router:denied")
+    guest = await connect(token=token)
+
+    with pytest.raises(Denied):
+        await guest.request("system:shutdown")
+    async with asyncio.timeout(5):
+        event = await anext(aiter(denials))
+
+    assert event.data["event"] == "system:shutdown"
+    assert (event.context.origin, event.context.tenant) == ("token:guest", "other")
+    assert event.context.user == "ann"

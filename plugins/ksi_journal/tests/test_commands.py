@@ -1,5 +1,6 @@
 """Tests of ``ksi history`` and ``ksi trace``."""
 
+import select
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_trace_shows_an_event_and_says_when_nothing_is_recorded(ksi: KsiCommand)
     assert shown.out.rstrip().endswith("<")
     assert unknown.code == 1
     assert "nothing is recorded of the event '0-0'" in unknown.err
+
+
+def test_history_follows_what_happens(ksi: KsiCommand) -> None:
+    following = ksi.begin("history", "agent:*", "--follow", "--payloads")
+    try:
+        assert following.stdout is not None
+        # It begins with what comes after it has asked, and nobody is told when that was.
+        while not select.select([following.stdout], [], [], 0)[0]:
+            assert following.poll() is None
+            ksi("send", "router:publish", '{"event": "agent:said", "data": {"n": 77}}')
+        line = following.stdout.readline()
+    finally:
+        following.terminate()
+        following.communicate()
+
+    assert "agent:said" in line
+    assert '{"n":77}' in line
 
 
 def node(depth: int, name: str, number: int, **more: object) -> TraceNode:
