@@ -134,7 +134,7 @@ async def connected(
     options = {"application_name": "ksi db"}
     try:
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=options)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise Unavailable(f"Postgres ({store.where}) can't be reached: {told_of(error)}") from error
     try:
         if as_owner and not await connection.fetchval(ADMIN["sees_all"]):

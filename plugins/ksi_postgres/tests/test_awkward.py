@@ -9,7 +9,8 @@ import pytest
 from msgspec import Raw
 
 from ksi_client import AsyncClient
-from ksi_daemon.protocol import Busy, InvalidData, KsiError, TimedOut
+from ksi_daemon.protocol import Busy, InvalidData, KsiError, TimedOut, Unavailable
+from ksi_postgres.access import Store, connected
 from ksi_postgres.database import Database
 from ksi_postgres.keys import Keys
 from ksi_postgres.logins import Logins
@@ -139,3 +140,17 @@ async def _until_somebody_waits(admin: asyncpg.Connection) -> None:
             "WHERE NOT l.granted AND a.datname = current_database()"
         ):
             pass
+
+
+async def test_a_parameter_that_is_wrong_is_told_in_a_sentence() -> None:
+    store = Store(
+        url="postgresql://u:secret@127.0.0.1:1/db?sslmode=nope",
+        folder=None,
+        daemon_pid=None,
+        settings=PostgresSettings(),
+    )
+
+    with pytest.raises(Unavailable, match="`sslmode` parameter must be one of") as caught:
+        await connected(store).__aenter__()
+
+    assert "secret" not in caught.value.message
