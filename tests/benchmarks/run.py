@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import bench_journal
+import bench_store
 import exchange
 import fanout
 import kernel
@@ -25,6 +26,7 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
     "soak": soak.measure,
+    "store": bench_store.measure,
     "workflows": workflows.measure,
 }
 
