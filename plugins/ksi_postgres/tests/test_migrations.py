@@ -265,7 +265,7 @@ WORKER = textwrap.dedent(
 
 async def test_ten_daemons_at_once_migrate_an_empty_database_once(empty: Logins) -> None:
     workers = [
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: ASYNC220  it does not wait for them
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

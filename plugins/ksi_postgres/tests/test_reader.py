@@ -268,7 +268,7 @@ async def test_a_session_that_was_ended_is_replaced(
     await admin.execute("SELECT pg_terminate_backend($1, 5000)", backend)
     await admin.close()
 
-    answers = []
+    answers: list[object] = []
     for _ in range(2):
         try:
             answers.append((await reader.read("a", "SELECT 1")).rows)
