@@ -40,14 +40,6 @@ FAULTS: Final = (
 RELEASE_TIMEOUT_S: Final = 1.0
 
 
-def _is_lost(connection: Connection) -> bool:
-    try:
-        is_closed: bool = connection.is_closed()
-    except asyncpg.InterfaceError:  # the pool has taken it back already, which it does with such
-        return True
-    return is_closed
-
-
 async def _no_reset(connection: Connection) -> None:
     """Leave a connection as it is: all that queries change ends with their transaction."""
 
@@ -232,7 +224,7 @@ class Database:
             connection = await self._acquire(pool)
             yield connection
         except FAULTS as error:
-            lost = connection is None or _is_lost(connection)
+            lost = connection is None or is_lost(connection)
             if isinstance(error, OSError) and not lost and not isinstance(error, TimeoutError):
                 raise  # of what the caller does between its queries
             told = translated(error, lost=lost)
