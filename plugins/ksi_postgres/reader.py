@@ -197,9 +197,9 @@ class _Meter(asyncio.Protocol):
         self.is_full = False
         self._transport = transport
         self._protocol = protocol
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]  # as is
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]  # as is
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]  # as is
 
     def data_received(self, data: bytes) -> None:
         """Hand on what came, as long as it is not too much."""

@@ -283,7 +283,7 @@ async def test_what_one_tenant_asks_another_does_not_see(
 
     for view in ("pg_stat_activity", "pg_locks", "pg_stat_ssl"):
         try:
-            told = str((await reader.read("a", f"SELECT * FROM {view}")).rows)  # noqa: S608
+            told = str((await reader.read("a", f"SELECT * FROM {view}")).rows)  # noqa: S608  a name of the list above
         except KsiError as error:
             told = error.message
         assert SECRET not in told

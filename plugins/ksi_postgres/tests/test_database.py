@@ -426,7 +426,7 @@ async def test_two_who_listen_at_once_both_hear(database: Database) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         for channel in ("one", "two", "three"):
-            tasks.create_task(database.listen(channel, listener(channel)))  # type: ignore[arg-type]
+            tasks.create_task(database.listen(channel, listener(channel)))  # type: ignore[arg-type]  # calls alike
     await database.fetch(
         "SELECT pg_notify('one', '1'), pg_notify('two', '2'), pg_notify('three', '3')"
     )

@@ -173,7 +173,7 @@ async def test_roles_that_pass_the_walls_are_refused(
 
 
 async def test_an_extension_that_is_not_installed_says_what_to_install(empty: Logins) -> None:
-    class Without(asyncpg.Connection):  # type: ignore[misc]
+    class Without(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is not typed
         async def fetchrow(self, query: str, *args: object, **options: object) -> object:
             return await super().fetchrow(query.replace("'btree_gin'", "'no_such'"), *args)
 
@@ -184,7 +184,7 @@ async def test_an_extension_that_is_not_installed_says_what_to_install(empty: Lo
 
 
 async def test_an_old_postgres_is_refused_with_its_version(empty: Logins) -> None:
-    class Old(asyncpg.Connection):  # type: ignore[misc]
+    class Old(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is not typed
         async def fetchrow(self, query: str, *args: object, **options: object) -> object:
             old = query.replace("current_setting('server_version_num')::int", "150004")
             return await super().fetchrow(
