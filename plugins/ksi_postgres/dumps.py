@@ -136,6 +136,11 @@ def _own(part: Path, file: Path, *, force: bool) -> int:
     except BlockingIOError:
         os.close(handle)
         raise Conflict(f"another backup is just being written to {part}") from None
+    found = os.fstat(handle)
+    if found.st_uid != os.geteuid() or found.st_nlink > 1:
+        # In a folder that others write to: whose file it is could read the backup.
+        os.close(handle)
+        raise Conflict(f"{part} is somebody else's; remove it, or take another name")
     os.fchmod(handle, 0o600)
     return handle
 

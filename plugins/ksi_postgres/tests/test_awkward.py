@@ -1,15 +1,18 @@
 """Tests of keyed requests where the store can't do what it is asked for."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
 from msgspec import Raw
 
 from ksi_client import AsyncClient
-from ksi_daemon.protocol import Busy, InvalidData, KsiError, TimedOut, Unavailable
+from ksi_daemon.protocol import Busy, Conflict, InvalidData, KsiError, TimedOut, Unavailable
+from ksi_postgres import dumps
 from ksi_postgres.access import Store, connected
 from ksi_postgres.database import Database
 from ksi_postgres.keys import Keys
@@ -154,3 +157,22 @@ async def test_a_parameter_that_is_wrong_is_told_in_a_sentence() -> None:
         await connected(store).__aenter__()
 
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("trap", ["owner", "link"])
+async def test_a_backup_is_not_written_into_a_file_of_somebody_else_s(
+    trap: str, database_logins: Logins, ksi_home: Path
+) -> None:
+    part, other = ksi_home / "backup.part", ksi_home / "other"
+    other.touch(mode=0o600)
+    part.hardlink_to(other) if trap == "link" else part.touch()
+    if trap == "owner":
+        if os.getuid() != 0:
+            pytest.skip("only root can make a file somebody else's")
+        os.chown(part, 65534, -1)
+
+    with pytest.raises(Conflict, match="somebody else"):
+        await dumps.dump(database_logins.admin, ksi_home / "backup", force=False, as_owner=False)
+
+    assert not other.read_bytes()
+    assert not (ksi_home / "backup").exists()
