@@ -111,7 +111,11 @@ def _embedded(
     place: Place, passwords: dict[str, str], pid: int | None, settings: PostgresSettings
 ) -> Store:
     if SUPERUSER not in passwords:
-        raise Unavailable("the daemon's Postgres is not ready yet", retry_after_s=1.0)
+        raise Unavailable(
+            f"the daemon's Postgres in {place.root} is not ready yet; or the daemon uses that of a "
+            "KSI_DATABASE_URL: set it here, too",
+            retry_after_s=1.0,
+        )
     url = socket_url(SUPERUSER, passwords[SUPERUSER], host=str(place.socket_folder))
     return Store(url=url, folder=str(place.root), daemon_pid=pid, settings=settings)
 

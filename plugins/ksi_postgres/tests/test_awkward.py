@@ -11,9 +11,10 @@ import pytest
 from msgspec import Raw
 
 from ksi_client import AsyncClient
+from ksi_daemon.home import Home
 from ksi_daemon.protocol import Busy, Conflict, InvalidData, KsiError, TimedOut, Unavailable
 from ksi_postgres import dumps
-from ksi_postgres.access import Store, connected
+from ksi_postgres.access import Store, connected, opened
 from ksi_postgres.database import Database
 from ksi_postgres.keys import Keys
 from ksi_postgres.logins import Logins
@@ -176,3 +177,10 @@ async def test_a_backup_is_not_written_into_a_file_of_somebody_else_s(
 
     assert not other.read_bytes()
     assert not (ksi_home / "backup").exists()
+
+
+async def test_a_command_without_the_url_of_its_daemon_is_told_to_set_it(
+    client: AsyncClient, ksi_home: Path
+) -> None:
+    with pytest.raises(Unavailable, match="KSI_DATABASE_URL: set it here"):
+        await opened(Home(ksi_home)).__aenter__()
