@@ -435,7 +435,7 @@ async def test_without_an_essential_plugin_the_daemon_stops_and_is_never_ready(
     daemon = Daemon(ksi_home, entry_points=[entry])
     ready: list[str] = []
 
-    with pytest.raises(Failed, match="an essential plugin failed: store: OSError: no such database"):
+    with pytest.raises(Failed, match="plugin failed: store: OSError: no such database"):
         await daemon.run(lambda: ready.append("ready"))
 
     assert ready == []

@@ -113,3 +113,7 @@ SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text);
 -- name: has_database
 -- Is there a database of that name?
 SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1);
+
+-- name: is_there
+-- Is this table or index still there?
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::oid);

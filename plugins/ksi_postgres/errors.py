@@ -5,7 +5,7 @@ from typing import Final
 
 import asyncpg
 
-from ksi_daemon.protocol import Busy, KsiError, TimedOut, Unavailable
+from ksi_daemon.protocol import Busy, InvalidData, KsiError, TimedOut, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ _FULL: Final = {
     "53400": "a limit of its configuration was reached",
     "58030": "it can't read or write its files: look at its disk",
 }
+_TEXT: Final = ("22021", "22P05")  # a NUL character, most of all
 _AGAIN: Final = ("40001", "40P01", "55P03")
 
 
@@ -66,6 +67,8 @@ def _of_state(error: asyncpg.PostgresError, state: str) -> Exception:
     if state in _FULL:
         log.error("Postgres can't go on", extra={"error": told_of(error), "why": _FULL[state]})
         return Unavailable(f"Postgres can't go on: {_FULL[state]}", retry_after_s=1.0)
+    if state in _TEXT:
+        return InvalidData(f"a text can't be kept: {told_of(error)}")
     if state == "57014":
         return TimedOut("the query took too long, or was cancelled")
     if state in _AGAIN:

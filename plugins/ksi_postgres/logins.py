@@ -1,7 +1,7 @@
 """Says as whom the daemon connects to Postgres, and for what."""
 
 from typing import Final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from msgspec import Struct
 
@@ -11,6 +11,7 @@ DATABASE: Final = "ksi"
 OWNER: Final = "ksi_owner"
 APP: Final = "ksi_app"
 READER: Final = "ksi_reader"
+SECRETS: Final = frozenset({"password", "sslpassword"})
 
 
 class Logins(Struct, frozen=True, kw_only=True):
@@ -46,14 +47,20 @@ def check_url(url: str, setting: str) -> str:
     Raises:
         InvalidData: It is no URL of Postgres.
     """
+    wanted = "postgresql://user:password@host:port/database"
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  reading it is what checks it
-    except ValueError as error:
-        raise InvalidData(f"{setting} is no URL: {error}") from error
+    except ValueError:
+        # What urllib says of it has a part of the password in it.
+        raise InvalidData(
+            f"{setting} is no URL of the form {wanted}; in a password, write / as %2F, # as %23, "
+            "? as %3F, @ as %40 and % as %25"
+        ) from None
     if parts.scheme not in ("postgresql", "postgres"):
-        wanted = "postgresql://user:password@host:port/database"
         raise InvalidData(f"{setting} must have the form {wanted}")
+    if any(name in SECRETS for name, _ in parse_qsl(parts.query)):
+        raise InvalidData(f"{setting}: the password stands before the @, not behind the ?")
     return url
 
 
@@ -67,8 +74,9 @@ def split_password(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
-    shown = urlunsplit(parts._replace(netloc=f"{name}@{host}" if user else host))
-    return shown, dict(parse_qsl(f"p={password}")).get("p", "")
+    rest = [each for each in parts.query.split("&") if each.partition("=")[0] not in SECRETS]
+    bare = parts._replace(netloc=f"{name}@{host}" if user else host, query="&".join(rest))
+    return urlunsplit(bare), unquote(password)
 
 
 def shown(url: str) -> str:

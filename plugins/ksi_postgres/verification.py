@@ -65,7 +65,11 @@ async def _check_one(connection: Any, query: str, checked: Any) -> list[Damage]:
     try:
         async with connection.transaction():  # a savepoint: what is damaged is an error
             found = await connection.fetch(query, checked["id"])
+    except asyncpg.UndefinedTableError:
+        return []  # it was dropped or made anew since it was listed
     except asyncpg.PostgresError as error:
+        if not await connection.fetchval(ADMIN["is_there"], checked["id"]):
+            return []
         return [Damage(what=checked["name"], problem=told_of(error))]
     problems = [row["problem"] for row in found if "problem" in row]  # an index' answer is empty
     return [Damage(what=checked["name"], problem=problem) for problem in problems]
