@@ -135,7 +135,9 @@ async def _connect(url: str, settings: PostgresSettings) -> asyncpg.Connection:
             return await asyncpg.connect(
                 url,
                 timeout=settings.connect_timeout_s,
-                server_settings={"application_name": "ksi setup"},
+                # A migration that a crash undoes is applied again, and no later commit is synced
+                # before it.
+                server_settings={"application_name": "ksi setup", "synchronous_commit": "off"},
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             _raise_if_lasting(url, error)

@@ -1,6 +1,7 @@
 """Keeps this daemon in office, and sees to the runs of those that are not any more."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
@@ -78,6 +79,7 @@ class Duty:
         self._owner = owner
         self._bus = bus
         self._made_at = boot_time()
+        self._has_tables = asyncio.Event()
         self._launched = asyncio.Event()
         self._is_over = False
         self._new_queues: asyncio.Queue[QueueOptions] = asyncio.Queue()
@@ -98,6 +100,7 @@ class Duty:
         executor = executor_of(home)
         try:
             await asyncio.to_thread(self._engine.prepare, logins.admin)
+            self._has_tables.set()
             lease, requeued = await self._store.take_office(executor, self._lease_s)
             await asyncio.to_thread(self._engine.launch, logins.direct, lease)
         except BaseException as error:
@@ -111,6 +114,13 @@ class Duty:
         self.why_not = None
         self._launched.set()
         self._owner.opened()
+
+    async def await_tables(self) -> None:
+        """Wait for the engine's tables, where they are being made for the first time."""
+        if not await self._store.has_tables():
+            with contextlib.suppress(TimeoutError):  # then it is told of by its health
+                async with asyncio.timeout(LAUNCH_WITHIN_S):
+                    await self._has_tables.wait()
 
     async def run_lease(self) -> None:
         """Renew the lease, for as long as it is this daemon's."""

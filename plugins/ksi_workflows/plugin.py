@@ -27,7 +27,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Run workflows while the daemon runs.
 
     The engine is launched behind: it takes a while, and nobody has to wait for it who does not
-    start a run.
+    start a run. Only its tables are waited for, where it makes them for the first time.
     """
     database = plugin.service(Database)
     daemon = plugin.daemon
@@ -65,6 +65,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
             plugin.start_task("teller", workflows.news.run_teller, FOR_EVER)
             plugin.start_task("clock", workflows.run_clock, FOR_EVER)
             await workflows.news.listen(database)
+            await duty.await_tables()
             yield
             await duty.stop()
             workflows.news.unlisten(database)

@@ -142,3 +142,8 @@ SELECT ksi_workflows.seconds_to_next_schedule();
 -- name: move_schedule
 -- Moves a schedule on to its next time.
 SELECT ksi_workflows.move_schedule($1, $2, $3, $4, $5);
+
+-- name: has_tables
+-- Has the engine made its tables? When it has, their schema is opened.
+SELECT EXISTS (SELECT FROM pg_namespace
+                WHERE nspname = 'dbos' AND has_schema_privilege(oid, 'USAGE'));

@@ -65,6 +65,11 @@ class Store:
         except asyncpg.PostgresError as error:
             raise _or_fenced(error) from error
 
+    async def has_tables(self) -> bool:
+        """Say whether the engine has made its tables."""
+        found: bool = await self.database.fetchval(SQL["has_tables"])
+        return found
+
     # The lease.
 
     async def take_office(self, executor: str, lease_s: float) -> tuple[Lease, int]:
