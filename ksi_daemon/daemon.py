@@ -116,14 +116,18 @@ class Daemon:
             with configured(
                 self.log_options, log_file, echo=echo, packages=self._packages
             ) as self.log_handler:
-                async with self._kernel():
-                    self.supervisor.start("early stop", self._abandon_start)
-                    await self._start()
-                    if not self._stop.is_set():
-                        ready()
-                    await self._stop.wait()
-                    stopping()
-                    await self._drain()
+                try:
+                    async with self._kernel():
+                        self.supervisor.start("early stop", self._abandon_start)
+                        await self._start()
+                        if not self._stop.is_set():
+                            ready()
+                        await self._stop.wait()
+                        stopping()
+                        await self._drain()
+                except ExceptionGroup:
+                    log.critical("the daemon has broken", exc_info=True)  # while there is a log
+                    raise
         finally:
             os.close(lock)
             self.state = "stopped"

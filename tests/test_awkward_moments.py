@@ -562,3 +562,20 @@ async def test_an_observer_in_a_host_sees_only_the_events_that_it_observes() -> 
     await relay_events(events(), seen)()
 
     assert (seen.depth, seen.missed) == (1, 3)
+
+
+async def break_the_daemon(home: Path) -> None:
+    async def break_it() -> None:
+        raise ZeroDivisionError("nobody caught this")
+
+    async with running_daemon(home) as daemon:
+        daemon.supervisor.tasks.create_task(break_it())
+        await daemon.loader.plugins["system"].stopped.wait()
+
+
+async def test_what_breaks_the_daemon_itself_is_in_its_log(ksi_home: Path) -> None:
+    with pytest.raises(ExceptionGroup):
+        await break_the_daemon(ksi_home)
+
+    (line,) = [each for each in read_log(ksi_home) if each["level"] == "critical"]
+    assert "nobody caught this" in line["traceback"]
