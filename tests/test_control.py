@@ -275,6 +275,7 @@ def test_an_interrupted_start_says_what_it_waited_for_and_leaves_no_daemon(
     ksi.environ["PYTHONPATH"] = install_distribution(
         tmp_path / "site", "tardy", SLOW_PLUGIN, {"ksi": {"tardy": "tardy"}}
     )
+    ksi.environ["KSI_DAEMON_PLUGINS"] = "system,tardy"
     starting = ksi.begin("start")
     read_until(starting.stderr, "waiting for tardy")
     assert ksi("status", "--json").json["state"] == "starting"

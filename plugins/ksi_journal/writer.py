@@ -9,7 +9,7 @@ from typing import Final
 
 import asyncpg
 
-from ksi_daemon.protocol import KsiError
+from ksi_daemon.protocol import InvalidData, KsiError
 from ksi_journal.events import JournalDropped
 from ksi_journal.recorder import Recorder
 from ksi_journal.rows import cleaned
@@ -93,7 +93,7 @@ class Writer:
         batch = self._recorder.next_batch()
         try:
             await self._write(batch)
-        except asyncpg.DataError:
+        except (asyncpg.DataError, InvalidData):
             self._recorder.give_back()
             await self._write_singly(len(batch))
         else:
@@ -181,7 +181,7 @@ class Writer:
         name = self._spool_name
         try:
             self._wrote(await self._store.write(name, end, lines, security=True))
-        except asyncpg.DataError:
+        except (asyncpg.DataError, InvalidData):
             tidy = [cleaned(line) for line in lines]
             self._wrote(await self._store.write(name, end, tidy, security=True))
 

@@ -30,7 +30,7 @@ def config(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show each setting, its value and its origin; secrets are masked."""
+    """Show each setting and its origin; secrets are masked."""
     report = config_report(section)
     if report.source == "files" and not as_json:
         output.note("KSI is not running; this is what it would be started with:")
