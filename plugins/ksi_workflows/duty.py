@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -99,10 +99,10 @@ class Duty:
         """Launch the engine; raises, to be called again, when it can't be."""
         executor = executor_of(home)
         try:
-            await asyncio.to_thread(self._engine.prepare, logins.admin)
+            await to_its_end(self._engine.prepare, logins.admin)
             self._has_tables.set()
             lease, requeued = await self._store.take_office(executor, self._lease_s)
-            await asyncio.to_thread(self._engine.launch, logins.direct, lease)
+            await to_its_end(self._engine.launch, logins.direct, lease)
         except BaseException as error:
             self.why_not = f"the engine can't be launched: {error}"
             await asyncio.to_thread(self._engine.stop)
@@ -291,19 +291,26 @@ class Duty:
     async def stop(self) -> None:
         """Leave office in good order: what is recorded, any daemon can go on with."""
         self._owner.closed()
-        if not self._launched.is_set():
-            await asyncio.to_thread(self._engine.stop)
-            return
         await self._runner.stop(self._settings.stop_grace_s)
         is_lost, self._is_over = self._is_over, True
         await asyncio.to_thread(self._engine.stop)
-        if not is_lost:
+        if self._store.is_in_office and not is_lost:
             try:
                 left = await self._store.leave_office()
             except AWAY as error:
                 log.warning("left office without a word", extra={"why": str(error)})
             else:
                 log.info("left office", extra={"runs_to_go_on_with": left})
+
+
+async def to_its_end(work: Callable[..., None], *args: object) -> None:
+    """Run a function in a thread, which can't be cancelled: whoever waits for it waits on."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise
 
 
 def why_aside(trouble: Any, max_recovery_attempts: int) -> str:

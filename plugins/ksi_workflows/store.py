@@ -40,6 +40,11 @@ class Store:
         self._lease: Lease | None = None
 
     @property
+    def is_in_office(self) -> bool:
+        """Whether the daemon has taken office, though it may have lost it since."""
+        return self._lease is not None
+
+    @property
     def lease(self) -> Lease:
         """What the daemon holds."""
         if self._lease is None:
