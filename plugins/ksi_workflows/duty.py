@@ -305,7 +305,7 @@ class Duty:
 
 async def to_its_end(work: Callable[..., None], *args: object) -> None:
     """Run a function in a thread, which can't be cancelled: whoever waits for it waits on."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    working = asyncio.get_running_loop().run_in_executor(None, work, *args)
     try:
         await asyncio.shield(working)
     except asyncio.CancelledError:
