@@ -7,8 +7,17 @@ import pytest
 from ksi_cli.testing import Checkout
 from ksi_daemon import process
 from ksi_daemon.home import Home
+from ksi_daemon.testing import DaemonProcess
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def daemon_process(ksi_home: Path) -> Iterator[DaemonProcess]:
+    """A daemon of the kernel's own, which starts at once; arguments may name more plugins."""
+    made = DaemonProcess(ksi_home, environ={"KSI_DAEMON_PLUGINS": "system"})
+    yield made
+    made.stop()
 
 
 @pytest.fixture

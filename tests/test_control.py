@@ -40,7 +40,7 @@ async def ksi_lifespan(plugin):
 
 @pytest.fixture
 def ksi(ksi_home: Path, tmp_path: Path) -> Iterator[KsiCommand]:
-    command = KsiCommand(ksi_home, tmp_path)
+    command = KsiCommand(ksi_home, tmp_path, {"KSI_DAEMON_PLUGINS": "system"})
     yield command
     process.stop(Home(ksi_home), timeout_s=0)
 
@@ -184,7 +184,7 @@ def test_a_pid_file_that_nobody_holds_is_no_daemon_whatever_it_says(ksi: KsiComm
 
 def test_a_path_too_long_for_a_socket_gets_a_short_one_and_status_tells_it(tmp_path: Path) -> None:
     home = tmp_path / ("long" * 30)
-    ksi = KsiCommand(home, tmp_path)
+    ksi = KsiCommand(home, tmp_path, {"KSI_DAEMON_PLUGINS": "system"})
     try:
         started = ksi("start", "--json")
         status = ksi("status", "--json")
@@ -261,7 +261,7 @@ def test_a_plugin_that_fails_is_named_and_the_daemon_is_ready_even_so(
         tmp_path / "site", "moonstruck", BROKEN_PLUGIN, {"ksi": {"moonstruck": "moonstruck"}}
     )
 
-    started = ksi("start", PYTHONPATH=path)
+    started = ksi("start", PYTHONPATH=path, KSI_DAEMON_PLUGINS="system,moonstruck")
 
     assert started.code == 0
     assert "the moon is in the way" in started.out
@@ -299,7 +299,7 @@ def test_a_daemon_that_dies_while_it_starts_is_told_with_its_last_words(
     )
     path = install_distribution(tmp_path / "site", "fatal", source, {"ksi": {"fatal": "fatal"}})
 
-    started = ksi("start", PYTHONPATH=path)
+    started = ksi("start", PYTHONPATH=path, KSI_DAEMON_PLUGINS="system,fatal")
 
     assert started.code == 1
     assert "exited with 7" in started.err

@@ -30,6 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def daemon_process(daemon_process: DaemonProcess, installed: Path) -> DaemonProcess:
     daemon_process.environ["PYTHONPATH"] = str(installed)
+    daemon_process.environ["KSI_DAEMON_PLUGINS"] = "system,example"
     return daemon_process
 
 

@@ -267,7 +267,10 @@ def test_a_plugin_that_refuses_to_end_does_not_keep_the_daemon_from_it(
 ) -> None:
     write_entry_points(tmp_path, endless="broken_plugins:endless")
     sources = Path(__file__).parent / "plugins_under_test"
-    daemon_process.environ = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{sources}"}
+    daemon_process.environ = {
+        "KSI_DAEMON_PLUGINS": "system,endless",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{sources}",
+    }
     daemon_process.start("--set", "daemon.stop_timeout_s=0.1", "--set", "daemon.shutdown_grace_s=0")
 
     assert daemon_process.kill(signal.SIGTERM) == -signal.SIGALRM

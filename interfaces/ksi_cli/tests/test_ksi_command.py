@@ -62,7 +62,8 @@ def ksi() -> Iterator[KsiCommand]:
             },
         )
         (Path(folder) / "home").mkdir()
-        command = KsiCommand(Path(folder) / "ksi", Path(folder) / "home", {"PYTHONPATH": site})
+        environ = {"PYTHONPATH": site, "KSI_DAEMON_PLUGINS": "system,counter"}
+        command = KsiCommand(Path(folder) / "ksi", Path(folder) / "home", environ)
         started = command("start")
         assert started.code == 0, started.err
         yield command

@@ -33,7 +33,8 @@ def ksi_plugin():
 
 @pytest.fixture
 def ksi(ksi_home: Path, tmp_path: Path) -> Iterator[KsiCommand]:
-    command = KsiCommand(ksi_home, tmp_path)
+    environ = {"KSI_DAEMON_PLUGINS": "system,weather,rotten"}
+    command = KsiCommand(ksi_home, tmp_path, environ)
     yield command
     process.stop(Home(ksi_home), timeout_s=0)
 
