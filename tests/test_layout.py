@@ -161,6 +161,8 @@ OFFERED = {
     "ksi_postgres": {"database", "reader", "queries", "logins", "testing"},
     "ksi_workflows": {"api", "testing"},
     "ksi_journal": {"journal", "testing"},
+    "ksi_models": {"testing"},
+    "ksi_tools": {"api", "testing"},
 }
 
 

@@ -154,6 +154,20 @@ class Workflows:
             return "runs wait: Postgres is away"
         return self.duty.problem
 
+    @property
+    def office(self) -> tuple[str, int]:
+        """The executor and the epoch that this daemon's own writes are fenced with.
+
+        Functions of other plugins hand them to ``ksi_workflows.hold`` in their transaction.
+
+        Raises:
+            Unavailable: The daemon is not in office yet.
+        """
+        if not self.store.is_in_office:
+            raise Unavailable("this daemon does not run workflows yet", retry_after_s=0.5)
+        lease = self.store.lease
+        return lease.executor, lease.epoch
+
     def all_queues(self) -> list[QueueOptions]:
         """Return the queues that plugins have declared, and the engine's own."""
         worker = self.settings.max_running

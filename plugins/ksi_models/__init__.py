@@ -1,0 +1,1 @@
+"""Asks models: all money passes here."""

@@ -1,0 +1,1 @@
+"""Calls tools: all effects pass here."""
