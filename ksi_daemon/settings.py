@@ -5,7 +5,17 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeGuard,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import Meta, Struct
@@ -174,8 +184,7 @@ class Settings:
         made = kind(**taken)
         for key, hint in hints.items():
             origin, _ = self._look_up(name, key, hint)
-            value = msgspec.to_builtins(getattr(made, key))
-            shown = MASK if value and _extra(hint, "secret") else value
+            shown = _masked(getattr(made, key), hint)
             self._values[name, key] = Value(name, key, shown, origin or "default")
         return made
 
@@ -263,7 +272,7 @@ class Settings:
                 raw = _parse_text(raw, hint)
             return msgspec.convert(raw, hint, strict=False)
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            shown = "" if _extra(hint, "secret") else f" (it is {raw!r})"
+            shown = "" if _holds_secrets(hint) else f" (it is {raw!r})"
             if get_origin(hint) is Literal:
                 shown += f"; take one of {', '.join(map(repr, get_args(hint)))}"
             raise InvalidData(f"{where}: {error}{shown}") from error
@@ -292,12 +301,40 @@ def _split_argument(argument: str) -> tuple[tuple[str, str], str]:
 
 def _parse_text(text: str, hint: Any) -> Any:
     """Read a value that came as text: JSON for tables and lists, or a list with commas."""
-    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    bare = _bare(hint)
     if get_origin(bare) in (list, tuple, set, frozenset, dict) or bare in (list, tuple, dict):
         if text.lstrip().startswith(("[", "{")):
             return msgspec.json.decode(text)
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _is_struct(kind: Any) -> TypeGuard[type[Struct]]:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _masked(value: Any, hint: Any) -> Any:
+    """Return a value as plain data in which secrets are masked, those within tables too."""
+    kind = _bare(hint)
+    if _extra(hint, "secret"):
+        return MASK if value else value
+    if _is_struct(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        return {key: _masked(getattr(value, key), within) for key, within in hints.items()}
+    if get_origin(kind) is dict:
+        return {key: _masked(each, get_args(kind)[1]) for key, each in value.items()}
+    return msgspec.to_builtins(value)
+
+
+def _holds_secrets(hint: Any) -> bool:
+    kind = _bare(hint)
+    if _is_struct(kind):
+        return any(map(_holds_secrets, get_type_hints(kind, include_extras=True).values()))
+    return bool(_extra(hint, "secret")) or any(map(_holds_secrets, get_args(kind)))
 
 
 def _extra(hint: Any, key: str) -> Any:

@@ -1,0 +1,120 @@
+"""The settings of the models."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from ksi_daemon.settings import Positive, Seconds, Secret, variable
+
+Above = Annotated[float, Meta(gt=0)]
+Chain = str | tuple[str, ...]
+
+# Variables that hold keys, whoever's: programs that the daemon starts have no use for them.
+KEY_VARIABLES = (
+    "*_API_KEY",
+    "*_API_TOKEN",
+    "ANTHROPIC_AUTH_TOKEN",
+    "AWS_BEARER_TOKEN_BEDROCK",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "HF_TOKEN",
+)
+
+
+class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section ``[models.providers.NAME]``.
+
+    Attributes:
+        kind: ``openai-compatible`` for whatever speaks OpenAI's protocol at `base_url`,
+            ``pydantic-ai`` for one of its providers; found out by the name unless given.
+        base_url: Where it is, such as ``http://localhost:11434/v1``.
+        key: Its key; better in a file, in the environment or in the keyring.
+        key_file: A file that holds nothing but the key.
+        key_variable: The environment variable that holds the key; ``<NAME>_API_KEY`` unless given.
+        max_concurrent: Calls at once; `max_concurrent` of ``[models]`` unless given.
+        requests_per_minute: Calls begun in a minute; `requests_per_minute` of ``[models]`` unless
+            given.
+        context_tokens: What its models can read, where nothing better is known.
+        max_output_tokens: What its models can write, where nothing better is known.
+        headers: Further headers of each request; they are masked as keys are.
+    """
+
+    kind: Literal["", "openai-compatible", "pydantic-ai"] = ""
+    base_url: str = ""
+    key: Secret = ""
+    key_file: str = ""
+    key_variable: str = ""
+    max_concurrent: Positive | None = None
+    requests_per_minute: Positive | None = None
+    context_tokens: Positive | None = None
+    max_output_tokens: Positive | None = None
+    headers: dict[str, Secret] = {}
+
+
+class ModelsSettings(Struct, frozen=True, kw_only=True):
+    """The section ``[models]``.
+
+    Attributes:
+        model: The model that is asked where none is named, as an id or an alias; without it the
+            first that is there of a claude login, an Anthropic key, an OpenAI key, a local server.
+        aliases: Names of one's own for a model, or for several, each asked where those before it
+            can't answer: ``fast = ["openai:gpt-5-mini", "local:qwen3"]``.
+        fallbacks: The models that are asked where the one of that id can't answer.
+        providers: What is to be known of a provider, by its name: ``[models.providers.NAME]``.
+        find_local: Whether servers on this machine are looked for: Ollama, vLLM, llama.cpp and LM
+            Studio on their own ports.
+        key_variables: Globs over the environment variables that hold keys: they are taken out of
+            the daemon's environment, so that no program that it starts inherits them.
+        keyring: Whether keys are also looked for in the system's keyring, as service ``ksi`` and
+            the provider's name.
+        keyring_timeout_s: How long the keyring may take; a locked one may wait for a person.
+        max_concurrent: Calls of one provider at once.
+        requests_per_minute: Calls of one provider begun in a minute; 0 is as many as come.
+        max_waiting: Calls that may wait for one provider.
+        slot_timeout_s: How long a call may wait for its turn.
+        first_token_timeout_s: How long a provider may take until something comes.
+        idle_timeout_s: How long it may pause after that.
+        call_timeout_s: How long a call may take with all its waiting and tries, unless it says so.
+        max_answer_bytes: How long an answer may be.
+        max_attempts: How often one model is asked in a call, for errors that pass.
+        retry_first_s: The longest wait before the second try; it doubles from try to try.
+        retry_max_s: The longest wait between two tries.
+        retry_after_max_s: The longest that a provider may have its callers wait by `Retry-After`;
+            past it the call fails, or goes on to the next model.
+        circuit_failures: After how many failures in a row a provider is left alone; 0 is never.
+        circuit_open_s: How long, until one call tries whether it is there again.
+        circuit_timeout_s: How long a call may wait for a provider that is left alone.
+        embed_model: The model that makes vectors where none is named.
+        max_embed_bytes: How long all texts of one `model:embed` may be.
+        record_timeout_s: How long Postgres may take to record what a call took.
+        usage_days: How long the rows of calls are kept; 0 is for good.
+        usage_interval_s: How often is looked for rows that are too old.
+    """
+
+    model: Annotated[str, variable("KSI_MODEL")] = ""
+    aliases: dict[str, Chain] = {}
+    fallbacks: dict[str, Chain] = {}
+    providers: dict[str, ProviderSettings] = {}
+    find_local: bool = True
+    key_variables: tuple[str, ...] = KEY_VARIABLES
+    keyring: bool = True
+    keyring_timeout_s: Above = 2.0
+    max_concurrent: Positive = 16
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 0
+    max_waiting: Positive = 1000
+    slot_timeout_s: Above = 300.0
+    first_token_timeout_s: Above = 120.0
+    idle_timeout_s: Above = 60.0
+    call_timeout_s: Above = 900.0
+    max_answer_bytes: Positive = 8 * 1024 * 1024
+    max_attempts: Positive = 4
+    retry_first_s: Above = 0.5
+    retry_max_s: Above = 30.0
+    retry_after_max_s: Seconds = 120.0
+    circuit_failures: Annotated[int, Meta(ge=0)] = 5
+    circuit_open_s: Above = 15.0
+    circuit_timeout_s: Seconds = 120.0
+    embed_model: str = ""
+    max_embed_bytes: Positive = 8 * 1024 * 1024
+    record_timeout_s: Above = 10.0
+    usage_days: Annotated[int, Meta(ge=0)] = 400
+    usage_interval_s: Above = 3600.0
