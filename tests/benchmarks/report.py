@@ -56,7 +56,11 @@ def spread(values: Sequence[float]) -> str:
 
 def table(figures: Iterable[Figure]) -> str:
     """Lay figures out as a Markdown table that is also readable as text."""
-    rows = [HEADER, *(figure.cells() for figure in figures)]
+    return _laid_out([figure.cells() for figure in figures])
+
+
+def _laid_out(lines_of_cells: Iterable[Sequence[str]]) -> str:
+    rows = [HEADER, *lines_of_cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -83,9 +87,20 @@ def machine() -> str:
 
 
 def write(figures: Sequence[Figure], remark: str) -> None:
-    """Put the figures into the README."""
+    """Put the figures into the README, each in the place of the one of its name."""
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    block = f"{BEGIN}\n{machine()}{remark}.\n\n{table(figures)}\n{END}"
+    block, _, after = rest.partition(END)
+    kept = {cells[0]: cells for cells in _rows_of(block)}
+    kept |= {figure.what: figure.cells() for figure in figures}
+    block = f"{BEGIN}\n{machine()}{remark}.\n\n{_laid_out(kept.values())}\n{END}"
     README.write_text(before + block + after, encoding="utf-8")
+
+
+def _rows_of(block: str) -> list[Sequence[str]]:
+    rows = [
+        [cell.strip() for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")]
+        for line in block.splitlines()
+        if line.startswith("| ")
+    ]
+    return rows[1:]
