@@ -1,1 +1,103 @@
-"""Fake providers that speak the real wire formats."""
+"""The test kit of the models, as a pytest plugin: ``fake_openai``, ``fake_openai_process``.
+
+A daemon under test asks no real provider: it has no keys, looks for no local servers, and its
+model is ``test/echo`` unless its test says otherwise. `settings_for_fake` points it at a fake:
+
+    @pytest.fixture
+    def ksi_settings(fake_openai_process):
+        return settings_for_fake(fake_openai_process.url)
+"""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ksi_models.settings import KEY_VARIABLES
+
+if TYPE_CHECKING:  # the servers are slow to import, and most tests need none
+    from ksi_models.fakes.openai_server import FakeOpenAI
+
+__all__ = ["FakeOpenAIProcess", "settings_for_fake"]
+
+TIMEOUT_S: Final = 20.0
+
+
+def settings_for_fake(url: str, *, name: str = "fake", model: str = "fake-large") -> list[str]:
+    """Return the settings that have a daemon ask a fake server, as its provider ``fake``."""
+    providers = json.dumps({name: {"base_url": url}})
+    return [f"models.providers={providers}", f"models.model={name}:{model}"]
+
+
+class FakeOpenAIProcess:
+    """A fake server in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "ksi_models.fakes.openai_server", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the fake server did not start"
+        self.url: str = json.loads(line)["url"]
+
+    def script(self, *replies: dict[str, Any]) -> None:
+        """Say what the next requests are answered with; the members are those of `Reply`."""
+        self._ask("/fake/script", json.dumps(replies).encode())
+
+    def release(self) -> None:
+        """Let all go on that stand still."""
+        self._ask("/fake/release", b"")
+
+    def log(self) -> dict[str, Any]:
+        """Return what was asked so far: ``requests``, ``running``, ``most_running``."""
+        found: dict[str, Any] = self._ask("/fake/log")
+        return found
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(TIMEOUT_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _ask(self, path: str, body: bytes | None = None) -> Any:
+        url = self.url.removesuffix("/v1") + path
+        with urllib.request.urlopen(url, data=body, timeout=TIMEOUT_S) as response:
+            return json.loads(response.read())
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the keys of whoever runs the tests out of them."""
+    for name in list(os.environ):
+        if any(fnmatchcase(name, glob) for glob in KEY_VARIABLES):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def ksi_settings_of_models() -> list[str]:
+    """Have the daemon under test ask nobody outside."""
+    return ["models.model=test/echo", "models.find_local=false", "models.keyring=false"]
+
+
+@pytest.fixture
+async def fake_openai() -> "AsyncIterator[FakeOpenAI]":
+    """A server that speaks OpenAI's protocol, on the test's own loop."""
+    from ksi_models.fakes.openai_server import FakeOpenAI  # noqa: PLC0415  slow, and rarely needed
+
+    async with FakeOpenAI().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def fake_openai_process() -> Iterator[FakeOpenAIProcess]:
+    """The same in a process of its own, for daemons that are to be killed."""
+    process = FakeOpenAIProcess()
+    yield process
+    process.stop()

@@ -1,0 +1,69 @@
+"""The providers of models: each reaches models of one kind in one way."""
+
+from pathlib import Path
+
+from ksi_models.keys import Keys
+from ksi_models.provider import Provider
+from ksi_models.providers.scripted import ScriptedProvider
+from ksi_models.settings import ModelsSettings, ProviderSettings
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+class Providers:
+    """Finds a provider by its name; one that nobody asks for costs nothing.
+
+    Args:
+        settings: Which there are, and how they are reached.
+        keys: Their keys.
+        home: ``KSI_HOME``.
+    """
+
+    def __init__(self, settings: ModelsSettings, keys: Keys, home: Path) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._home = home
+        self._made: dict[str, Provider] = {}
+
+    def find(self, name: str) -> Provider | None:
+        """Return the provider of that name, if there is one."""
+        if name not in self._made:
+            provider = self._make(name)
+            if provider is None:
+                return None
+            self._made[name] = provider
+        return self._made[name]
+
+    def all(self) -> list[Provider]:
+        """Return all that are there, or could be: those of the settings, and those of ours."""
+        names = [*self._settings.providers, "openai", "test"]
+        found = [self.find(name) for name in dict.fromkeys(names)]
+        return [provider for provider in found if provider is not None]
+
+    async def close(self) -> None:
+        """End what they have opened."""
+        made, self._made = list(self._made.values()), {}
+        for provider in made:
+            await provider.close()
+
+    def _make(self, name: str) -> Provider | None:
+        own = self._settings.providers.get(name)
+        if own is not None and own.base_url:
+            return self._wire(name, own)
+        if name == "openai":
+            return self._wire(name, own or ProviderSettings())
+        return ScriptedProvider() if name == "test" else None
+
+    def _wire(self, name: str, own: ProviderSettings) -> Provider:
+        from ksi_models.providers import openai_wire  # noqa: PLC0415  aiohttp is slow to import
+
+        place = openai_wire.Place(
+            base_url=own.base_url or OPENAI_URL,
+            headers=dict(own.headers),
+            key_of=name,
+            needs_key=not own.base_url,
+            max_answer_bytes=self._settings.max_answer_bytes,
+            context_tokens=own.context_tokens,
+            max_output_tokens=own.max_output_tokens,
+        )
+        return openai_wire.OpenAIWire(name, place, self._keys)
