@@ -76,8 +76,10 @@ def read_settings(
     settings.section("log", LogSettings)
     read, unread = ["daemon", "log"], []
     for point in entry_points(group="ksi"):
-        settings.section(point.name, CommonSettings)
-        kind = settings_kind(point) if matches_any(point.name, allowed) else None
+        kind = None
+        if matches_any(point.name, allowed):
+            settings.section(point.name, CommonSettings)
+            kind = settings_kind(point)
         if kind is None:
             unread.append(point.name)
         else:
