@@ -39,8 +39,8 @@ _PIECE: Final = re.compile(
     | [ ]?[A-Z]{1,3}            # capitals come in short pieces
     | [ ]?[0-9]{1,3}
     | [ ]?[\u00c0-\u024f\u0370-\u1fff]{1,2}  # letters of the other alphabets
+    | [ ]?[!-/:-@\[-`{-~]{1,2}  # punctuation often comes in pairs
     | \s+                       # spaces and line ends run together
-    | [ ]?[!-/:-@\[-`{-~]{1,2}      # punctuation often comes in pairs
     | [^\U00010000-\U0010ffff]  # a character of Chinese, Japanese, Korean; a symbol
     """,
     re.VERBOSE,
