@@ -112,7 +112,8 @@ class ModelCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
     the default where it is not given. The messages are those of ``range``, then ``messages``.
     ``purpose`` is what the call is for. ``seen`` tells, for the call's row, which messages of a
     conversation those given inline are. ``output_schema`` is a JSON Schema that the text is to
-    follow, where the provider can hold a model to it.
+    follow, where the provider can hold a model to it. Of the calls that wait for one conversation
+    that with the lowest ``priority`` is made first.
     """
 
     model: ModelId | None = None
@@ -125,6 +126,7 @@ class ModelCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
     purpose: Annotated[str, Meta(max_length=50)] = "chat"
     seen: MessageRange | None = None
     timeout_s: Seconds | None = None
+    priority: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
 
 
 class TextDelta(Struct, frozen=True, tag="text", tag_field="kind"):
@@ -196,6 +198,28 @@ class ModelResponse(Struct, frozen=True, kw_only=True, tag="response", tag_field
 ModelChunk = (
     TextDelta | ThinkingDelta | ToolCallDelta | ModelWaiting | ModelRestarted | ModelResponse
 )
+
+
+class ModelCalled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Published when a call of a model has ended, however that was; it holds no text.
+
+    ``seen`` are the messages of a conversation that the model saw, ``error`` says why there is no
+    answer.
+    """
+
+    call_id: str
+    outcome: Literal["ok", "failed", "cancelled"]
+    model_asked: str
+    model: str
+    purpose: str
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    is_estimated: bool = False
+    latency_ms: float = 0.0
+    first_token_ms: float | None = None
+    attempts: int = 0
+    seen: MessageRange | None = None
+    error: str | None = None
 
 
 # -- what there is ------------------------------------------------------------------------------

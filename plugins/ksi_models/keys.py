@@ -73,7 +73,8 @@ class Keys:
                 self._remember(secret)
 
     def _named_variables(self) -> list[str]:
-        return [p.key_variable for p in self._settings.providers.values() if p.key_variable]
+        named = self._settings.providers.items()
+        return [name for key, own in named for name in (own.key_variable, *variables_of(key))]
 
     def _remember(self, secret: str) -> None:
         secret = secret.strip()
@@ -101,7 +102,9 @@ class Keys:
         runs.
         """
         own = self._settings.providers.get(provider, ProviderSettings())
-        found = own.key.strip() or self._of_file(provider, own) or self._of_variable(provider, own)
+        found: str | None = (
+            own.key.strip() or self._of_file(provider, own) or self._of_variable(provider, own)
+        )
         if not found and self._settings.keyring:
             found = await self._from_keyring(provider)
         if found:
@@ -157,7 +160,7 @@ async def _ask_keyring(provider: str, timeout_s: float) -> str | None:
     def ask() -> None:
         found = None
         try:
-            import keyring
+            import keyring  # noqa: PLC0415  late: it takes a while, and often nobody needs it
 
             found = keyring.get_password(SERVICE, provider)
         except Exception as error:  # noqa: BLE001  each of its many back ends raises what it likes

@@ -16,7 +16,8 @@ from ksi_models.events import (
     Usage,
 )
 
-# What went wrong, by what is to be done about it. The first five pass with time.
+# What went wrong, by what is to be done about it. Those in TRANSIENT pass with time; `stalled`,
+# `answer_too_long` and `broken` are what the pipeline says of a provider, not the provider itself.
 Kind = Literal[
     "rate_limited",
     "overloaded",
@@ -29,9 +30,12 @@ Kind = Literal[
     "refused",
     "invalid",
     "malformed",
+    "stalled",
+    "answer_too_long",
+    "broken",
 ]
 TRANSIENT: frozenset[Kind] = frozenset(
-    {"rate_limited", "overloaded", "server", "network", "cut_off", "malformed"}
+    {"rate_limited", "overloaded", "server", "network", "cut_off", "malformed", "stalled"}
 )
 
 

@@ -9,14 +9,38 @@ from ksi_daemon.settings import Positive, Seconds, Secret, variable
 Above = Annotated[float, Meta(gt=0)]
 Chain = str | tuple[str, ...]
 
-# Variables that hold keys, whoever's: programs that the daemon starts have no use for them.
+# Where providers' own programs look for their keys. Nobody else's: another plugin may need those.
 KEY_VARIABLES = (
-    "*_API_KEY",
-    "*_API_TOKEN",
+    "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
     "AWS_BEARER_TOKEN_BEDROCK",
+    "AZURE_OPENAI_API_KEY",
+    "CEREBRAS_API_KEY",
     "CLAUDE_CODE_OAUTH_TOKEN",
+    "COHERE_API_KEY",
+    "CO_API_KEY",
+    "DEEPSEEK_API_KEY",
+    "FIREWORKS_API_KEY",
+    "GEMINI_API_KEY",
+    "GOOGLE_API_KEY",
+    "GROK_API_KEY",
+    "GROQ_API_KEY",
+    "HEROKU_INFERENCE_KEY",
     "HF_TOKEN",
+    "LITELLM_API_KEY",
+    "MISTRAL_API_KEY",
+    "MOONSHOTAI_API_KEY",
+    "NEBIUS_API_KEY",
+    "OLLAMA_API_KEY",
+    "OPENAI_API_KEY",
+    "OPENROUTER_API_KEY",
+    "OVHCLOUD_API_KEY",
+    "SAMBANOVA_API_KEY",
+    "TOGETHER_API_KEY",
+    "VERCEL_AI_GATEWAY_API_KEY",
+    "VOYAGE_API_KEY",
+    "XAI_API_KEY",
+    "ZAI_API_KEY",
 )
 
 
@@ -62,8 +86,14 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
         providers: What is to be known of a provider, by its name: ``[models.providers.NAME]``.
         find_local: Whether servers on this machine are looked for: Ollama, vLLM, llama.cpp and LM
             Studio on their own ports.
-        key_variables: Globs over the environment variables that hold keys: they are taken out of
-            the daemon's environment, so that no program that it starts inherits them.
+        key_variables: Globs over the environment variables that hold keys of models: they are taken
+            out of the daemon's environment, so that no program that it starts inherits them. Those
+            of the providers above are so in any case.
+        claude_command: The ``claude`` command, as a name on the `PATH` or as a path.
+        claude_config_folder: Where that command keeps its login and its sessions; where it keeps
+            them by itself unless given. Its settings there are not read.
+        cassette: What calls are recorded in, as a name under ``<home>/cassettes``, to be asked
+            again as ``replay/<name>``; none are recorded without it.
         keyring: Whether keys are also looked for in the system's keyring, as service ``ksi`` and
             the provider's name.
         keyring_timeout_s: How long the keyring may take; a locked one may wait for a person.
@@ -96,6 +126,9 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
     providers: dict[str, ProviderSettings] = {}
     find_local: bool = True
     key_variables: tuple[str, ...] = KEY_VARIABLES
+    claude_command: str = "claude"
+    claude_config_folder: str = ""
+    cassette: str = ""
     keyring: bool = True
     keyring_timeout_s: Above = 2.0
     max_concurrent: Positive = 16

@@ -1,0 +1,108 @@
+"""Sees to it that each call leaves its row, also where Postgres is away just then."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from msgspec import structs
+
+from ksi_daemon.protocol import KsiError, Unavailable
+from ksi_models.store import CallRow, Store
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 10_000
+FIRST_DELAY_S: Final = 0.1
+MAX_DELAY_S: Final = 5.0
+LAST_FLUSH_S: Final = 2.0
+
+
+class Recorder:
+    """Writes rows, at once or as soon as that can be done.
+
+    Args:
+        store: Where to.
+        timeout_s: How long a call's answer waits for its row.
+    """
+
+    def __init__(self, store: Store, timeout_s: float) -> None:
+        self.dropped = 0
+        self._store = store
+        self._timeout_s = timeout_s
+        self._waiting: deque[CallRow] = deque()
+        self._news = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows are not written yet."""
+        return len(self._waiting)
+
+    async def write(self, row: CallRow) -> None:
+        """Write a row; return when Postgres has it.
+
+        Raises:
+            Unavailable: It has not in time. The row is written later, so that what was spent is
+                not forgotten.
+        """
+        is_written = False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._until_written(row)
+                is_written = True
+        except TimeoutError as error:
+            raise Unavailable(
+                "the model has answered, but what that took can't be recorded, as Postgres is "
+                "away (models.record_timeout_s)",
+                retry_after_s=MAX_DELAY_S,
+                details={"kind": "not_recorded", "setting": "models.record_timeout_s"},
+            ) from error
+        finally:
+            if not is_written:
+                self.later(row)
+
+    async def _until_written(self, row: CallRow) -> None:
+        delay = FIRST_DELAY_S
+        while True:
+            try:
+                await self._store.record(row, self._timeout_s)
+            except KsiError as error:
+                log.warning("what a call took can't be recorded yet", extra={"why": error.message})
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, MAX_DELAY_S)
+            else:
+                return
+
+    def later(self, row: CallRow) -> None:
+        """Write a row soon, without waiting."""
+        if len(self._waiting) >= MAX_WAITING:
+            self.dropped += 1
+            _log_lost(self._waiting.popleft(), "too many wait to be recorded")
+        self._waiting.append(row)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write what waits."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._waiting:
+                row = self._waiting[0]
+                await self._until_written(row)
+                if self._waiting and self._waiting[0] is row:
+                    self._waiting.popleft()
+
+    async def flush(self) -> None:
+        """Write what still waits, as the daemon stops; what can't be written is logged."""
+        try:
+            async with asyncio.timeout(LAST_FLUSH_S):
+                while self._waiting:
+                    await self._store.record(self._waiting[0], LAST_FLUSH_S)
+                    self._waiting.popleft()
+        except (KsiError, TimeoutError) as error:
+            for row in self._waiting:
+                _log_lost(row, str(error) or "it took too long")
+
+
+def _log_lost(row: CallRow, why: str) -> None:
+    log.error("a call's row is lost", extra={"why": why, "row": structs.asdict(row)})
