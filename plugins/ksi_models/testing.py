@@ -1,4 +1,4 @@
-"""The test kit of the models, as a pytest plugin: ``fake_openai``, ``fake_openai_process``.
+"""The test kit of the models, as a pytest plugin: ``fake_openai`` and others that stand in.
 
 A daemon under test asks no real provider: it has no keys, looks for no local servers, and its
 model is ``test/echo`` unless its test says otherwise. `settings_for_fake` points it at a fake:
@@ -10,11 +10,13 @@ model is ``test/echo`` unless its test says otherwise. `settings_for_fake` point
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -24,7 +26,7 @@ from ksi_models.settings import KEY_VARIABLES
 if TYPE_CHECKING:  # the servers are slow to import, and most tests need none
     from ksi_models.fakes.openai_server import FakeOpenAI
 
-__all__ = ["FakeOpenAIProcess", "settings_for_fake"]
+__all__ = ["FakeClaude", "FakeOpenAIProcess", "install_fake_claude", "settings_for_fake"]
 
 TIMEOUT_S: Final = 20.0
 
@@ -72,6 +74,46 @@ class FakeOpenAIProcess:
             return json.loads(response.read())
 
 
+class FakeClaude:
+    """A ``claude`` command that stands in for the real one, and what it keeps.
+
+    Attributes:
+        command: The executable file.
+        config_folder: Its sessions, its login, and the log of how it was called.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.command = folder / "bin" / "claude"
+        self.config_folder = folder / "claude-config"
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that have a daemon call it."""
+        return [
+            f"models.claude_command={self.command}",
+            f"models.claude_config_folder={self.config_folder}",
+        ]
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """How it was called so far: ``arguments``, ``environ``, ``system``, ``input``, ``pid``."""
+        log = self.config_folder / "fake-log.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def install_fake_claude(folder: Path) -> FakeClaude:
+    """Make a fake ``claude`` command, logged in, in a folder."""
+    fake = FakeClaude(folder)
+    fake.command.parent.mkdir(parents=True, exist_ok=True)
+    fake.config_folder.mkdir(parents=True, exist_ok=True)
+    (fake.config_folder / ".credentials.json").write_text("{}")
+    path = shlex.quote(os.pathsep.join(p for p in sys.path if p))
+    start = f"exec {shlex.quote(sys.executable)} -m ksi_models.fakes.claude_command"
+    fake.command.write_text(f'#!/bin/sh\nPYTHONPATH={path} {start} "$@"\n')
+    fake.command.chmod(0o755)
+    return fake
+
+
 @pytest.fixture(autouse=True)
 def _no_keys_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the keys of whoever runs the tests out of them."""
@@ -101,3 +143,9 @@ def fake_openai_process() -> Iterator[FakeOpenAIProcess]:
     process = FakeOpenAIProcess()
     yield process
     process.stop()
+
+
+@pytest.fixture
+def fake_claude(tmp_path: Path) -> FakeClaude:
+    """A ``claude`` command that is logged in, and needs no network."""
+    return install_fake_claude(tmp_path / "fake-claude")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ksi_models.keys import Keys
 from ksi_models.provider import Provider
+from ksi_models.providers.claude_cli import ClaudeCLI
 from ksi_models.providers.scripted import ScriptedProvider
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
@@ -36,7 +37,7 @@ class Providers:
 
     def all(self) -> list[Provider]:
         """Return all that are there, or could be: those of the settings, and those of ours."""
-        names = [*self._settings.providers, "openai", "test"]
+        names = [*self._settings.providers, "claude-cli", "openai", "test"]
         found = [self.find(name) for name in dict.fromkeys(names)]
         return [provider for provider in found if provider is not None]
 
@@ -52,7 +53,18 @@ class Providers:
             return self._wire(name, own)
         if name == "openai":
             return self._wire(name, own or ProviderSettings())
+        if name == "claude-cli":
+            return self._claude()
         return ScriptedProvider() if name == "test" else None
+
+    def _claude(self) -> Provider:
+        return ClaudeCLI(
+            self._settings.claude_command,
+            self._settings.claude_config_folder,
+            self._home / "claude",
+            self._keys,
+            self._settings.max_answer_bytes,
+        )
 
     def _wire(self, name: str, own: ProviderSettings) -> Provider:
         from ksi_models.providers import openai_wire  # noqa: PLC0415  aiohttp is slow to import

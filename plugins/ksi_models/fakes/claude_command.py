@@ -1,0 +1,223 @@
+"""A fake ``claude`` command that speaks its ``stream-json``, with faults on demand.
+
+`ksi_models.testing.install_fake_claude` makes an executable of it. It answers like ``test/script``
+and ``test/echo``: a user's message that is a script is followed, anything else is repeated. The
+model's name says what goes wrong: ``hang``, ``stall``, ``crash``, ``garbage``, ``binary``,
+``huge-line``, ``endless``, ``child`` (it leaves processes behind that ignore being ended), ``tool``
+(it uses one of its own), ``result`` (it has used one), ``has-tools``, ``login``, ``limit``,
+``overloaded``, ``old`` (it doesn't know its options), ``whole`` (it does not stream).
+
+Sessions and a log of how it was called are in its folder of configuration.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+from ksi_models.providers.scripts import next_step, pieces_of
+
+LOG: Final = "fake-log.jsonl"
+SESSIONS: Final = "fake-sessions"
+SLEEPER: Final = (
+    "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "os.setsid() if sys.argv[1] == 'away' else None; print(os.getpid(), flush=True); "
+    "time.sleep(600)"
+)
+
+
+class Fake:
+    """One run of the command."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        self.folder = Path(
+            os.environ.get("CLAUDE_CONFIG_DIR") or Path(os.environ["HOME"]) / ".claude"
+        )
+        self.model = self.option("--model") or "default"
+        self.session = self.option("--resume") or str(uuid.uuid4())
+        self.file = self.folder / SESSIONS / f"{self.session}.json"
+        self.history: list[tuple[str, str]] = []
+
+    def option(self, name: str) -> str | None:
+        """Return an option's value."""
+        if name not in self.arguments:
+            return None
+        return self.arguments[self.arguments.index(name) + 1]
+
+    def run(self) -> int:
+        """Answer what comes in."""
+        if self.model == "old":
+            sys.stderr.write("error: unknown option '--tools'\n")
+            return 1
+        if self.option("--resume") and not self.file.exists():
+            sys.stderr.write(f"No conversation found with session ID: {self.session}\n")
+            return 1
+        if self.file.exists():
+            self.history = [tuple(each) for each in json.loads(self.file.read_text())]
+        text = self.read()
+        self.history.append(("user", text))
+        self.tell("system", subtype="init", model=f"claude-{self.model}-fake", **self.abilities())
+        code = self.fail()
+        return self.answer() if code is None else code
+
+    def read(self) -> str:
+        """Read what the user says, and note how this was called."""
+        lines = [json.loads(line) for line in sys.stdin]
+        prompt = self.option("--system-prompt-file")
+        entry = {
+            "pid": os.getpid(),
+            "arguments": self.arguments,
+            "environ": dict(os.environ),
+            "system": Path(prompt).read_text() if prompt else None,
+            "input": lines,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOG).open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+        blocks = [block for line in lines for block in line["message"]["content"]]
+        return "\n".join(block.get("text", "") for block in blocks)
+
+    def abilities(self) -> dict[str, Any]:
+        """Return what it says that it can do."""
+        return {"tools": ["Bash"] if self.model == "has-tools" else [], "mcp_servers": []}
+
+    def tell(self, kind: str, **members: Any) -> None:
+        """Write a line."""
+        line = {"type": kind, "session_id": self.session, "uuid": str(uuid.uuid4()), **members}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+    def tell_event(self, kind: str, **members: Any) -> None:
+        """Write an event of the stream."""
+        self.tell("stream_event", event={"type": kind, **members}, parent_tool_use_id=None)
+
+    def tell_text(self, text: str, kind: str = "text") -> None:
+        """Write a piece of text."""
+        self.tell_event("content_block_delta", index=0, delta={"type": f"{kind}_delta", kind: text})
+
+    def answer(self) -> int:
+        """Answer well."""
+        step = next_step(self.history)
+        said, thought = (step.say, step.think) if step else (self.history[-1][1], "")
+        count = step.chunks if step else 3
+        if self.model != "whole":
+            self.tell_event("message_start", message={"role": "assistant", "content": []})
+            for piece in pieces_of(thought, count):
+                self.tell_text(piece, "thinking")
+            for piece in pieces_of(said, count):
+                self.tell_text(piece)
+                time.sleep(step.delay_s if step else 0)
+        message = {
+            "role": "assistant",
+            "content": [{"type": "text", "text": said}],
+            "stop_reason": "end_turn",
+        }
+        self.tell("assistant", message=message)
+        self.history.append(("assistant", said))
+        if "--no-session-persistence" not in self.arguments:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.history))
+        self.tell_result(said)
+        return 0
+
+    def tell_result(self, said: str, *, is_error: bool = False) -> None:
+        """Write the last line."""
+        usage = {
+            "input_tokens": len(self.history[-1][1].split()),
+            "cache_read_input_tokens": 3,
+            "cache_creation_input_tokens": 2,
+            "output_tokens": len(said.split()),
+        }
+        self.tell(
+            "result",
+            subtype="success",
+            is_error=is_error,
+            result=said,
+            usage=usage,
+            total_cost_usd=0.01,
+        )
+
+    def fail(self) -> int | None:
+        """Do what the model's name says; returns the exit code if that was all."""
+        name = "fail_" + self.model.replace("-", "_")
+        if not hasattr(self, name):
+            return None
+        getattr(self, name)()
+        return 1
+
+    def fail_hang(self) -> None:
+        """Never answer."""
+        time.sleep(600)
+
+    def fail_stall(self) -> None:
+        """Stop in the middle."""
+        self.tell_text("half of it")
+        time.sleep(600)
+
+    def fail_crash(self) -> None:
+        """Break, and tell a secret."""
+        sys.stderr.write("it broke, with sk-ant-api03-secretsecret in its hand\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail_garbage(self) -> None:
+        """Write what is no JSON."""
+        sys.stdout.write("this is no JSON\n")
+
+    def fail_binary(self) -> None:
+        """Write what is no text."""
+        sys.stdout.buffer.write(b'{"type": "\xff\xfe"}\n')
+
+    def fail_huge_line(self) -> None:
+        """Write a line without end."""
+        while True:
+            sys.stdout.buffer.write(b"x" * 65_536)
+
+    def fail_endless(self) -> None:
+        """Write an answer without end."""
+        while True:
+            self.tell_text("x" * 65_536)
+
+    def fail_child(self) -> None:
+        """Start processes that ignore being ended, one of them in a session of its own."""
+        pids = []
+        for where in ("here", "away"):
+            command = [sys.executable, "-c", SLEEPER, where]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert child.stdout is not None
+            pids.append(int(child.stdout.readline()))
+        self.tell_text(json.dumps({"pids": [os.getpid(), *pids]}))
+        time.sleep(600)
+
+    def fail_tool(self) -> None:
+        """Use a tool."""
+        block = {"type": "tool_use", "id": "1", "name": "Bash", "input": {}}
+        self.tell_event("content_block_start", index=0, content_block=block)
+        time.sleep(600)
+
+    def fail_result(self) -> None:
+        """Show that a tool was used."""
+        block = {"type": "tool_result", "tool_use_id": "1", "content": "done"}
+        self.tell("user", message={"role": "user", "content": [block]})
+        time.sleep(600)
+
+    def fail_login(self) -> None:
+        """Want a login."""
+        self.tell_result("Not logged in · Please run /login", is_error=True)
+
+    def fail_limit(self) -> None:
+        """Have no more to give."""
+        self.tell_result("You've hit your limit · resets 3pm", is_error=True)
+
+    def fail_overloaded(self) -> None:
+        """Have too much to do."""
+        self.tell_result("API Error: 529 Overloaded", is_error=True)
+
+
+if __name__ == "__main__":
+    sys.exit(Fake(sys.argv[1:]).run())

@@ -1,0 +1,309 @@
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from ksi_models.events import FilePart, Message, TextDelta, TextPart, ToolSchema, Usage
+from ksi_models.providers.claude_cli import ClaudeCLI
+from ksi_models.testing import FakeClaude
+from ksi_models.tests.questions import ask, assistant, failing, keys, question, said, user
+
+LOGIN = "sk-ant-oat01-abcdefghijklmnop"
+
+
+@pytest.fixture
+async def claude(fake_claude: FakeClaude, tmp_path: Path) -> AsyncIterator[ClaudeCLI]:
+    made = make(fake_claude, tmp_path)
+    yield made
+    await made.close()
+
+
+def make(fake: FakeClaude, home: Path, **environ: str) -> ClaudeCLI:
+    folder = home / "claude"
+    return ClaudeCLI(
+        str(fake.command), str(fake.config_folder), folder, keys(None, None, **environ), 1_000_000
+    )
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+async def test_it_answers_in_pieces(claude: ClaudeCLI) -> None:
+    deltas, end = await ask(claude, question("Say something longer", model="sonnet"))
+
+    assert len(deltas) == 3
+    assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == "Say something longer"
+    assert said(end) == "Say something longer"
+    assert end.usage == Usage(
+        input_tokens=8, output_tokens=3, cache_read_tokens=3, cache_write_tokens=2
+    )
+    assert end.served == "claude-sonnet-fake"
+
+
+async def test_what_is_not_streamed_is_taken_whole(claude: ClaudeCLI) -> None:
+    _, end = await ask(claude, question("Hello", model="whole"))
+
+    assert said(end) == "Hello"
+
+
+async def test_none_of_its_own_is_switched_on(claude: ClaudeCLI, fake_claude: FakeClaude) -> None:
+    await ask(claude, question(model="sonnet", system="Be brief."))
+
+    arguments = fake_claude.runs[0]["arguments"]
+    assert arguments[arguments.index("--tools") + 1] == ""
+    assert arguments[arguments.index("--setting-sources") + 1] == ""
+    assert "--strict-mcp-config" in arguments
+    assert arguments[arguments.index("--model") + 1] == "sonnet"
+    assert fake_claude.runs[0]["system"] == "Be brief."
+
+
+async def test_what_a_person_says_is_on_no_command_line(
+    claude: ClaudeCLI, fake_claude: FakeClaude, tmp_path: Path
+) -> None:
+    await ask(claude, question("my secret", model="sonnet", system="another secret"))
+
+    assert "secret" not in str(fake_claude.runs[0]["arguments"])
+    assert list((tmp_path / "claude").iterdir()) == []
+
+
+async def test_its_environment_is_scrubbed(
+    fake_claude: FakeClaude, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KSI_SOMETHING", "x")
+    monkeypatch.setenv("NODE_OPTIONS", "--require evil")
+    monkeypatch.setenv("LC_TIME", "C")
+    claude = make(fake_claude, tmp_path, OPENAI_API_KEY="sk-another", CLAUDE_CODE_OAUTH_TOKEN=LOGIN)
+
+    await ask(claude, question(model="sonnet"))
+
+    environ = fake_claude.runs[0]["environ"]
+    assert {"KSI_SOMETHING", "NODE_OPTIONS", "OPENAI_API_KEY"}.isdisjoint(environ)
+    assert environ["CLAUDE_CODE_OAUTH_TOKEN"] == LOGIN
+    assert {"PATH", "LC_TIME"} <= environ.keys()
+    await claude.close()
+
+
+# -- sessions -------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_goes_on_in_its_session(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    _, first = await ask(claude, question("one", model="sonnet", conversation="c"))
+    messages = (user("one"), first.message, user("two"))
+    _, second = await ask(claude, question(*messages, model="sonnet", conversation="c"))
+
+    assert said(second) == "two"
+    assert "--resume" not in fake_claude.runs[0]["arguments"]
+    assert "--resume" in fake_claude.runs[1]["arguments"]
+    assert fake_claude.runs[1]["input"][0]["message"]["content"] == [
+        {"type": "text", "text": "two"}
+    ]
+
+
+async def test_a_conversation_that_was_changed_is_told_anew(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    await ask(claude, question("one", model="sonnet", conversation="c"))
+    messages = (user("one"), assistant("something else"), user("two"))
+    await ask(claude, question(*messages, model="sonnet", conversation="c"))
+
+    content = fake_claude.runs[1]["input"][0]["message"]["content"]
+    assert "--resume" not in fake_claude.runs[1]["arguments"]
+    assert '{"role":"assistant","text":"something else"}' in content[0]["text"]
+    assert content[1] == {"type": "text", "text": "two"}
+
+
+async def test_a_session_that_is_gone_is_begun_anew(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    _, first = await ask(claude, question("one", model="sonnet", conversation="c"))
+    for file in (fake_claude.config_folder / "fake-sessions").iterdir():
+        file.unlink()
+
+    messages = (user("one"), first.message, user("two"))
+    _, second = await ask(claude, question(*messages, model="sonnet", conversation="c"))
+
+    assert said(second).endswith("two")
+
+
+async def test_tenants_share_no_session(claude: ClaudeCLI, fake_claude: FakeClaude) -> None:
+    _, first = await ask(claude, question("one", model="sonnet", conversation="c"))
+    messages = (user("one"), first.message, user("two"))
+    await ask(claude, question(*messages, model="sonnet", conversation="c", tenant="other"))
+
+    assert "--resume" not in fake_claude.runs[1]["arguments"]
+
+
+async def test_without_a_conversation_nothing_is_kept(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    await ask(claude, question("one", model="sonnet"))
+
+    assert "--no-session-persistence" in fake_claude.runs[0]["arguments"]
+    assert not (fake_claude.config_folder / "fake-sessions").exists()
+
+
+async def test_images_are_handed_on(claude: ClaudeCLI, fake_claude: FakeClaude) -> None:
+    picture = Message("user", (TextPart("See"), FilePart("image/png", b"\x89P")))
+
+    await ask(claude, question(picture, model="sonnet"))
+
+    content = fake_claude.runs[0]["input"][0]["message"]["content"]
+    assert content[1]["source"] == {"type": "base64", "media_type": "image/png", "data": "iVA="}
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+async def test_tools_are_refused(claude: ClaudeCLI, fake_claude: FakeClaude) -> None:
+    error = await failing(claude, question(model="sonnet", tools=(ToolSchema("f", "", {}),)))
+
+    assert error.kind == "refused"
+    assert "MCP" in error.message
+    assert fake_claude.runs == []
+
+
+@pytest.mark.parametrize("model", ["--dangerously-skip-permissions", "-p", "", "a b", "x\ny"])
+async def test_a_model_is_no_option(claude: ClaudeCLI, fake_claude: FakeClaude, model: str) -> None:
+    assert (await failing(claude, question(model=model))).kind == "not_found"
+    assert fake_claude.runs == []
+
+
+@pytest.mark.parametrize("model", ["tool", "result", "has-tools"])
+async def test_one_that_acts_by_itself_is_ended(
+    claude: ClaudeCLI, fake_claude: FakeClaude, model: str
+) -> None:
+    error = await failing(claude, question(model=model))
+
+    assert error.kind == "refused"
+    assert not is_alive(fake_claude.runs[0]["pid"])
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "told"),
+    [
+        ("crash", "cut_off", "it broke"),
+        ("garbage", "malformed", "can't be read"),
+        ("binary", "malformed", "can't be read"),
+        ("huge-line", "malformed", "longer than"),
+        ("endless", "malformed", "larger than"),
+        ("login", "login", "log in"),
+        ("limit", "rate_limited", "resets 3pm"),
+        ("overloaded", "overloaded", "Overloaded"),
+        ("old", "refused", "update it"),
+    ],
+)
+async def test_each_fault_has_its_kind(claude: ClaudeCLI, model: str, kind: str, told: str) -> None:
+    error = await failing(claude, question(model=model))
+
+    assert error.kind == kind
+    assert told in error.message
+    assert "secretsecret" not in error.message
+
+
+async def test_without_the_command_it_says_what_to_do(tmp_path: Path) -> None:
+    claude = ClaudeCLI("no-such-claude", "", tmp_path, keys())
+
+    assert "install" in str(await claude.why_not())
+    assert (await failing(claude, question(model="sonnet"))).kind == "login"
+
+
+async def test_without_a_login_it_says_what_to_do(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    assert await claude.why_not() is None
+
+    (fake_claude.config_folder / ".credentials.json").unlink()
+
+    assert "log in" in str(await claude.why_not())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes there are")
+@pytest.mark.parametrize("how", ["closed", "cancelled", "shut down"])
+async def test_nothing_of_it_is_left(claude: ClaudeCLI, how: str) -> None:
+    async with aclosing(claude.stream(question(model="child"))) as answer:
+        first = await anext(answer)
+        assert isinstance(first, TextDelta)
+        pids = json.loads(first.text)["pids"]
+        assert all(map(is_alive, pids))
+        if how == "cancelled":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await anext(answer)
+        elif how == "shut down":
+            await claude.close()
+
+    assert [pid for pid in pids if is_alive(pid)] == []
+    assert claude._running == set()
+
+
+@pytest.mark.parametrize("model", ["hang", "stall"])
+async def test_one_that_hangs_is_ended_with_its_call(
+    claude: ClaudeCLI, fake_claude: FakeClaude, model: str
+) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await ask(claude, question(model=model))
+
+    assert [run for run in fake_claude.runs if is_alive(run["pid"])] == []
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from ksi_models.providers.guarded import GuardedProcess
+
+async def main():
+    command, config = sys.argv[1:]
+    process = await GuardedProcess.start(
+        [command, "--model", "child"],
+        environ={"HOME": config, "CLAUDE_CONFIG_DIR": config, "PATH": "/usr/bin:/bin"},
+        folder=Path(config), max_line_bytes=10_000_000)
+    process.write_and_close(b'{"message": {"content": [{"type": "text", "text": "a"}]}}\\n')
+    await process.read_line()
+    sys.stdout.buffer.write(await process.read_line())
+    sys.stdout.flush()
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes there are")
+def test_nothing_outlives_a_daemon_that_is_killed(fake_claude: FakeClaude) -> None:
+    command = [sys.executable, "-c", PARENT, str(fake_claude.command)]
+    parent = subprocess.Popen(
+        [*command, str(fake_claude.config_folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    line = json.loads(parent.stdout.readline())
+    pids = json.loads(line["event"]["delta"]["text"])["pids"]
+
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert [pid for pid in pids if is_alive(pid)] == []
