@@ -61,10 +61,13 @@ class CompletionStream(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Follow a turn: one that is accepted with ``run_id``, or a new one as ``completion:async``.
 
     The stream begins at ``offset``, whatever daemon runs the turn and whether it still runs.
+    ``attempt`` is that of the last chunk that came before: where something of it is void since, a
+    chunk says so first.
     """
 
     run_id: RunId | None = None
     offset: Annotated[int, Meta(ge=0)] = 0
+    attempt: Annotated[int, Meta(ge=1)] = 1
     start: CompletionAsync | None = None
 
 

@@ -1,0 +1,232 @@
+"""Accepts turns: checks what is asked, has it recorded, and sees to it that it begins."""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
+
+import msgspec
+
+from ksi_completion import tokens
+from ksi_completion.events import CompletionAccepted, CompletionAsync
+from ksi_completion.messages import body_of, text_of
+from ksi_completion.settings import CompletionSettings
+from ksi_completion.store import Asked, Next, Said, Store, next_of
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.protocol import (
+    Busy,
+    Conflict,
+    Context,
+    Denied,
+    InvalidData,
+    KsiError,
+    NotFound,
+)
+from ksi_models.events import Message, TextPart
+from ksi_tools.events import ToolPermit
+
+log = logging.getLogger(__name__)
+
+TITLE_CHARACTERS: Final = 60
+MAX_HANDOVERS: Final = 64
+
+Start = Callable[[str, Context], Awaitable[None]]
+
+
+class Acceptance:
+    """Takes turns on, and hands those that may begin to the engine.
+
+    Args:
+        settings: The plugin's.
+        store: Records them.
+        bus: Tells the registry of tools what a conversation may call.
+        start: Starts the run of a turn.
+    """
+
+    def __init__(self, settings: CompletionSettings, store: Store, bus: Bus, start: Start) -> None:
+        self._settings = settings
+        self._store = store
+        self._bus = bus
+        self._start = start
+        self._tasks: asyncio.TaskGroup | None = None
+        self._handovers = asyncio.Semaphore(MAX_HANDOVERS)
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._tasks is not None
+        tasks, self._tasks = self._tasks, None
+        await tasks.__aexit__(None, None, None)
+
+    async def accept(self, request: CompletionAsync, context: Context) -> CompletionAccepted:
+        """Record a turn; it begins at once where no other one is open in its conversation.
+
+        Raises:
+            InvalidData: There is nothing in it to answer.
+            Conflict: The request's id is another's, or the conversation is archived.
+            NotFound: The conversation is another user's.
+            Busy: Too many turns wait, or too many wait for one another.
+        """
+        asked = self._asked(request, context)
+        settings = self._settings
+        row = await self._store.accept(asked, settings.max_waiting_turns, settings.max_depth)
+        self._check(row["verdict"], asked)
+        if row["is_made"] and request.tools is not None:
+            await self._permit(asked, context)
+        ready = next_of(row)
+        if ready is not None:
+            self.begin(ready)
+        return CompletionAccepted(
+            request_id=asked.request_id,
+            run_id=row["run_id"],
+            conversation_id=row["conversation_id"],
+            turn=row["turn_number"],
+            status=row["turn_status"],
+        )
+
+    def begin(self, ready: Next) -> None:
+        """Hand a turn to the engine, without waiting; the sweep does it where this fails."""
+        if self._tasks is not None:
+            self._tasks.create_task(self._hand_over(ready), name=f"begin {ready.run}")
+
+    async def _hand_over(self, ready: Next) -> None:
+        async with self._handovers:
+            try:
+                with acting_as(ready.context):
+                    await self._start(ready.run, ready.context)
+            except KsiError as error:
+                log.warning(
+                    "a turn could not be begun; it is tried again",
+                    extra={"run": ready.run, "error": error.message},
+                )
+
+    def _asked(self, request: CompletionAsync, context: Context) -> Asked:
+        messages = self._messages(request)
+        _check_agent(request, context)
+        agent = request.agent or context.agent
+        conversation = request.conversation_id or secrets.token_hex(8)
+        options = msgspec.structs.replace(
+            request, prompt=None, messages=(), request_id=None, conversation_id=None
+        )
+        prompt = text_of(messages[-1])
+        of_turn = msgspec.structs.replace(
+            context, agent=agent, conversation=conversation, run=None, parent=None
+        )
+        return Asked(
+            conversation=conversation,
+            run=run_of(context.tenant, secrets.token_hex(12)),
+            request_id=request.request_id or secrets.token_hex(12),
+            digest=digest_of(request),
+            user=context.user,
+            agent=agent,
+            title=title_of(prompt),
+            model=request.model,
+            system=request.system,
+            tools=request.tools,
+            settings=None
+            if request.settings is None
+            else msgspec.json.encode(request.settings).decode(),
+            options=msgspec.json.encode(options).decode(),
+            has_output=request.output_schema is not None,
+            context=of_turn,
+            parent=context.run,
+            messages=tuple(map(said, messages)),
+        )
+
+    def _messages(self, request: CompletionAsync) -> tuple[Message, ...]:
+        if (request.prompt is None) == (not request.messages):
+            raise InvalidData("a turn has either a prompt, or messages")
+        if request.prompt is not None:
+            return (Message("user", (TextPart(request.prompt),)),)
+        limit = self._settings.max_messages
+        if len(request.messages) > limit:
+            raise InvalidData(f"a turn takes {limit} messages at most (completion.max_messages)")
+        if request.messages[-1].role != "user" or not request.messages[-1].parts:
+            raise InvalidData("the last message must be the user's, and say something")
+        return request.messages
+
+    def _check(self, verdict: str, asked: Asked) -> None:
+        settings = self._settings
+        if verdict == "other":
+            raise Conflict(f"the request_id {asked.request_id} was that of another request")
+        if verdict == "archived":
+            raise Conflict(
+                f"the conversation {asked.conversation} is archived: take it out again first "
+                "(conversation:archive with archived=false)"
+            )
+        if verdict == "denied":
+            raise NotFound(f"there is no conversation {asked.conversation}")
+        if verdict == "full":
+            raise Busy(
+                f"{settings.max_waiting_turns} turns wait in the conversation "
+                f"{asked.conversation} (completion.max_waiting_turns)",
+                retry_after_s=5.0,
+            )
+        if verdict == "deep":
+            raise Busy(
+                f"{settings.max_depth} turns wait for one another already (completion.max_depth): "
+                "answer without asking another agent",
+                details={"kind": "depth", "setting": "completion.max_depth"},
+            )
+
+    async def _permit(self, asked: Asked, context: Context) -> None:
+        """Let a conversation that was just made call what it was made with."""
+        parent = None
+        if context.agent is not None:
+            parent = f"agent:{context.agent}"
+        elif context.conversation is not None:
+            parent = f"conversation:{context.conversation}"
+        elif context.origin.startswith(TOKEN_PREFIX):
+            return  # whoever has a token can't hand on more than what may be called by all
+        permit = ToolPermit(
+            subject=f"conversation:{asked.conversation}", allow=asked.tools, parent=parent
+        )
+        try:
+            await self._bus.request("tool:permit", permit)
+        except KsiError as error:
+            log.warning(
+                "a conversation's tools could not be permitted",
+                extra={"conversation": asked.conversation, "error": error.message},
+            )
+
+
+def _check_agent(request: CompletionAsync, context: Context) -> None:
+    is_other = request.agent is not None and request.agent != context.agent
+    if is_other and context.agent is not None and context.origin.startswith(TOKEN_PREFIX):
+        raise Denied(f"a token of the agent {context.agent} can't act as {request.agent}")
+
+
+def said(message: Message) -> Said:
+    """Return a message with what is kept beside it."""
+    return Said(message, body_of(message.parts), tokens.of_parts(message.parts))
+
+
+def run_of(tenant: str, key: str) -> str:
+    """Return the id of the run that a tenant starts under a key."""
+    return key if tenant == "default" else f"{tenant}:{key}"
+
+
+def key_of(tenant: str, run: str) -> str:
+    """Return the key under which a tenant starts a run of that id."""
+    return run if tenant == "default" else run.removeprefix(f"{tenant}:")
+
+
+def digest_of(request: CompletionAsync) -> str:
+    """Return a digest of what is asked, whatever its id."""
+    plain = msgspec.structs.replace(request, request_id=None)
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()
+
+
+def title_of(prompt: str) -> str:
+    """Return the beginning of a prompt, in one line, up to the end of a word."""
+    line = " ".join(prompt[:1000].split())
+    if len(line) <= TITLE_CHARACTERS:
+        return line
+    cut = line[:TITLE_CHARACTERS].rsplit(" ", 1)[0]
+    return f"{cut[:TITLE_CHARACTERS]}…"

@@ -1,0 +1,380 @@
+"""Keeps turns in Postgres: one function, and one round trip, for each thing that is asked."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from ksi_completion.events import CompletionResult, TurnStatus
+from ksi_completion.messages import decode_parts, encode_parts, text_of
+from ksi_daemon.protocol import Busy, Context, ErrorBody, TimedOut, Unavailable
+from ksi_models.events import Message, Part, Role, Usage
+from ksi_postgres.database import Database
+from ksi_postgres.queries import load_queries
+
+SQL: Final = load_queries(__package__)
+FENCED: Final = "KS001"
+FIRST_DELAY_S: Final = 0.05
+MAX_DELAY_S: Final = 1.0
+
+Answer = TypeVar("Answer")
+
+
+class Lost(Exception):
+    """This daemon does not run the turn any more: another may."""
+
+
+class Said(Struct, frozen=True):
+    """A message on its way into a conversation."""
+
+    message: Message
+    body: str
+    tokens: int
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A turn that is to be accepted."""
+
+    conversation: str
+    run: str
+    request_id: str
+    digest: str
+    user: str | None
+    agent: str | None
+    title: str
+    model: str | None
+    system: str | None
+    tools: tuple[str, ...] | None
+    settings: str | None
+    options: str
+    has_output: bool
+    context: Context
+    parent: str | None
+    messages: tuple[Said, ...]
+
+
+class Commit(Struct, frozen=True, kw_only=True):
+    """What came of a step, and whether the turn ends with it."""
+
+    step: int = 0
+    place: int = 0
+    role: Role = "assistant"
+    parts: tuple[Part, ...] | None = None
+    body: str = ""
+    tokens: int = 0
+    units: int = 0
+    attempt: int = 1
+    model: str | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    is_model_call: bool = False
+    total_usage: Usage | None = None
+    calls: int = 0
+    marks: tuple[str, ...] = ()
+    ends_as: TurnStatus | None = None
+    error: ErrorBody | None = None
+
+
+class Next(Struct, frozen=True):
+    """A turn that may begin, and in whose name."""
+
+    run: str
+    context: Context
+
+
+class Due(Struct, frozen=True):
+    """A turn that somebody should look after."""
+
+    tenant: str
+    run: str
+    context: Context
+    status: str = "running"
+    call_id: str | None = None
+
+
+class Committed(Struct, frozen=True):
+    """What is kept: ``verdict`` is ok, more, ended, stopping or over."""
+
+    verdict: str
+    number: int | None
+    next: Next | None
+
+
+class Store:
+    """The turns of all tenants.
+
+    Args:
+        database: The store.
+        office: Tells with what this daemon's writes are fenced.
+    """
+
+    def __init__(self, database: Database, office: Callable[[], tuple[str, int]]) -> None:
+        self.database = database
+        self._office = office
+
+    # -- asked by clients -----------------------------------------------------------------------
+
+    async def accept(self, asked: Asked, max_waiting: int, max_depth: int) -> Any:
+        """Record a turn with its messages, or say why not."""
+        said = asked.messages
+        return await self.database.fetchrow(
+            SQL["accept"],
+            asked.context.tenant,
+            asked.conversation,
+            asked.run,
+            asked.request_id,
+            asked.digest,
+            asked.user,
+            asked.agent,
+            asked.title,
+            asked.model,
+            asked.system,
+            None if asked.tools is None else list(asked.tools),
+            asked.settings,
+            asked.options,
+            asked.has_output,
+            msgspec.json.encode(asked.context).decode(),
+            asked.parent,
+            [each.message.role for each in said],
+            [encode_parts(each.message.parts) for each in said],
+            [each.body for each in said],
+            [each.tokens for each in said],
+            max_waiting,
+            max_depth,
+        )
+
+    async def inject(
+        self, context: Context, conversation: str, request_id: str | None, said: Said, limit: int
+    ) -> Any:
+        """Leave a message for the turn at work."""
+        return await self.database.fetchrow(
+            SQL["inject"],
+            context.tenant,
+            conversation,
+            context.user,
+            request_id,
+            encode_parts(said.message.parts),
+            said.body,
+            said.tokens,
+            limit,
+        )
+
+    async def cancel(self, tenant: str, run: str, why: str) -> tuple[str, str | None]:
+        """Have a turn cancelled; return what becomes of it, and the call that it waits for."""
+        row = await self.database.fetchrow(SQL["cancel"], tenant, run, why)
+        assert row is not None
+        return row["verdict"], row["call_id"]
+
+    async def outcome(self, tenant: str, run: str) -> Any:
+        """Return how a turn stands, or ``None``."""
+        return await self.database.fetchrow(SQL["outcome"], tenant, run)
+
+    async def turns(
+        self,
+        context: Context,
+        conversation: str | None,
+        agent: str | None,
+        statuses: Sequence[str] | None,
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[Any]:
+        """Return turns, the newest first."""
+        at, run = before or (None, None)
+        return await self.database.fetch(
+            SQL["list_turns"],
+            context.tenant,
+            context.user,
+            conversation,
+            agent,
+            None if statuses is None else list(statuses),
+            at,
+            run,
+            limit,
+        )
+
+    async def said_by_turn(self, tenant: str, run: str, from_unit: int = 0) -> list[Any]:
+        """Return the messages that a turn has made, with their place in its stream."""
+        return await self.database.fetch(SQL["said_by_turn"], tenant, run, from_unit)
+
+    async def messages(self, tenant: str, conversation: str) -> list[Any]:
+        """Return the messages of a conversation."""
+        async with self.database.transaction(tenant=tenant) as connection:
+            found: list[Any] = await connection.fetch(SQL["messages"], conversation)
+            return found
+
+    # -- asked by whoever is at work ------------------------------------------------------------
+
+    async def open_step(self, tenant: str, run: str, step: int) -> Any:
+        """Begin a step."""
+        return await self._at_work(SQL["open_step"], tenant, run, step)
+
+    async def state_of(self, tenant: str, run: str) -> Any:
+        """Return what has to be known of a turn."""
+        return await self._until_there(lambda: self.database.fetchrow(SQL["state_of"], tenant, run))
+
+    async def outcome_at_work(self, tenant: str, run: str) -> Any:
+        """Return how a turn ended, as soon as Postgres can tell."""
+        return await self._until_there(lambda: self.outcome(tenant, run))
+
+    async def begin_anew(self, tenant: str, run: str) -> int:
+        """Count that a turn's stream begins anew; return which attempt it is now."""
+        row = await self._at_work(SQL["begin_anew"], tenant, run)
+        attempt: int = row[0]
+        return attempt
+
+    async def set_waiting(
+        self, tenant: str, run: str, status: str, waits_for: str | None, call_id: str | None
+    ) -> str:
+        """Note that a turn pauses, or goes on; say whether it does."""
+        row = await self._at_work(SQL["set_waiting"], tenant, run, status, waits_for, call_id)
+        verdict: str = row[0]
+        return verdict
+
+    async def commit(self, tenant: str, run: str, commit: Commit) -> Committed:
+        """Keep what came of a step; once, however often it is asked."""
+        row = await self._at_work(
+            SQL["commit"],
+            tenant,
+            run,
+            commit.step,
+            commit.place,
+            commit.role,
+            None if commit.parts is None else encode_parts(commit.parts),
+            commit.body,
+            commit.tokens,
+            commit.units,
+            commit.attempt,
+            commit.model,
+            _json(commit.usage),
+            _money(commit.cost_usd),
+            commit.is_model_call,
+            _json(commit.total_usage),
+            commit.calls,
+            list(commit.marks),
+            commit.ends_as,
+            _json(commit.error),
+        )
+        return Committed(row["verdict"], row["message_number"], _next(row))
+
+    async def _at_work(self, sql: str, *args: Any) -> Any:
+        """Ask until Postgres answers: what was done must not be lost because it is away.
+
+        Raises:
+            Lost: Another daemon has the turn now.
+        """
+        try:
+            return await self._until_there(
+                lambda: self.database.fetchrow(sql, *self._office(), *args)
+            )
+        except asyncpg.PostgresError as error:
+            if error.sqlstate == FENCED:
+                raise Lost from error
+            raise
+
+    async def _until_there(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        bound_s = FIRST_DELAY_S
+        while True:
+            try:
+                return await ask()
+            except (Unavailable, TimedOut, Busy):
+                await asyncio.sleep(random.uniform(0.0, bound_s))
+                bound_s = min(2 * bound_s, MAX_DELAY_S)
+
+    # -- asked by the sweep ---------------------------------------------------------------------
+
+    async def claim_next(self, tenant: str, conversation: str) -> Next | None:
+        """Begin the next turn of a conversation, if one may begin."""
+        row = await self.database.fetchrow(SQL["claim_next"], tenant, conversation)
+        return _next(row)
+
+    async def due(self, handed_over_s: float, limit: int) -> list[Due]:
+        """Return turns that nobody has taken on."""
+        rows = await self.database.fetch(SQL["due"], handed_over_s, limit)
+        return [Due(row["of_tenant"], row["run_id"], read_context(row["context"])) for row in rows]
+
+    async def at_work(self, older_than_s: float, limit: int) -> list[Due]:
+        """Return turns that are at work."""
+        rows = await self.database.fetch(SQL["at_work"], older_than_s, limit)
+        return [
+            Due(
+                row["of_tenant"],
+                row["run_id"],
+                read_context(row["context"]),
+                row["status"],
+                row["call_id"],
+            )
+            for row in rows
+        ]
+
+    async def tell(self, words: Sequence[str]) -> None:
+        """Have every daemon hear words."""
+        await self.database.execute(SQL["tell"], list(words))
+
+
+def read_context(text: str) -> Context:
+    """Return the context that a turn runs in."""
+    return msgspec.json.decode(text, type=Context)
+
+
+def read_usage(text: str | None) -> Usage:
+    """Return the tokens that something took."""
+    return Usage() if text is None else msgspec.json.decode(text, type=Usage)
+
+
+def read_error(text: str | None) -> ErrorBody | None:
+    """Return what a turn failed with."""
+    return None if text is None else msgspec.json.decode(text, type=ErrorBody)
+
+
+def result_of(row: Any) -> CompletionResult:
+    """Return how a turn ended, or stands, of its row."""
+    parts = () if row["parts"] is None else decode_parts(row["parts"])
+    text = text_of(Message("assistant", parts))
+    is_known = row["cost_usd"] is not None and not row["has_unknown_cost"]
+    return CompletionResult(
+        run_id=row["run"],
+        conversation_id=row["conversation"],
+        request_id=row["request_id"],
+        turn=row["number"],
+        status=row["status"],
+        text=text,
+        output=_output(text) if row["has_output"] and row["status"] == "succeeded" else None,
+        model=row["model"],
+        usage=read_usage(row["usage"]),
+        cost_usd=float(row["cost_usd"]) if is_known else None,
+        steps=row["steps"],
+        tool_calls=row["tool_calls"],
+        error=read_error(row["error"]),
+        accepted_at=row["accepted_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+def _output(text: str) -> Any:
+    return msgspec.json.decode(text)
+
+
+def _next(row: Any) -> Next | None:
+    if row is None or row["next_run"] is None:
+        return None
+    return Next(row["next_run"], read_context(row["next_context"]))
+
+
+def next_of(row: Any) -> Next | None:
+    """Return the turn that a row says may begin."""
+    return _next(row)
+
+
+def _json(value: Struct | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _money(usd: float | None) -> Decimal | None:
+    return None if usd is None else Decimal(repr(usd)).quantize(Decimal("1e-9"))

@@ -1,0 +1,127 @@
+"""Offers a turn's model the tools that it may call, and calls them."""
+
+import asyncio
+import fnmatch
+import logging
+import random
+from typing import Any, Final
+
+import msgspec
+
+from ksi_completion.work import Prepared, Work
+from ksi_daemon.bus import Bus
+from ksi_daemon.protocol import Busy, KsiError, NotFound, Unavailable
+from ksi_models.events import ToolResultPart, ToolSchema
+from ksi_tools.events import (
+    ToolCall,
+    ToolCalled,
+    ToolDescribe,
+    ToolDescribed,
+    ToolList,
+    ToolListed,
+)
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 0.2
+MAX_AGAIN_S: Final = 2.0
+MAX_DESCRIBED: Final = 500
+
+Outcome = ToolResultPart | ToolCalled
+
+
+class Tooling:
+    """Speaks to the registry of tools, in the name of the event that is handled.
+
+    Args:
+        bus: Sends events.
+        patience_s: How long a call is tried that can't be made just now.
+    """
+
+    def __init__(self, bus: Bus, patience_s: float) -> None:
+        self._bus = bus
+        self._patience_s = patience_s
+
+    async def offered(self, globs: list[tuple[str, ...]]) -> Prepared:
+        """Return what may be called that matches a glob of each list."""
+        try:
+            listed = await self._bus.request("tool:list", ToolList(), result_type=ToolListed)
+        except (NotFound, Unavailable) as error:
+            log.warning("a turn goes without tools", extra={"why": error.message})
+            return Prepared(schemas=(), is_parallel={})
+        infos = [info for info in listed.tools if info.is_allowed and is_wanted(info.name, globs)]
+        if not infos:
+            return Prepared(schemas=(), is_parallel={})
+        described = await self._bus.request(
+            "tool:describe",
+            ToolDescribe(names=tuple(info.name for info in infos[:MAX_DESCRIBED])),
+            result_type=ToolDescribed,
+        )
+        return Prepared(
+            schemas=tuple(
+                ToolSchema(each.info.name, each.info.description, each.parameters)
+                for each in described.tools
+            ),
+            is_parallel={
+                each.info.name: each.info.effects == "read_only" and not each.info.is_interactive
+                for each in described.tools
+            },
+        )
+
+    async def call(self, work: Work, index: int) -> Outcome:
+        """Make one of a step's calls; what comes back is for the model, or a call that waits."""
+        part = work.calls[index]
+        why = _why_not(work, part.name, part.arguments)
+        if why is not None:
+            return ToolResultPart(part.id, part.name, why, is_error=True)
+        request = ToolCall(
+            name=part.name, arguments=part.arguments or "{}", call_id=work.call_id(index)
+        )
+        try:
+            called = await self._called(request)
+        except KsiError as error:
+            told = f"{error.code}: {error.message}"
+            return ToolResultPart(part.id, part.name, told, is_error=True)
+        if called.status in ("waiting", "in_doubt"):
+            return called
+        is_error = called.status != "done"
+        return ToolResultPart(part.id, part.name, _content_of(called), is_error=is_error)
+
+    async def _called(self, request: ToolCall) -> ToolCalled:
+        bound_s, until = AGAIN_S, asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            try:
+                called: ToolCalled = await self._bus.request(
+                    "tool:call", request, result_type=ToolCalled
+                )
+            except (Unavailable, Busy) as error:
+                delay_s = max(random.uniform(0.0, bound_s), error.retry_after_s or 0.0)
+                if asyncio.get_running_loop().time() + delay_s > until:
+                    raise
+                await asyncio.sleep(delay_s)
+                bound_s = min(2 * bound_s, MAX_AGAIN_S)
+            else:
+                return called
+
+
+def _content_of(called: ToolCalled) -> str:
+    if called.content or called.error is None:
+        return called.content
+    return f"{called.error.code}: {called.error.message}"
+
+
+def _why_not(work: Work, name: str, arguments: str) -> str | None:
+    """Return why a call can't be made as the model wrote it, for the model to mend."""
+    if name not in work.tools:
+        names = ", ".join(sorted(work.tools)) or "none"
+        return f"there is no tool {name!r} that you may call; there are: {names}"[:4000]
+    try:
+        value: Any = msgspec.json.decode(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"the arguments are not JSON: {error}"
+    return None if isinstance(value, dict) else "the arguments must be a JSON object"
+
+
+def is_wanted(name: str, globs: list[tuple[str, ...]]) -> bool:
+    """Say whether a name matches a glob of each list."""
+    return all(any(fnmatch.fnmatchcase(name, glob) for glob in each) for each in globs)

@@ -1,0 +1,578 @@
+"""Has turns: calls the model, calls the tools that it asks for, until there is an answer."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+
+from ksi_completion import tokens
+from ksi_completion.events import (
+    CompletionResult,
+    StreamStatus,
+    StreamStep,
+    StreamText,
+    StreamThinking,
+    StreamToolCall,
+    StreamToolResult,
+    TurnStatus,
+)
+from ksi_completion.messages import body_of, decode_parts
+from ksi_completion.news import News, Waiters
+from ksi_completion.settings import CompletionSettings
+from ksi_completion.store import Commit, Committed, Lost, Next, Store, result_of
+from ksi_completion.streams import Hub, Kind
+from ksi_completion.tooling import Outcome, Tooling
+from ksi_completion.work import (
+    Acted,
+    Stopped,
+    Thought,
+    Work,
+    added,
+    check_answer,
+    check_step,
+    groups_of,
+    marks_of,
+)
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.protocol import (
+    Busy,
+    Cancelled,
+    ErrorBody,
+    Failed,
+    InvalidData,
+    KsiError,
+    TimedOut,
+    Unavailable,
+)
+from ksi_models.events import (
+    Message,
+    ModelCall,
+    ModelChunk,
+    ModelResponse,
+    ModelRestarted,
+    ModelWaiting,
+    Part,
+    TextDelta,
+    TextPart,
+    ThinkingDelta,
+    ThinkingPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+from ksi_tools.events import ToolCalled
+from ksi_workflows.api import Run, current_run, receive, step, workflow
+
+log = logging.getLogger(__name__)
+
+TRANSIENT: Final = (Unavailable, Busy, TimedOut)
+TEXTS: Final[dict[type[Any], Kind]] = {TextPart: StreamText, ThinkingPart: StreamThinking}
+DIED: Final = "the daemon that was at it ended"
+
+
+class Turns:
+    """The turns that are at work in this daemon.
+
+    Args:
+        settings: The plugin's.
+        store: Keeps them.
+        bus: Calls models and tools.
+        news: Tells other daemons of their ends.
+        prompt: Makes what the model is asked.
+        begin: Hands on a turn that may begin.
+    """
+
+    def __init__(
+        self,
+        settings: CompletionSettings,
+        store: Store,
+        bus: Bus,
+        news: News,
+        prompt: Any,
+        begin: Callable[[Next], None],
+    ) -> None:
+        self.hub = Hub(settings.stream_buffer_bytes)
+        self.waiters = Waiters()
+        self._settings = settings
+        self._store = store
+        self._bus = bus
+        self._news = news
+        self._prompt = prompt
+        self._begin = begin
+        self._tooling = Tooling(bus, settings.patience_s)
+        self._works: dict[str, Work] = {}
+        news.on("cancel", self._cancelled)
+        news.on("ended", self.waiters.wake)
+        news.on_missed(self.waiters.wake_all)
+
+    def find(self, run: str) -> Work | None:
+        """Return a turn that is at work here."""
+        return self._works.get(run)
+
+    def _cancelled(self, run: str) -> None:
+        work = self._works.get(run)
+        if work is not None:
+            work.stop("cancelled")
+
+    # -- the workflow ---------------------------------------------------------------------------
+
+    @workflow("turn")
+    async def turn(self) -> None:
+        """Have a turn, from its first model call to its end."""
+        run = current_run()
+        self._works[run.id] = Work(run.id, run.tenant, self.hub.get(run.id))
+        self.waiters.wake(run.id)
+        try:
+            await self._have(run)
+        except asyncio.CancelledError:
+            if run.interruption == "cancelled":  # not by us: somebody ended the run itself
+                await asyncio.shield(self._give_up(run, Cancelled("the run was cancelled")))
+            raise
+        except Lost:
+            raise
+        except Exception as error:
+            log.exception("a turn broke", extra={"run": run.id})
+            await self._give_up(run, error)
+        finally:
+            work = self._works.pop(run.id, None)
+            if work is not None:
+                self.hub.drop(work.live)
+
+    async def _have(self, run: Run) -> None:
+        number = 0
+        while True:
+            number += 1
+            thought = await self.think(run.tenant, run.id, number)
+            if thought.is_over:
+                return
+            for group in thought.groups:
+                if await self._act(run, number, group):
+                    return
+
+    async def _act(self, run: Run, number: int, group: tuple[int, ...]) -> bool:
+        """Make some calls, however long a person takes to decide; say whether the turn is over."""
+        while True:
+            acted = await self.act(run.tenant, run.id, number, group)
+            if acted.is_over or acted.waits_on is None:
+                return acted.is_over
+            await self._load(run.tenant, run.id, number)
+            await receive(f"tool:{acted.waits_on}")
+
+    async def _give_up(self, run: Run, error: Exception) -> None:
+        body = error.body if isinstance(error, KsiError) else ErrorBody(Failed.code, "a turn broke")
+        await self.give_up(run.tenant, run.id, body)
+
+    async def give_up(self, tenant: str, run: str, error: ErrorBody) -> None:
+        """End a turn at which nobody is any more."""
+        row = await self._store.state_of(tenant, run)
+        if row is None or row["verdict"] != "ok":
+            return
+        work = self._works.get(run) or Work(run, tenant, self.hub.get(run))
+        work.read(row)
+        await self._read_step(work, None)
+        is_cancelled = row["stopping"] is not None or error.code == Cancelled.code
+        await self._end(work, "cancelled" if is_cancelled else "failed", error)
+        if run not in self._works:
+            self.hub.drop(work.live)
+
+    # -- thinking -------------------------------------------------------------------------------
+
+    @step(name="think")
+    async def think(self, tenant: str, run: str, number: int) -> Thought:
+        """Have the model answer once, and keep what it said."""
+        work = self._works[run]
+        row = await self._store.open_step(tenant, run, number)
+        if row["verdict"] == "over":
+            await self._note_end(work)
+            return Thought(is_over=True)
+        work.read(row)
+        work.step, work.calls, work.done = number, (), set()
+        work.live.open_step(row["units"], row["attempt"], DIED if row["is_again"] else "")
+        try:
+            async with work.bounded(self._settings.max_turn_s):
+                if row["verdict"] == "done":
+                    return await self._thought(work, decode_parts(row["done_parts"]))
+                check_step(work, self._settings)
+                response = await self._ask(work)
+        except Stopped:
+            return await self._keep_the_rest(work)
+        except KsiError as error:
+            await self._end(work, "failed", error.body)
+            return Thought(is_over=True)
+        return await self._keep(work, response)
+
+    async def _ask(self, work: Work) -> ModelResponse:
+        """Call the model until it answers, for a while."""
+        settings, loop = self._settings, asyncio.get_running_loop()
+        until = loop.time() + settings.patience_s
+        with acting_as(work.context):
+            offer = await self._tooling.offered(work.globs)
+            work.tools = offer.is_parallel
+            call = await self._prompt(work, offer.schemas)
+            while True:
+                try:
+                    return await self._answer(work, call)
+                except TRANSIENT as error:
+                    delay_s = max(settings.retry_s, error.retry_after_s or 0.0)
+                    if loop.time() + delay_s > until:
+                        raise
+                    await self._anew(work, error.message)
+                    work.live.show(
+                        StreamStatus(waits_for="retry", message=error.message, delay_s=delay_s)
+                    )
+                    await asyncio.sleep(delay_s)
+
+    async def _answer(self, work: Work, call: ModelCall) -> ModelResponse:
+        live, response = work.live, None
+        async with aclosing(self._bus.stream("model:call", call)) as chunks:
+            async for chunk in chunks:
+                kind = type(chunk)
+                if kind is TextDelta:
+                    live.say(StreamText, chunk.text)
+                elif kind is ThinkingDelta:
+                    live.say(StreamThinking, chunk.text)
+                else:
+                    response = await self._other(work, chunk) or response
+        if response is None:
+            raise Failed("the model's answer had no end")
+        await self._match(work, response.message)
+        return response
+
+    async def _other(self, work: Work, chunk: Any) -> ModelResponse | None:
+        if isinstance(chunk, dict):  # a model that is served from elsewhere
+            chunk = msgspec.convert(chunk, ModelChunk)
+        if isinstance(chunk, ModelResponse):
+            return chunk
+        if isinstance(chunk, TextDelta | ThinkingDelta):
+            work.live.say(
+                StreamText if isinstance(chunk, TextDelta) else StreamThinking, chunk.text
+            )
+        elif isinstance(chunk, ModelRestarted):
+            await self._anew(work, chunk.why)
+        elif isinstance(chunk, ModelWaiting):
+            work.live.show(
+                StreamStatus(waits_for=chunk.reason, message=chunk.message, delay_s=chunk.delay_s)
+            )
+        return None
+
+    async def _anew(self, work: Work, why: str) -> None:
+        """Take back what was streamed of a step."""
+        if work.live.end > work.live.base:
+            work.live.restart(await self._store.begin_anew(work.tenant, work.run), why)
+
+    async def _match(self, work: Work, message: Message) -> None:
+        """See to it that what was streamed is what will be kept."""
+        live = work.live
+        said, kept = live.said(), texts_of(message.parts)
+        if said == kept:
+            return
+        if said:
+            await self._anew(work, "the answer came whole")
+        for kind, text in kept:
+            live.say(kind, text)
+
+    async def _keep(self, work: Work, response: ModelResponse) -> Thought:
+        live, message = work.live, response.message
+        work.calls = tuple(part for part in message.parts if isinstance(part, ToolCallPart))
+        for index, part in enumerate(work.calls):
+            live.add(
+                StreamToolCall(
+                    attempt=live.attempt,
+                    offset=live.end,
+                    call_id=work.call_id(index),
+                    name=part.name,
+                    arguments=part.arguments,
+                )
+            )
+        live.add(
+            StreamStep(
+                attempt=live.attempt,
+                offset=live.end,
+                model=response.model,
+                usage=response.usage,
+                cost_usd=response.cost_usd,
+            )
+        )
+        marks = tuple(marks_of(message))
+        trouble = check_answer(work, marks, self._settings) or _misfit(work, message)
+        is_end = not work.calls and trouble is None
+        commit = Commit(
+            step=work.step,
+            parts=message.parts,
+            body=body_of(message.parts),
+            tokens=tokens.of_parts(message.parts),
+            units=live.end - live.base,
+            attempt=live.attempt,
+            model=response.model,
+            usage=response.usage,
+            cost_usd=response.cost_usd,
+            is_model_call=True,
+            total_usage=added(work.usage, response.usage),
+            calls=len(work.calls),
+            marks=marks,
+            ends_as="succeeded" if is_end else None,
+        )
+        committed = await self._store.commit(work.tenant, work.run, commit)
+        if trouble is not None and committed.verdict != "over":
+            await self._end(work, "failed", trouble.body)
+            return Thought(number=committed.number, is_over=True)
+        return await self._after(work, committed)
+
+    async def _after(self, work: Work, committed: Committed) -> Thought:
+        """Go on with what a step's commit says."""
+        if committed.verdict == "stopping":
+            work.stop("cancelled")
+            await self._end(work, "cancelled", _cancelled(work))
+        elif committed.verdict in ("ended", "over"):
+            await self._note_end(work, committed)
+        else:
+            return Thought(number=committed.number, groups=self._groups(work))
+        return Thought(number=committed.number, is_over=True)
+
+    async def _thought(self, work: Work, parts: tuple[Part, ...]) -> Thought:
+        """Return what a step left that was kept, and not recorded."""
+        work.calls = tuple(part for part in parts if isinstance(part, ToolCallPart))
+        if work.calls:
+            return Thought(number=None, groups=self._groups(work))
+        committed = await self._store.commit(work.tenant, work.run, Commit(ends_as="succeeded"))
+        return await self._after(work, committed)
+
+    def _groups(self, work: Work) -> tuple[tuple[int, ...], ...]:
+        return tuple(groups_of(work.calls, work.tools, self._settings.max_parallel_tools))
+
+    async def _keep_the_rest(self, work: Work) -> Thought:
+        """End a cancelled turn with what it had said: it is what was seen."""
+        live = work.live
+        parts = tuple(TextPart(text) for kind, text in live.said() if kind is StreamText)
+        commit = None
+        if parts:
+            commit = Commit(
+                step=work.step,
+                parts=parts,
+                body=body_of(parts),
+                tokens=tokens.of_parts(parts),
+                units=live.end - live.base,
+                attempt=live.attempt,
+                ends_as="cancelled",
+                error=_cancelled(work),
+            )
+        await self._end(work, "cancelled", _cancelled(work), commit)
+        return Thought(is_over=True)
+
+    # -- acting ---------------------------------------------------------------------------------
+
+    @step(name="act")
+    async def act(self, tenant: str, run: str, number: int, group: tuple[int, ...]) -> Acted:
+        """Make some of the model's calls at once, and keep what came of them."""
+        work = await self._load(tenant, run, number)
+        if work.is_paused:
+            work.is_paused = False
+            verdict = await self._store.set_waiting(tenant, run, "running", None, None)
+            if verdict != "ok":
+                work.stop("cancelled")
+        try:
+            async with work.bounded(self._settings.max_turn_s):
+                outcomes = await self._call_all(work, group)
+        except Stopped:
+            await self._end(work, "cancelled", _cancelled(work))
+            return Acted(is_over=True)
+        except KsiError as error:
+            await self._end(work, "failed", error.body)
+            return Acted(is_over=True)
+        waiting = next((each for each in outcomes if isinstance(each, ToolCalled)), None)
+        if waiting is not None:
+            return await self._pause(work, waiting)
+        return await self._keep_results(work, group, outcomes)
+
+    async def _call_all(self, work: Work, group: tuple[int, ...]) -> list[Outcome]:
+        names = ", ".join(dict.fromkeys(work.calls[index].name for index in group))
+        work.live.show(
+            StreamStatus(waits_for="tool", message=names, call_id=work.call_id(group[0]))
+        )
+        with acting_as(work.context):
+            if len(group) == 1:
+                return [await self._tooling.call(work, group[0])]
+            async with asyncio.TaskGroup() as together:
+                tasks = [
+                    together.create_task(
+                        self._tooling.call(work, index), name=f"tool {work.call_id(index)}"
+                    )
+                    for index in group
+                ]
+            return [task.result() for task in tasks]
+
+    async def _pause(self, work: Work, called: ToolCalled) -> Acted:
+        waits_for = "answer" if called.status == "waiting" else "decision"
+        verdict = await self._store.set_waiting(
+            work.tenant, work.run, "paused", f"{waits_for}: {called.content}", called.call_id
+        )
+        if verdict != "ok":
+            await self._end(work, "cancelled", _cancelled(work))
+            return Acted(is_over=True)
+        work.is_paused = True
+        work.live.show(
+            StreamStatus(
+                waits_for="answer" if called.status == "waiting" else "decision",
+                message=called.content,
+                call_id=called.call_id,
+            )
+        )
+        return Acted(waits_on=called.call_id)
+
+    async def _keep_results(
+        self, work: Work, group: tuple[int, ...], outcomes: list[Outcome]
+    ) -> Acted:
+        results = tuple(each for each in outcomes if isinstance(each, ToolResultPart))
+        self._show_results(work, group, results)
+        committed = await self._store.commit(
+            work.tenant, work.run, _results_commit(work, group, results)
+        )
+        work.done.update(group)
+        if committed.verdict == "stopping":
+            await self._end(work, "cancelled", _cancelled(work))
+        elif committed.verdict == "over":
+            await self._note_end(work, committed)
+        return Acted(is_over=committed.verdict != "ok")
+
+    def _show_results(
+        self, work: Work, group: tuple[int, ...], results: tuple[ToolResultPart, ...]
+    ) -> None:
+        live = work.live
+        for index, part in zip(group, results, strict=True):
+            live.add(
+                StreamToolResult(
+                    attempt=live.attempt,
+                    offset=live.end,
+                    call_id=work.call_id(index),
+                    name=part.name,
+                    content=part.content,
+                    is_error=part.is_error,
+                )
+            )
+
+    async def _load(self, tenant: str, run: str, number: int) -> Work:
+        """Return a turn with the calls of a step, also where another daemon made that step."""
+        work = self._works[run]
+        if work.step == number and work.calls:
+            return work
+        row = await self._store.state_of(tenant, run)
+        work.read(row)
+        work.live.open_step(row["units"], row["attempt"])
+        await self._read_step(work, number)
+        with acting_as(work.context):
+            work.tools = (await self._tooling.offered(work.globs)).is_parallel
+        if row["waits_for"] is not None:
+            work.is_paused = True
+            waits_for, _, message = row["waits_for"].partition(": ")
+            status = StreamStatus(waits_for=waits_for, message=message, call_id=row["waits_call"])
+            work.live.show(status)
+        return work
+
+    async def _read_step(self, work: Work, number: int | None) -> None:
+        """Read the calls of a step, the last one unless told, and which of them are done."""
+        rows = await self._store.said_by_turn(work.tenant, work.run)
+        work.step = number or max((row["step"] for row in rows), default=0)
+        work.calls, work.done = (), set()
+        for row in rows:
+            if row["step"] != work.step or row["parts"] is None:
+                continue
+            parts = decode_parts(row["parts"])
+            if row["place"] == 0:
+                work.calls = tuple(part for part in parts if isinstance(part, ToolCallPart))
+            else:
+                work.done.update(range(row["place"] - 1, row["place"] - 1 + len(parts)))
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    async def _end(
+        self,
+        work: Work,
+        status: TurnStatus,
+        error: ErrorBody,
+        commit: Commit | None = None,
+    ) -> None:
+        """End a turn; calls that have come to nothing are answered, so that the next is sane."""
+        undone = work.undone()
+        if commit is None and undone:
+            results = tuple(
+                ToolResultPart(work.calls[i].id, work.calls[i].name, _NOT_DONE, is_error=True)
+                for i in undone
+            )
+            self._show_results(work, tuple(undone), results)
+            commit = _results_commit(work, tuple(undone), results)
+            commit = msgspec.structs.replace(commit, ends_as=status, error=error)
+        commit = commit or Commit(ends_as=status, error=error)
+        await self._note_end(work, await self._store.commit(work.tenant, work.run, commit))
+
+    async def _note_end(self, work: Work, committed: Committed | None = None) -> None:
+        """Tell of a turn's end, and begin the next."""
+        if committed is not None and committed.next is not None:
+            self._begin(committed.next)
+        row = await self._store.outcome_at_work(work.tenant, work.run)
+        if row is None:
+            return
+        result = result_of(row)
+        work.live.finish(result)
+        self.tell_end(result)
+        if committed is not None:
+            with acting_as(work.context):
+                self._bus.publish("completion:result", result)
+
+    def tell_end(self, result: CompletionResult) -> None:
+        """Wake those who wait for a turn, here and elsewhere."""
+        self.waiters.wake(result.run_id)
+        self._news.tell("ended", result.run_id)
+
+
+_NOT_DONE: Final = "this was not done: the turn ended before"
+
+
+def texts_of(parts: tuple[Part, ...]) -> list[tuple[Kind, str]]:
+    """Return the texts of a message as a stream has them, those of one kind together."""
+    texts: list[tuple[Kind, str]] = []
+    for part in parts:
+        kind = TEXTS.get(type(part))
+        if kind is None or not isinstance(part, TextPart | ThinkingPart) or not part.text:
+            continue
+        if texts and texts[-1][0] is kind:
+            texts[-1] = (kind, texts[-1][1] + part.text)
+        else:
+            texts.append((kind, part.text))
+    return texts
+
+
+def _results_commit(
+    work: Work, group: tuple[int, ...], results: tuple[ToolResultPart, ...]
+) -> Commit:
+    return Commit(
+        step=work.step,
+        place=1 + group[0],
+        role="tool",
+        parts=results,
+        body=body_of(results),
+        tokens=tokens.of_parts(results),
+        units=len(results),
+        attempt=work.live.attempt,
+    )
+
+
+def _misfit(work: Work, message: Message) -> KsiError | None:
+    """Return why an answer is not what the turn was to put out."""
+    if work.options.output_schema is None or work.calls:
+        return None
+    text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return InvalidData(
+            f"the answer is not JSON, as its output_schema wants it: {error}",
+            details={"kind": "output"},
+        )
+    return None
+
+
+def _cancelled(work: Work) -> ErrorBody:
+    return Cancelled(work.stopping or "cancelled").body

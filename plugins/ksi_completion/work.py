@@ -1,0 +1,242 @@
+"""A turn at work in this daemon: what is known of it between its steps."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from ksi_completion.events import CompletionAsync
+from ksi_completion.settings import CompletionSettings
+from ksi_completion.store import read_context, read_usage
+from ksi_completion.streams import Live
+from ksi_daemon.protocol import Failed, KsiError, TimedOut
+from ksi_models.events import Message, ModelSettings, TextPart, ToolCallPart, ToolSchema, Usage
+
+MARK_BYTES: Final = 8
+MIN_TEXT_CHARACTERS: Final = 80  # what is said before a call is often the same few words
+
+
+class Stopped(Exception):
+    """The turn is to be cancelled; the message says why."""
+
+
+class Work:
+    """A turn at work here.
+
+    Attributes:
+        run: Its run.
+        tenant: Whose it is.
+        live: What it says.
+        step: The model call that it is at, from 1 on.
+        calls: The tool calls of that step.
+        done: Which of them have come to something.
+        tools: What the model was offered, by name: whether a call has no effects and may be made
+            beside others.
+        stopping: Why it is to be cancelled, once it is.
+    """
+
+    def __init__(self, run: str, tenant: str, live: Live) -> None:
+        self.run = run
+        self.tenant = tenant
+        self.live = live
+        self.step = 0
+        self.calls: tuple[ToolCallPart, ...] = ()
+        self.done: set[int] = set()
+        self.tools: dict[str, bool] = {}
+        self.stopping: str | None = None
+        self.is_paused = False
+        self._scope: asyncio.Timeout | None = None
+
+    def read(self, row: Any) -> None:
+        """Take over what Postgres says of it."""
+        self.row = row
+        self.options = msgspec.json.decode(row["options"], type=CompletionAsync)
+        self.context = msgspec.structs.replace(read_context(row["context"]), run=self.run)
+        self.conversation: str = row["conversation"]
+        self.usage = read_usage(row["usage"])
+        self.read_at = asyncio.get_running_loop().time()
+        if row["stopping"] is not None:
+            self.stopping = row["stopping"]
+
+    @property
+    def system(self) -> str | None:
+        """What the model is told before everything else."""
+        system: str | None = self.options.system or self.row["system"]
+        return system
+
+    @property
+    def globs(self) -> list[tuple[str, ...]]:
+        """The lists of globs of which a tool must match one each."""
+        lists = (self.options.tools, self.row["tools"])
+        return [tuple(each) for each in lists if each is not None]
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """How the model is to answer."""
+        if self.options.settings is not None:
+            return self.options.settings
+        text = self.row["settings"]
+        return ModelSettings() if text is None else msgspec.json.decode(text, type=ModelSettings)
+
+    def call_id(self, index: int) -> str:
+        """Return the id of a tool call of the step: never the model's own, which may repeat."""
+        return f"{self.run}:{self.step}:{index}"
+
+    def undone(self) -> list[int]:
+        """Return the calls of the step that have come to nothing yet."""
+        return [index for index in range(len(self.calls)) if index not in self.done]
+
+    # -- its end --------------------------------------------------------------------------------
+
+    def stop(self, why: str) -> None:
+        """Have it end as soon as it can."""
+        self.stopping = self.stopping or why
+        if self._scope is not None:
+            with suppress(RuntimeError):  # it ends already
+                self._scope.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def bounded(self, limit_s: float) -> AsyncIterator[None]:
+        """Do something in the time that the turn has left.
+
+        Raises:
+            Stopped: It was cancelled.
+            TimedOut: Its time is over.
+        """
+        if self.stopping is not None:
+            raise Stopped(self.stopping)
+        limit_s = min(limit_s, self.options.timeout_s or limit_s)
+        loop = asyncio.get_running_loop()
+        left_s = limit_s - self.row["elapsed_s"] - (loop.time() - self.read_at)
+        try:
+            async with asyncio.timeout(left_s) as self._scope:
+                yield
+        except TimeoutError as error:
+            if self._scope is None or not self._scope.expired():
+                raise
+            if self.stopping is not None:
+                raise Stopped(self.stopping) from error
+            raise TimedOut(
+                f"the turn took longer than {limit_s:g} s (timeout_s, or completion.max_turn_s)",
+                details=_kind("wall_time", "max_turn_s"),
+            ) from error
+        finally:
+            self._scope = None
+
+
+# -- breakers -----------------------------------------------------------------------------------
+
+
+def check_step(work: Work, settings: CompletionSettings) -> None:
+    """Refuse another model call to a turn that has had enough.
+
+    Raises:
+        Failed: It has.
+    """
+    row, usage = work.row, work.usage
+    tokens = usage.input_tokens + usage.output_tokens
+    cost = float(row["cost_usd"] or 0)
+    bounds = (
+        ("steps", "max_steps", row["steps"], settings.max_steps, "model calls"),
+        ("tokens", "max_turn_tokens", tokens, settings.max_turn_tokens, "tokens"),
+        ("cost", "max_turn_usd", cost, settings.max_turn_usd, "US dollars"),
+    )
+    for kind, setting, taken, bound, what in bounds:
+        if bound and taken >= bound:
+            raise Failed(
+                f"the turn has taken {taken:g} {what}, and may take {bound:g} "
+                f"(completion.{setting})",
+                details=_kind(kind, setting),
+            )
+
+
+def check_answer(work: Work, marks: Sequence[str], settings: CompletionSettings) -> KsiError | None:
+    """Return why a turn must not go on with what its model answered."""
+    calls = work.row["tool_calls"] + len(work.calls)
+    if calls > settings.max_tool_calls:
+        return Failed(
+            f"the turn has made {calls} tool calls, and may make {settings.max_tool_calls} "
+            "(completion.max_tool_calls)",
+            details=_kind("tool_calls", "max_tool_calls"),
+        )
+    known = [*work.row["marks"], *marks]
+    if any(known.count(mark) > settings.max_repeats for mark in marks):
+        return Failed(
+            f"the turn has done the same {settings.max_repeats} times over "
+            "(completion.max_repeats)",
+            details=_kind("repetition", "max_repeats"),
+        )
+    return None
+
+
+def _kind(kind: str, setting: str) -> dict[str, Any]:
+    return {"kind": kind, "setting": f"completion.{setting}"}
+
+
+def marks_of(message: Message) -> Iterator[str]:
+    """Yield a digest for each tool call of an answer, and for a text that says something."""
+    for part in message.parts:
+        if isinstance(part, ToolCallPart):
+            yield _mark(part.name, part.arguments)
+    text = "".join(part.text for part in message.parts if isinstance(part, TextPart)).strip()
+    if len(text) >= MIN_TEXT_CHARACTERS:
+        yield _mark("", text)
+
+
+def _mark(name: str, text: str) -> str:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = msgspec.json.encode(msgspec.json.decode(text), order="deterministic").decode()
+    return hashlib.blake2b(f"{name}\n{text}".encode(), digest_size=MARK_BYTES).hexdigest()
+
+
+# -- what steps leave ---------------------------------------------------------------------------
+
+
+class Thought(Struct, frozen=True, kw_only=True):
+    """What a model call left: its message's number, and in which groups to make its calls."""
+
+    number: int | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
+    is_over: bool = False
+
+
+class Acted(Struct, frozen=True, kw_only=True):
+    """What became of a group of tool calls: it is done, waits for a person, or ended the turn."""
+
+    waits_on: str | None = None
+    is_over: bool = False
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """What a model is offered to call."""
+
+    schemas: tuple[ToolSchema, ...]
+    is_parallel: dict[str, bool]
+
+
+def groups_of(
+    calls: Sequence[ToolCallPart], tools: dict[str, bool], most: int
+) -> Iterator[tuple[int, ...]]:
+    """Yield the calls in their order: those without effects together, every other alone."""
+    group: list[int] = []
+    for index, call in enumerate(calls):
+        if tools.get(call.name, True) and len(group) < most:  # what is not there has no effect
+            group.append(index)
+            continue
+        if group:
+            yield tuple(group)
+        group = [index] if tools.get(call.name, True) else []
+        if not group:
+            yield (index,)
+    if group:
+        yield tuple(group)
+
+
+def added(usage: Usage, more: Usage) -> Usage:
+    """Return the sum of what two calls took."""
+    names = Usage.__struct_fields__
+    return Usage(**{name: getattr(usage, name) + getattr(more, name) for name in names})
