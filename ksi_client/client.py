@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar, overload
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from ksi_client.completions import CompletionCalls
 from ksi_client.sync import inherited_token
 from ksi_client.transports import Transport, UnixTransport
 from ksi_daemon.protocol import (
@@ -165,7 +166,7 @@ class _ClientPeer(Peer):
         return Failed(f"{serving.name} failed with {type(error).__name__}: {error}")
 
 
-class AsyncClient:
+class AsyncClient(CompletionCalls):
     """A connection to a daemon, made again whenever it is lost.
 
     What was subscribed and served before is so again afterwards. A request that was under way

@@ -3,10 +3,10 @@
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -15,6 +15,9 @@ from ksi_daemon.protocol import Event, InvalidData, KsiError, Limits, TimedOut, 
 from ksi_daemon.protocol.errors import error_from
 from ksi_daemon.protocol.paths import check_owner, home_directory, socket_path
 from ksi_daemon.protocol.wire import Ask, Cancel, Context, Frame, decode_frame, decode_plain, encode
+
+if TYPE_CHECKING:  # most commands have no turns, and start quicker without
+    from ksi_client.turns import Completion, CompletionChunk
 
 Result = TypeVar("Result")
 
@@ -48,14 +51,28 @@ class Client:
         self._timeout_s = timeout_s
         self._ids = itertools.count(1)
         self._buffer = bytearray()
-        token = token if token is not None else inherited_token()
+        self._token = token if token is not None else inherited_token()
         self._socket = self._connect()
+        self._greet()
+
+    def _greet(self) -> None:
         try:
-            if token:
-                self.request("router:authenticate", {"token": token})
+            if self._token:
+                self.request("router:authenticate", {"token": self._token})
         except BaseException:
             self.close()
             raise
+
+    def reconnect(self) -> None:
+        """Connect again, after a loss.
+
+        Raises:
+            Unavailable: No daemon listens.
+        """
+        self.close()
+        self._buffer.clear()
+        self._socket = self._connect()
+        self._greet()
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -185,6 +202,71 @@ class Client:
                     else msgspec.json.decode(context, type=Context),
                     None if frame.outcome is UNSET else frame.outcome,
                 )
+
+    # -- turns with a model ---------------------------------------------------------------------
+
+    def create_completion(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Any] = (),
+        model: str | None = None,
+        conversation_id: str | None = None,
+        agent: str | None = None,
+        system: str | None = None,
+        tools: Sequence[str] | None = None,
+        settings: dict[str, Any] | None = None,
+        output_schema: dict[str, Any] | None = None,
+        priority: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+        wait_s: float | None = None,
+    ) -> "Completion":
+        """Have a turn with a model, and wait for its end: see `AsyncClient.create_completion`.
+
+        Raises:
+            KsiError: The turn was refused, or it failed.
+        """
+        from ksi_client import completions, turns  # noqa: PLC0415  most commands have no turns
+
+        start = turns.turn_request(
+            prompt=prompt,
+            messages=messages,
+            model=model,
+            conversation_id=conversation_id,
+            agent=agent,
+            system=system,
+            tools=tools,
+            settings=settings,
+            output_schema=output_schema,
+            priority=priority,
+            timeout_s=timeout_s,
+            request_id=request_id,
+        )
+        return completions.create(self, start, wait_s)
+
+    def stream_completion(
+        self,
+        prompt: str | None = None,
+        *,
+        run_id: str | None = None,
+        offset: int = 0,
+        reconnect_s: float = 60.0,
+        **given: Any,
+    ) -> "Iterator[CompletionChunk]":
+        """Have a turn with a model, and yield what comes of it; the last is the `Completion`.
+
+        Takes what `create_completion` takes; or a ``run_id``, to follow a turn that was accepted
+        before. A lost connection is found again; see `AsyncClient.stream_completion`.
+
+        Raises:
+            KsiError: The turn was refused, or it failed.
+        """
+        from ksi_client import completions, turns  # noqa: PLC0415  most commands have no turns
+
+        start = None if run_id else turns.turn_request(prompt=prompt, **given)
+        place = turns.Following(start, run_id=run_id, offset=offset)
+        return completions.stream(self, place, reconnect_s)
 
     def _ask(self, event: str, data: Any) -> int:
         request_id = next(self._ids)

@@ -57,6 +57,16 @@ class LazyGroup(QuickHelp, TyperGroup):
         point = find(cmd_name)
         return load(point, listing=True) if point else None
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Suggest commands by their names alone: importing them all would take too long."""
+        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415  seldom needed
+
+        if incomplete.startswith("-"):
+            options: list[Any] = super().shell_complete(ctx, incomplete)
+            return options
+        names = self.list_commands(ctx)
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the command that the first argument names.
 

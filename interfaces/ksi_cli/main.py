@@ -12,6 +12,8 @@ from ksi_cli import output
 from ksi_cli.lazy import LazyGroup
 from ksi_client import KsiError
 
+VARIABLE = "_KSI_COMPLETE"  # set by the script of ksi completion when a shell asks what fits
+
 app = typer.Typer(
     cls=LazyGroup,
     add_completion=False,
@@ -27,7 +29,8 @@ def ksi(
 ) -> None:
     """Run AI agents the way an init system runs services.
 
-    Every command takes --json. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 not running.
+    Every command takes --json. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 not running, 4 not
+    found, 5 not allowed, 6 busy or away (try again), 7 not in time, 130 interrupted.
     """
 
 
@@ -60,19 +63,13 @@ def main(words: Sequence[str]) -> int:
         return output.INTERRUPTED
     except KsiError as error:
         output.fail(error, as_json=as_json)
-        return EXIT_CODES.get(type(error), output.FAILED)
+        return output.exit_code(error)
     except Exception as error:  # the outermost boundary: a user sees no traceback
         if sys.flags.dev_mode:
             raise
         message = f"{type(error).__name__}: {error} (traceback: python -X dev -m ksi_cli …)"
         output.fail(KsiError(message), as_json=as_json)
         return output.FAILED
-
-
-EXIT_CODES: dict[type[KsiError], int] = {
-    output.UsageError: output.USAGE,
-    output.NotRunning: output.NOT_RUNNING,
-}
 
 
 def invoke(words: Sequence[str]) -> int:
@@ -86,6 +83,8 @@ def invoke(words: Sequence[str]) -> int:
 
         output.write(f"ksi {version('ksi')}")
         return 0
+    if VARIABLE in os.environ:
+        return complete()
     try:
         command = typer.main.get_command(app)
         code = command.main(list(words) or ["--help"], prog_name="ksi", standalone_mode=False)
@@ -97,6 +96,18 @@ def invoke(words: Sequence[str]) -> int:
         hint = "" if message.endswith("?") else f"; see: {path} --help"
         raise output.UsageError(message + hint) from None
     return code if isinstance(code, int) else 0
+
+
+def complete() -> int:
+    """Suggest what fits to the shell that asks; whatever is wrong, it gets nothing."""
+    from typer._completion_classes import completion_init  # noqa: PLC0415  seldom needed
+
+    completion_init()
+    try:
+        typer.main.get_command(app).main([], prog_name="ksi", complete_var=VARIABLE)
+    except (KsiError, typer.TyperException):
+        return output.FAILED
+    return 0
 
 
 def sentence(message: str) -> str:

@@ -20,9 +20,14 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")
 FAILED: Final = 1
 USAGE: Final = 2
 NOT_RUNNING: Final = 3  # as the Linux Standard Base has it for init scripts
+NOT_FOUND: Final = 4
+DENIED: Final = 5
+TRY_AGAIN: Final = 6
+TIMED_OUT: Final = 7
 INTERRUPTED: Final = 130
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Also what reorders the text of a line, or hides in it.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _MIN_LAST_COLUMN: Final = 20
 
 
@@ -36,6 +41,23 @@ class NotRunning(KsiError):
     """No daemon runs in this home; start it."""
 
     code = "unavailable"
+
+
+_EXIT_CODES: Final = {
+    "usage": USAGE,
+    "not_found": NOT_FOUND,
+    "denied": DENIED,
+    "busy": TRY_AGAIN,
+    "unavailable": TRY_AGAIN,
+    "timeout": TIMED_OUT,
+}
+
+
+def exit_code(error: KsiError) -> int:
+    """Return the exit code for an error: one for each kind that a script treats differently."""
+    if isinstance(error, NotRunning):
+        return NOT_RUNNING
+    return _EXIT_CODES.get(error.code, FAILED)
 
 
 def show(value: Shown, text: Callable[[Shown], str], *, as_json: bool) -> None:
@@ -77,7 +99,12 @@ def fail(error: KsiError, *, as_json: bool) -> None:
 
 def clean(text: str) -> str:
     """Make control characters visible, so that no text moves the cursor or sets a title."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _CONTROL.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def displayed(path: Path | str) -> str:
