@@ -11,7 +11,10 @@ from ksi_daemon.protocol.wire import ErrorBody
 Effects = Literal["read_only", "idempotent", "effectful"]
 CallStatus = Literal["done", "failed", "waiting", "in_doubt", "dropped"]
 ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
-Globs = tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...]
+Globs = Annotated[
+    tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")], ...], Meta(max_length=1000)
+]
+Subject = Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=300)]
 
 
@@ -211,16 +214,16 @@ class ToolPermit(Struct, frozen=True, kw_only=True):
     ``parent`` bounds its child: nothing that the parent may not. ``deny`` wins over ``allow``.
     """
 
-    subject: Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")]
+    subject: Subject
     allow: Globs | None = None
     deny: Globs = ()
-    parent: Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")] | None = None
+    parent: Subject | None = None
 
 
 class ToolPermissions(Struct, frozen=True, kw_only=True):
     """Tell what an agent or a conversation may call."""
 
-    subject: Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")]
+    subject: Subject
 
 
 class ToolPermitted(Struct, frozen=True, kw_only=True):

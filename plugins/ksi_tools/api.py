@@ -1,0 +1,36 @@
+"""What a plugin imports that brings tools.
+
+    from ksi_tools.api import ToolContext, Tools, tool
+
+    @tool(effects="effectful", timeout_s=30.0)
+    async def send_mail(to: str, text: str, context: ToolContext) -> str:
+        \"\"\"Send a mail.\"\"\"
+        ...
+
+In the plugin's lifespan, with ``requires=("tools",)``:
+
+    tools = plugin.service(Tools)
+    with tools.add(send_mail, provider=plugin.name):
+        yield
+"""
+
+from ksi_tools.functions import tool
+from ksi_tools.registry import (
+    ProviderRegistration,
+    Registration,
+    ToolProvider,
+    Tools,
+    ToolSpec,
+)
+from ksi_tools.tool import Progress, ToolContext
+
+__all__ = [
+    "Progress",
+    "ProviderRegistration",
+    "Registration",
+    "ToolContext",
+    "ToolProvider",
+    "ToolSpec",
+    "Tools",
+    "tool",
+]

@@ -1,0 +1,33 @@
+"""The tools that are always there."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from msgspec import Meta
+
+from ksi_daemon.protocol import InvalidData
+from ksi_tools.functions import tool
+
+
+@tool(effects="read_only", interactive=True)
+def ask_user(
+    question: Annotated[str, Meta(min_length=1, max_length=10_000)],
+    choices: Annotated[tuple[str, ...], Meta(max_length=50)] = (),
+) -> str:
+    """Ask the person a question, and wait for the answer, however long that takes.
+
+    Use it when only a person can know or decide. Offer choices where there are only a few; the
+    answer may be another all the same.
+    """
+    return "\n".join([question, *(f"- {each}" for each in choices)])
+
+
+@tool(effects="read_only", timeout_s=5.0)
+def current_time(timezone: Annotated[str, Meta(max_length=100)] = "UTC") -> str:
+    """Tell the date and the time, in a time zone such as Europe/Berlin."""
+    try:
+        now = datetime.now(UTC).astimezone(ZoneInfo(timezone))
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InvalidData(f"there is no time zone {timezone!r}") from error
+    return f"{now:%A} {now.isoformat(timespec='seconds')}"

@@ -1,0 +1,98 @@
+"""Daemons with tools, on a fresh database each."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from ksi_client import AsyncClient, LocalTransport
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import module_plugin, running_daemon, write_entry_points
+from ksi_postgres.logins import Logins
+from ksi_postgres.testing import TestServer, drop_database, fresh_database, settings_for
+from ksi_tools.api import Tools
+from ksi_workflows.api import Workflows
+from ksi_workflows.engine import make_tables
+
+SOURCES = Path(__file__).parent
+NEEDED = ("postgres", "workflows", "tools")
+
+Run = Callable[..., AbstractAsyncContextManager[AsyncClient]]
+
+
+@pytest.fixture(scope="session")
+def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
+    """The name of a database that has the engine's tables already, to be copied."""
+    logins = _postgres_loop.run(fresh_database(postgres_server))
+    make_tables(logins.admin)
+    return str(urlsplit(logins.admin).path).removeprefix("/")
+
+
+@pytest.fixture
+def database_logins(
+    _postgres_loop: Any, postgres_server: TestServer, engine_template: str
+) -> Iterator[Logins]:
+    """A database of the test's own with the engine's tables, and how to reach it."""
+    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
+    yield logins
+    _postgres_loop.run(drop_database(postgres_server, logins))
+
+
+@pytest.fixture
+def installed() -> list[EntryPoint]:
+    """The tools, and what they need."""
+    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+
+
+def plugin_of(name: str, *owners: object, functions: tuple[object, ...] = ()) -> EntryPoint:
+    """Make a plugin of objects with decorated methods, and of functions that are tools."""
+
+    async def lifespan(plugin: Any) -> AsyncIterator[None]:
+        plugin.add(*owners)
+        with plugin.service(Tools).add(*functions, provider=plugin.name):
+            yield
+
+    def info() -> PluginInfo:
+        return PluginInfo(requires=("tools",))
+
+    return module_plugin(name, ksi_plugin=hookimpl(info), ksi_lifespan=hookimpl(lifespan))
+
+
+async def ready(daemon: Daemon) -> None:
+    """Wait until the daemon has taken office, so that it can call tools."""
+    workflows: Workflows = daemon._services[Workflows]
+    await workflows._ready()
+
+
+@pytest.fixture
+def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) -> Run:
+    """Run a daemon on the test's database with functions as tools, for as long as a block."""
+
+    @asynccontextmanager
+    async def running(
+        *functions: object, owners: tuple[object, ...] = (), settings: tuple[str, ...] = ()
+    ) -> AsyncIterator[AsyncClient]:
+        chosen = [*settings_for(database_logins), *settings]
+        plugins = [*installed, plugin_of("work", *owners, functions=functions)]
+        async with running_daemon(ksi_home, *plugins, settings=chosen) as daemon:
+            await ready(daemon)
+            async with AsyncClient(LocalTransport(daemon)) as client:
+                client.daemon = daemon  # type: ignore[attr-defined]  # for tests that look inside
+                yield client
+
+    return running
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the plugin ``work`` for daemons in other processes; returns where to leave traces."""
+    write_entry_points(tmp_path, work="effects_plugin")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
+    return tmp_path / "traces"
