@@ -5,6 +5,7 @@ from pathlib import Path
 from ksi_models.keys import Keys
 from ksi_models.provider import Provider
 from ksi_models.providers.claude_cli import ClaudeCLI
+from ksi_models.providers.extractive import Extractive
 from ksi_models.providers.scripted import ScriptedProvider
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
@@ -37,7 +38,7 @@ class Providers:
 
     def all(self) -> list[Provider]:
         """Return all that are there, or could be: those of the settings, and those of ours."""
-        names = [*self._settings.providers, "claude-cli", "openai", "test"]
+        names = [*self._settings.providers, "claude-cli", "openai", "builtin", "test"]
         found = [self.find(name) for name in dict.fromkeys(names)]
         return [provider for provider in found if provider is not None]
 
@@ -55,6 +56,8 @@ class Providers:
             return self._wire(name, own or ProviderSettings())
         if name == "claude-cli":
             return self._claude()
+        if name == "builtin":
+            return Extractive()
         return ScriptedProvider() if name == "test" else None
 
     def _claude(self) -> Provider:
