@@ -56,6 +56,9 @@ def plugin_of(name: str, *owners: object, functions: tuple[object, ...] = ()) ->
 
     async def lifespan(plugin: Any) -> AsyncIterator[None]:
         plugin.add(*owners)
+        for function in functions:
+            if hasattr(function, "bus"):
+                function.bus = plugin.bus
         with plugin.service(Tools).add(*functions, provider=plugin.name):
             yield
 
