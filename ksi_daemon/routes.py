@@ -5,10 +5,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ksi_daemon.event_system import Declaration, payload_of
 from ksi_daemon.protocol import Event, Failed, InvalidData
@@ -40,7 +41,7 @@ class Route:
         self.decode: Callable[[bytes | Raw], Any] = decode_plain
         self.data_type: Any = Any
         self.result_type: Any = Any
-        self.result_class: type | None = None
+        self.result_class: type | tuple[type, ...] | None = None
         self.data_schema: dict[str, Any] | None = None
         self.result_schema: dict[str, Any] | None = None
         self.count = 0
@@ -120,19 +121,18 @@ def route_for(plugin: str, declaration: Declaration, function: Callable[..., Any
     streams = inspect.isasyncgenfunction(function)
     take = function if parameters else lambda _: function()
     route = Route(plugin, declaration.pattern, _base(function, take, streams), streams=streams)
-    if not streams and not inspect.iscoroutinefunction(function):
-        route.inline = take
+    route.inline = None if streams or inspect.iscoroutinefunction(function) else take
     route.public, route.timeout_s = declaration.public, declaration.timeout_s
-    route.order = declaration.order
-    route.doc = inspect.getdoc(function) or ""
+    route.order, route.doc = declaration.order, inspect.getdoc(function) or ""
     data_type = hints.get(parameters[0], Any) if parameters else Any
     if data_type not in (Any, dict):
-        route.data_type = data_type
-        route.decode = msgspec.json.Decoder(data_type).decode
-    result_type = hints.get("return", Any)
-    route.result_type = (get_args(result_type) or (Any,))[0] if streams else result_type
-    if isinstance(route.result_type, type):
-        route.result_class = route.result_type
+        route.data_type, route.decode = data_type, msgspec.json.Decoder(data_type).decode
+    kind = hints.get("return", Any)
+    kind = route.result_type = (get_args(kind) or (Any,))[0] if streams else kind
+    if isinstance(kind, type):
+        route.result_class = kind
+    elif isinstance(kind, UnionType) and all(type(each) is type(Struct) for each in get_args(kind)):
+        route.result_class = get_args(kind)  # or each chunk of a stream would be converted
     return route
 
 

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from ksi_client import AsyncClient, Cancelled, Client, Failed, InvalidData, TimedOut
 from ksi_daemon.daemon import Daemon
@@ -17,6 +18,22 @@ from ksi_daemon.testing import Wire, module_plugin
 MakeWire = Callable[[], Awaitable[Wire]]
 
 WINDOW = 8
+
+
+class One(Struct, frozen=True, tag="one", tag_field="kind"):
+    """A chunk."""
+
+    text: str
+
+
+class Two(Struct, frozen=True, tag="two", tag_field="kind"):
+    """Another chunk."""
+
+    count: int
+
+
+class Other(Struct, frozen=True):
+    """No chunk."""
 
 
 class Source:
@@ -64,6 +81,13 @@ class Source:
         finally:
             self.ended.set()
 
+    @event_handler("stream:united")
+    async def united(self) -> AsyncIterator[One | Two]:
+        """Yield what it says it does, and then something else."""
+        yield One("a")
+        yield Two(1)
+        yield Other()  # type: ignore[misc]  # that is what is tested
+
     @event_handler("stream:typed")
     async def typed(self) -> AsyncIterator[int]:
         yield 1
@@ -82,7 +106,7 @@ def source() -> Source:
 
 @pytest.fixture
 def ksi_plugins(source: Source) -> list[EntryPoint]:
-    names = ("count", "endless", "silent", "timely", "typed", "empty")
+    names = ("count", "endless", "silent", "timely", "typed", "united", "empty")
     return [module_plugin("source", **{name: getattr(source, name) for name in names})]
 
 
@@ -261,6 +285,17 @@ async def test_a_chunk_of_the_wrong_type_fails_the_stream(client: AsyncClient) -
     assert await anext(chunks) == 1
 
     with pytest.raises(Failed, match="returned str instead of int"):
+        await anext(chunks)
+
+
+async def test_chunks_of_several_classes_are_passed_on_as_they_are_and_others_refused(
+    client: AsyncClient,
+) -> None:
+    chunks = client.stream("stream:united")
+    assert await anext(chunks) == {"kind": "one", "text": "a"}
+    assert await anext(chunks) == {"kind": "two", "count": 1}
+
+    with pytest.raises(Failed, match=r"returned Other instead of .*One"):
         await anext(chunks)
 
 
