@@ -82,6 +82,8 @@ class Calls:
         self._recorder = tools.recorder
         self._keys = tools.keys
         self._bus = bus
+        self._first_token_timeout_s = tools.settings.first_token_timeout_s
+        self._idle_timeout_s = tools.settings.idle_timeout_s
 
     # -- asked ----------------------------------------------------------------------------------
 
@@ -213,13 +215,17 @@ class Calls:
                         yield waiting
                 work.begin_attempt()
                 notices: list[ModelChunk] = []
+                watch = Watch()
                 try:
-                    async with aclosing(self._ask(work)) as pieces:
-                        async for piece in pieces:
-                            yield piece
+                    async with aclosing(self._open(work)) as stream:
+                        while work.answer is None:
+                            piece = await self._next(work, stream, watch)
+                            if piece is not None:
+                                yield piece
                 except ProviderError as failure:
                     notices = self._failed(work, failure)
                 finally:
+                    watch.close()
                     self._leave(work)
                 for notice in notices:
                     yield notice
@@ -289,43 +295,23 @@ class Calls:
         work.at, work.tries = at, 0
         return ModelWaiting("fallback", f"asking {work.model}: {why}")
 
-    async def _ask(self, work: Work) -> AsyncGenerator[Any]:
-        """Ask a provider once, and see to it that it does not take too long."""
-        provider, name = self._provider(work)
-        watch = Watch()
-        try:
-            async with aclosing(work.open(provider, name)) as stream:
-                limit = self._settings.first_token_timeout_s
-                while True:
-                    piece = await self._next(work, stream, watch, limit)
-                    if piece.__class__ is Answered or piece.__class__ is Embedded:
-                        work.answer = piece
-                        break
-                    work.note(piece)
-                    yield piece
-                    limit = self._settings.idle_timeout_s
-        finally:
-            watch.close()
-        self._lanes.of(work.provider).circuit.succeed()
-
-    def _provider(self, work: Work) -> tuple[Provider, str]:
+    def _open(self, work: Work) -> AsyncGenerator[Any]:
         name, own = split(work.model)
         provider = self._providers.find(name)
         if provider is None:  # it was there when the candidates were found
             raise ProviderError("not_found", f"there is no provider {name!r} any more")
-        return provider, own
+        return work.open(provider, own)
 
-    async def _next(
-        self, work: Work, stream: AsyncGenerator[Piece], watch: Watch, limit_s: float
-    ) -> Any:
-        """Return the next piece of an answer.
+    async def _next(self, work: Work, stream: AsyncGenerator[Any], watch: Watch) -> Piece | None:
+        """Return the next piece of an answer; ``None`` where the answer has come to its end.
 
         Raises:
             ProviderError: There is none, or not in time.
         """
-        watch.begin(min(limit_s, work.deadline - _now()))
+        limit_s = self._idle_timeout_s if work.has_streamed else self._first_token_timeout_s
+        watch.begin(limit_s, work.deadline)
         try:
-            return await anext(stream)
+            piece: Any = await anext(stream)
         except asyncio.CancelledError as error:
             if not watch.end():
                 raise
@@ -335,13 +321,22 @@ class Calls:
         except (ProviderError, KsiError):
             raise
         except Exception as error:  # noqa: BLE001  whatever its library raises; it may hold a key
-            told = self._keys.redacted(traceback.format_exc())
-            log.error("a provider broke", extra={"model": work.model, "traceback": told})
-            kind = type(error).__name__
-            message = f"its provider failed with {kind}; the daemon's log has the traceback"
-            raise ProviderError("broken", message) from None
+            raise self._broken(work, error) from None
         finally:
             watch.end()
+        if piece.__class__ is Answered or piece.__class__ is Embedded:
+            work.answer = piece
+            self._lanes.of(work.provider).circuit.succeed()
+            return None
+        work.note(piece)
+        return piece  # type: ignore[no-any-return]  # telling their classes apart takes time
+
+    def _broken(self, work: Work, error: Exception) -> ProviderError:
+        told = self._keys.redacted("".join(traceback.format_exception(error)))
+        log.error("a provider broke", extra={"model": work.model, "traceback": told})
+        kind = type(error).__name__
+        message = f"its provider failed with {kind}; the daemon's log has the traceback"
+        return ProviderError("broken", message)
 
     def _too_late(self, work: Work, limit_s: float) -> Exception:
         if _now() >= work.deadline:

@@ -21,12 +21,15 @@ class Watch:
         self._cancelling = 0
         self._expired = False
 
-    def begin(self, limit_s: float) -> None:
-        """Begin a wait of the current task."""
+    def begin(self, limit_s: float, until: float) -> None:
+        """Begin a wait of the current task, for so long and not past that time of the loop's."""
         task = self._task = asyncio.current_task()
         assert task is not None
         self._cancelling = task.cancelling()
-        self._deadline = deadline = self._loop.time() + limit_s
+        deadline = self._loop.time() + limit_s
+        if deadline > until:
+            deadline = until
+        self._deadline = deadline
         timer = self._timer
         if timer is None or deadline < timer.when():
             if timer is not None:

@@ -36,7 +36,7 @@ class Embedded(Struct, frozen=True):
 
 
 Ended = Answered | Embedded
-Piece = TextDelta | ThinkingDelta | ToolCallDelta | Answered | Embedded
+Piece = TextDelta | ThinkingDelta | ToolCallDelta
 Open = Callable[[Provider, str], AsyncGenerator[Any]]
 
 
@@ -113,7 +113,7 @@ class Work(Struct, kw_only=True):
         self.streamed_bytes = 0
         self.has_streamed = False
 
-    def note(self, piece: TextDelta | ThinkingDelta | ToolCallDelta) -> None:
+    def note(self, piece: Piece) -> None:
         """Count a piece of the answer.
 
         Raises:
@@ -121,9 +121,8 @@ class Work(Struct, kw_only=True):
         """
         if not self.has_streamed:
             self.has_streamed = True
-            if self.first_at is None:
-                self.first_at = time.perf_counter()
-        text = piece.arguments if piece.__class__ is ToolCallDelta else piece.text  # type: ignore[union-attr]  # told apart by class, as isinstance takes longer
+            self.first_at = self.first_at or time.perf_counter()
+        text = piece.arguments if isinstance(piece, ToolCallDelta) else piece.text
         self.streamed_bytes += len(text)
         if self.streamed_bytes > self.max_answer_bytes:
             raise AnswerTooLong(self.max_answer_bytes)

@@ -30,16 +30,18 @@ from ksi_models.settings import ModelsSettings
 from ksi_models.store import Store
 from ksi_postgres.database import Database
 
+COUNTED = Usage(input_tokens=10, output_tokens=5)
+
 Act = Callable[[Question], AsyncGenerator[Any]]
 
 
-def said(text: str, usage: Usage | None = Usage(input_tokens=10, output_tokens=5)) -> Answered:
+def said(text: str, usage: Usage | None = COUNTED) -> Answered:
     """Make the end of an answer."""
     message = Message(role="assistant", parts=(TextPart(text),))
     return Answered(message=message, finish="stop", usage=usage, served="served-1")
 
 
-def say(*pieces: str, usage: Usage | None = Usage(input_tokens=10, output_tokens=5)) -> Act:
+def say(*pieces: str, usage: Usage | None = COUNTED) -> Act:
     """Answer with these pieces."""
 
     async def act(question: Question) -> AsyncGenerator[Any]:
@@ -90,6 +92,7 @@ class Acting:
         self.acts = list(acts) or [say("hello ", "world")]
         self.asked: list[Question] = []
         self.running = self.most_running = self.closed = 0
+        self.begun = asyncio.Event()
         self.reason: str | None = None
         self.known: list[KnownModel] = []
 
@@ -98,6 +101,7 @@ class Acting:
         act = self.acts[min(len(self.asked), len(self.acts) - 1)]
         self.asked.append(question)
         self.running += 1
+        self.begun.set()
         self.most_running = max(self.most_running, self.running)
         try:
             async with aclosing(act(question)) as pieces:
@@ -154,6 +158,13 @@ class FakeBus:
         """Answer from the table."""
         return self.answers[event](data)
 
+    def emit(self, event: str, data: Any = None) -> None:
+        """Do nothing."""
+
+    async def gather(self, event: str, data: Any = None, **_: Any) -> list[Any]:
+        """Return nothing."""
+        return []
+
     async def stream(self, event: str, data: Any = None, **_: Any) -> AsyncGenerator[Any]:
         """Make the call."""
         assert self.calls is not None
@@ -168,7 +179,7 @@ class Bench:
     def __init__(
         self, database: Database, home: Path, settings: ModelsSettings, *providers: Provider
     ) -> None:
-        self.bus: Any = FakeBus()
+        self.bus = FakeBus()
         self.store = Store(database)
         self.recorder = Recorder(self.store, settings.record_timeout_s)
         self.lanes, self.prices = Lanes(settings), Prices()
@@ -229,3 +240,9 @@ async def running(bench: Bench) -> AsyncIterator[None]:
         task = tasks.create_task(bench.recorder.run(), name="rows")
         yield
         task.cancel()
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Let others go on until something is so."""
+    while not true():  # noqa: ASYNC110  what is looked at tells nobody when it changes
+        await asyncio.sleep(0)

@@ -40,6 +40,7 @@ from ksi_models.tests.kit import (
     say,
     stall,
     text_of,
+    until,
 )
 from ksi_postgres.database import Database
 
@@ -231,8 +232,7 @@ async def test_a_provider_s_wish_to_be_left_alone_is_heard_by_all_callers(bench:
 
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(made.call("test/a", context=context("a")))
-        while not made.lanes.of("test").slots.delay()[1]:
-            await asyncio.sleep(0)
+        await until(lambda: made.lanes.of("test").slots.delay()[1])
         second = tasks.create_task(made.call("test/a", context=context("b")))
 
     assert loop.time() - started >= 0.2
@@ -373,11 +373,10 @@ async def test_a_cancelled_call_ends_the_provider_s_work_and_leaves_a_row(bench:
     async with running(made):
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(made.call("test/a"))
-            while not provider.running:
-                await asyncio.sleep(0)
+            await provider.begun.wait()
             task.cancel()
-        while not (rows := await made.rows()):
-            await asyncio.sleep(0.001)
+        await until(lambda: not made.recorder.waiting)
+    rows = await made.rows()
 
     assert (provider.running, provider.closed) == (0, 1)
     assert [row["outcome"] for row in rows] == ["cancelled"]
