@@ -2,33 +2,28 @@
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from ksi_completion import events as e
 from ksi_completion import transfer
 from ksi_completion.conversations import Conversations, Found, New, Row, Viewer, no_conversation
 from ksi_completion.locks import Locks
 from ksi_completion.messages import decode_parts, digest_of
+from ksi_completion.settings import CompletionSettings
 from ksi_daemon.bus import Bus
-from ksi_daemon.event_system import current_context, event_handler
-from ksi_daemon.protocol import Conflict, Denied, InvalidData, KsiError, NotFound
+from ksi_daemon.event_system import acting_as, current_context, event_handler
+from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.protocol import Conflict, Context, Denied, InvalidData, KsiError, NotFound
 from ksi_models.events import Message, ModelSettings, ToolCallPart, ToolResultPart
 from ksi_tools.events import ToolPermissions, ToolPermit, ToolPermitted
 
 MAX_PAGE_BYTES: Final = 1024 * 1024  # of a page of messages; a frame has 4 MiB unless set
 MAX_RANGE_BYTES: Final = 64 * 1024 * 1024  # of what a model is handed by numbers
 MAX_RANGE: Final = 100_000
-
-
-class TransferOptions(Struct, frozen=True, kw_only=True):
-    """How much may be brought in at once."""
-
-    max_import_messages: int = 100_000
-    max_import_bytes: int = 64 * 1024 * 1024
 
 
 class ConversationHandlers:
@@ -38,7 +33,7 @@ class ConversationHandlers:
         store: Keeps them.
         locks: Keeps their turns from starting.
         bus: Reaches the tools, to which a conversation's globs are told.
-        options: How much may be brought in.
+        settings: The plugin's.
     """
 
     def __init__(
@@ -46,12 +41,12 @@ class ConversationHandlers:
         store: Conversations,
         locks: Locks,
         bus: Bus,
-        options: TransferOptions | None = None,
+        settings: CompletionSettings,
     ) -> None:
         self._store = store
         self._locks = locks
         self._bus = bus
-        self._options = options or TransferOptions()
+        self._settings = settings
 
     # -- as a whole -----------------------------------------------------------------------------
 
@@ -69,10 +64,9 @@ class ConversationHandlers:
             tools=request.tools,
             settings=encoded(request.settings),
         )
-        is_new = await self._store.create(viewer.tenant, new)
-        if is_new:
-            await self._permit(new.id, request.tools)
+        if await self._store.create(viewer.tenant, new):
             viewer = Viewer(viewer.tenant, viewer.user)  # its maker sees what it has made
+            await self._permit_or_undo(viewer, new)
         return (await self._store.find(viewer, new.id)).told
 
     @event_handler("conversation:get")
@@ -255,7 +249,7 @@ class ConversationHandlers:
         """Make a conversation of what was written as JSON: all of it, or nothing."""
         viewer = Viewer.current()
         document = transfer.read_document(request.document)
-        limit = self._options.max_import_messages
+        limit = self._settings.max_import_messages
         if len(document.messages) > limit:
             raise InvalidData(
                 f"a document may have {limit} messages (completion.max_import_messages)",
@@ -263,9 +257,9 @@ class ConversationHandlers:
             )
         rows, bodies = transfer.rows_of(document)
         size = sum(len(row.parts) for row in rows)
-        if size > self._options.max_import_bytes:
+        if size > self._settings.max_import_bytes:
             raise InvalidData(
-                f"a document's messages may have {self._options.max_import_bytes} bytes "
+                f"a document's messages may have {self._settings.max_import_bytes} bytes "
                 "(completion.max_import_bytes)",
                 details={"path": "$.document.messages"},
             )
@@ -282,11 +276,7 @@ class ConversationHandlers:
         )
         await self._store.bring_in(viewer.tenant, new, rows, bodies)
         maker = Viewer(viewer.tenant, viewer.user)
-        try:
-            await self._permit(new.id, about.tools)
-        except KsiError:
-            await self._store.delete(maker, new.id)
-            raise
+        await self._permit_or_undo(maker, new)
         return (await self._store.find(maker, new.id)).told
 
     # -- locks ----------------------------------------------------------------------------------
@@ -314,30 +304,46 @@ class ConversationHandlers:
 
     # -- what may be called in it ---------------------------------------------------------------
 
+    async def _permit_or_undo(self, maker: Viewer, new: New) -> None:
+        try:
+            await self._permit(new.id, new.tools)
+        except KsiError:
+            await self._store.delete(maker, new.id)
+            raise
+
     async def _permit(self, conversation: str, tools: tuple[str, ...] | None) -> None:
-        if tools is not None:
-            subject = f"conversation:{conversation}"
-            await self._bus.request("tool:permit", ToolPermit(subject=subject, allow=tools))
+        """Let a conversation call what it was made with; no more than its maker may call."""
+        context = current_context() or Context("")
+        if tools is None:
+            return
+        parent = None
+        if context.agent is not None:
+            parent = f"agent:{context.agent}"
+        elif context.conversation is not None:
+            parent = f"conversation:{context.conversation}"
+        elif context.origin.startswith(TOKEN_PREFIX):
+            return  # such a one can't hand on more than what all may call
+        permit = ToolPermit(subject=f"conversation:{conversation}", allow=tools, parent=parent)
+        with suppress(NotFound):  # nobody has tools
+            await self._bus.request("tool:permit", permit)
 
     async def _permit_like(self, source: Found, forked: str) -> None:
-        """Let a copy call what its original may, and nothing else."""
-        try:
+        """Let a copy call what its original may, and nothing else, whoever copies it."""
+        tenant = Viewer.current().tenant
+        with acting_as(Context("", tenant=tenant)), suppress(NotFound):  # nobody has tools
             permitted = await self._bus.request(
                 "tool:permissions",
                 ToolPermissions(subject=f"conversation:{source.id}"),
                 result_type=ToolPermitted,
             )
-        except NotFound:  # nobody has tools, or has heard of the conversation
-            return
-        if (permitted.allow, permitted.deny, permitted.parent) == (None, (), None):
-            return
-        request = ToolPermit(
-            subject=f"conversation:{forked}",
-            allow=permitted.allow,
-            deny=permitted.deny,
-            parent=permitted.parent,
-        )
-        await self._bus.request("tool:permit", request)
+            if (permitted.allow, permitted.deny, permitted.parent) != (None, (), None):
+                request = ToolPermit(
+                    subject=f"conversation:{forked}",
+                    allow=permitted.allow,
+                    deny=permitted.deny,
+                    parent=permitted.parent,
+                )
+                await self._bus.request("tool:permit", request)
 
 
 def called(row: Row) -> set[str]:

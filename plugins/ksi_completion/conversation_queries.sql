@@ -46,6 +46,10 @@ SELECT conversation, title, number, role, snippet, score, created_at
 SELECT number, turn, role, parts, tokens, unsummed
   FROM ksi_completion.read_window($1, $2, $3, $4, $5, $6);
 
+-- name: summary
+-- What sums up a conversation up to this message?
+SELECT ksi_completion.summary_of($1, $2, $3);
+
 -- name: save_summary
 -- Keeps what sums up a conversation up to a message.
 SELECT ksi_completion.save_summary($1, $2, $3, $4, $5, $6);

@@ -406,6 +406,13 @@ class Conversations:
             unsummed_tokens=head["unsummed"],
         )
 
+    async def summary(self, tenant: str, conversation: str, up_to: int) -> str | None:
+        """Return what sums up a conversation up to a message."""
+        text: str | None = await self._database.fetchval(
+            SQL["summary"], tenant, conversation, up_to
+        )
+        return text
+
     async def save_summary(
         self, tenant: str, conversation: str, up_to: int, text: str, tokens: int, model: str
     ) -> None:

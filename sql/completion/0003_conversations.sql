@@ -336,7 +336,8 @@ BEGIN
         total := total + least(each.tokens, max_each);
         kept := kept + 1;
         EXIT WHEN (total > max_tokens OR kept > at_most)
-              AND lowest IS NOT NULL AND each.number < coalesce(must_from, 0);
+              AND lowest IS NOT NULL
+              AND each.number < coalesce(must_from, 9223372036854775807);
         lowest := each.number;
     END LOOP;
     number := 0;
@@ -346,7 +347,8 @@ BEGIN
     IF lowest > 1 THEN
         SELECT s.* INTO sum_up FROM summary s
          WHERE (s.tenant, s.conversation) = (of_tenant, of_conversation)
-           AND s.up_to >= lowest - 1 AND s.up_to < coalesce(must_from, lowest)
+           AND s.up_to >= lowest - 1
+           AND s.up_to < coalesce(must_from, 9223372036854775807)
          ORDER BY s.up_to LIMIT 1;
         IF NOT FOUND THEN
             SELECT s.* INTO sum_up FROM summary s
@@ -373,6 +375,12 @@ BEGIN
      ORDER BY m.turn, m.number;
 END $$;
 COMMENT ON FUNCTION read_window IS 'the newest messages that can fit, and the summary before them';
+
+CREATE FUNCTION summary_of(of_tenant text, of_conversation text, through bigint) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+    SELECT s.body FROM summary s
+     WHERE (s.tenant, s.conversation, s.up_to) = (of_tenant, of_conversation, through)
+$$;
 
 CREATE FUNCTION save_summary(
     of_tenant text, of_conversation text, through bigint, text text, counted integer, by_model text

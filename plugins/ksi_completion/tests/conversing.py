@@ -7,10 +7,11 @@ from typing import Any
 import asyncpg
 
 from ksi_completion import tokens
-from ksi_completion.conversation_handlers import ConversationHandlers, TransferOptions
+from ksi_completion.conversation_handlers import ConversationHandlers
 from ksi_completion.conversations import Conversations
 from ksi_completion.locks import Locks
 from ksi_completion.messages import body_of, encode_parts
+from ksi_completion.settings import CompletionSettings
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
@@ -37,7 +38,7 @@ def postgres() -> EntryPoint:
     return found
 
 
-def conversing(started: Started, options: TransferOptions | None = None) -> EntryPoint:
+def conversing(started: Started, settings: CompletionSettings | None = None) -> EntryPoint:
     """Make the plugin."""
 
     async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
@@ -46,7 +47,7 @@ def conversing(started: Started, options: TransferOptions | None = None) -> Entr
         locks = Locks(store, started.start_next)
         await locks.listen(database)
         plugin.start_task("locks", locks.run_expiry)
-        plugin.add(ConversationHandlers(store, locks, plugin.bus, options))
+        plugin.add(ConversationHandlers(store, locks, plugin.bus, settings or CompletionSettings()))
         yield
         locks.unlisten(database)
 
