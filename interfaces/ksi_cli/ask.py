@@ -252,7 +252,14 @@ class Asking:
         Raises:
             KsiError: It was not even accepted.
         """
-        async with connect_async() as client, asyncio.TaskGroup() as group:
+        async with connect_async() as client:
+            found = await self._run(client, timeout_s)
+        if isinstance(found, KsiError):
+            raise found
+        return found
+
+    async def _run(self, client: AsyncClient, timeout_s: float | None) -> AskReport | KsiError:
+        async with asyncio.TaskGroup() as group:
             loop = asyncio.get_running_loop()
             reading = group.create_task(self._read(client, timeout_s), name="answer")
 
@@ -274,7 +281,8 @@ class Asking:
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
 
-    async def _read(self, client: AsyncClient, timeout_s: float | None) -> AskReport:
+    async def _read(self, client: AsyncClient, timeout_s: float | None) -> AskReport | KsiError:
+        """Read the turn to its end; an error is returned where it was not even accepted."""
         try:
             async with asyncio.timeout(None) as limit, self._spinner.running():
                 chunks = client.stream_completion(**self._request)
@@ -288,9 +296,7 @@ class Asking:
         except TimeoutError:
             return self._report(None)
         except KsiError as error:
-            if self._accepted is None:
-                raise
-            return self._report(error)
+            return error if self._accepted is None else self._report(error)
         return self._report(None)
 
     @staticmethod
@@ -392,7 +398,7 @@ class Asking:
         elif self.is_interrupted:
             output.note("stopped")
         elif report.error is not None:
-            output.note(f"ksi: {report.error.message}")
+            output.note(f"ksi: {output.reason(turns.error_of(report.error))}")
         if report.conversation_id:
             output.note(f"what was said is kept: --conversation {report.conversation_id}")
 

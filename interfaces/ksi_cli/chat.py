@@ -154,7 +154,7 @@ class _Asking:
             else:
                 await self._session.say(line.removeprefix("/") if line[0] == "/" else line)
         except KsiError as error:
-            self._session.screen.fail(error.message)
+            self._session.screen.fail(output.reason(error))
 
     def interrupt(self) -> None:
         """Stop the turn; where none runs, leave if this is no terminal."""

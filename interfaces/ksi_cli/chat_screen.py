@@ -187,7 +187,7 @@ class RichScreen:
     def message(self, who: str, text: str) -> None:
         """Show a message of the past."""
         self.console.print(Text(who, style="bold"))
-        self.console.print(laid_out(text))
+        self.console.print(Block(text))
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table."""
@@ -197,9 +197,22 @@ class RichScreen:
         self.console.print(grid)
 
 
-def laid_out(text: str) -> Markdown:
-    """Lay Markdown out; a link shows where it leads."""
-    return Markdown(turns.plain(text), hyperlinks=False)
+class Block:
+    """Markdown that is laid out, without empty lines around it; a link shows where it leads."""
+
+    def __init__(self, text: str) -> None:
+        self._markdown = Markdown(turns.plain(text), hyperlinks=False)
+
+    def lines(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
+        """Return its lines."""
+        lines = console.render_lines(self._markdown, options.update(height=None), pad=False)
+        filled = [at for at, line in enumerate(lines) if any(s.text.strip() for s in line)]
+        return lines[filled[0] : filled[-1] + 1] if filled else []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines(console, options):
+            yield from line
+            yield Segment.line()
 
 
 class RichAnswer:
@@ -225,10 +238,10 @@ class RichAnswer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        rest = self._flow.finish()
         self.pause()
+        rest = self._flow.finish()
         if rest.strip():
-            self._console.print(laid_out(rest))
+            self._console.print(Block(rest))
 
     def show(self, chunk: CompletionChunk) -> None:
         """Show what came."""
@@ -241,7 +254,7 @@ class RichAnswer:
         self._is_away = is_away
         if isinstance(chunk, TextChunk):
             for block in self._flow.feed(chunk.text):
-                self._print(laid_out(block))
+                self._print(block)
         elif isinstance(chunk, RestartedChunk):
             self._void(chunk)
         elif told := told_of(chunk):
@@ -257,7 +270,7 @@ class RichAnswer:
         """Say something in the middle of it; what came before stands for good then."""
         rest = self._flow.finish()
         if rest.strip():
-            self._print(laid_out(rest))
+            self._print(rest)
         self._console.print(Text(output.clean(text), style="dim"))
 
     def pause(self) -> None:
@@ -279,9 +292,9 @@ class RichAnswer:
             )
             self._live.start(refresh=True)
 
-    def _print(self, block: RenderableType) -> None:
+    def _print(self, block: str) -> None:
         self._printed = True
-        self._console.print(block)
+        self._console.print(Block(block))
         self._console.print()
 
     def _below(self) -> RenderableType:
@@ -316,8 +329,7 @@ class _Below:
         tail = self._tail
         if len(tail) > MAX_TAIL:
             tail = tail[-MAX_TAIL:].partition("\n")[2] or tail[-MAX_TAIL:]
-        lines = console.render_lines(laid_out(tail), options.update(height=None), pad=False)
-        for line in lines[-room:]:
+        for line in Block(tail).lines(console, options)[-room:]:
             yield from line
             yield Segment.line()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ksi_cli import turns
+from ksi_cli import output, turns
 from ksi_cli.chat_input import Input
 from ksi_cli.chat_screen import Answer, Screen
 from ksi_client import (
@@ -127,7 +127,7 @@ class Session:
         elif error is not None and watched.is_stopped:
             self.screen.say("stopped; what you said is kept")
         elif error is not None:
-            self.screen.fail(error.message)
+            self.screen.fail(output.reason(error))
             if watched.conversation_id:
                 self.screen.say("what you said is kept; try again with /retry")
         elif watched.is_left:

@@ -94,7 +94,14 @@ def fail(error: KsiError, *, as_json: bool) -> None:
     if as_json:
         write_json({"error": error.body})
     else:
-        note(f"ksi: {error.message}")
+        note(f"ksi: {reason(error)}")
+
+
+def reason(error: KsiError) -> str:
+    """Return an error's message, with the next step where only this command can know it."""
+    if error.code == "not_found" and re.fullmatch(r"nothing answers '[^']*'", error.message):
+        return f"{error.message}: its plugin is not there; see: ksi health"
+    return error.message
 
 
 def clean(text: str) -> str:

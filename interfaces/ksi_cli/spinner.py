@@ -35,13 +35,18 @@ class Spinner:
         if not self._shows:
             yield
             return
+        failed: Exception | None = None
         async with asyncio.TaskGroup() as group:
             drawing = group.create_task(self._draw(), name="spinner")
             try:
                 yield
+            except Exception as error:  # noqa: BLE001  raised below: the group would wrap it
+                failed = error
             finally:
                 drawing.cancel()
                 self.clear()
+        if failed is not None:
+            raise failed
 
     def clear(self) -> None:
         """Take it away until it is drawn next."""

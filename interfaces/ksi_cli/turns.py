@@ -74,7 +74,7 @@ def waiting(chunk: StatusChunk) -> str:
     """Say what a turn waits for."""
     words = _WAITS.get(chunk.waits_for, "waiting")
     told = one_line(chunk.message, 200)
-    return told if told and chunk.waits_for not in {"retry", "model"} else words
+    return told if told and chunk.waits_for not in {"retry", "model", "daemon"} else words
 
 
 def account(completion: Completion, *, took_s: float | None = None) -> str:
