@@ -108,9 +108,10 @@ class Acceptance:
 
     def _asked(self, request: CompletionAsync, context: Context) -> Asked:
         messages = self._messages(request)
-        _check_agent(request, context)
+        _check_bounds(request, context)
         agent = request.agent or context.agent
-        conversation = request.conversation_id or secrets.token_hex(8)
+        bound = context.conversation if is_bound(context) else None
+        conversation = request.conversation_id or bound or secrets.token_hex(8)
         options = msgspec.structs.replace(
             request, prompt=None, messages=(), request_id=None, conversation_id=None
         )
@@ -136,6 +137,7 @@ class Acceptance:
             has_output=request.output_schema is not None,
             context=of_turn,
             parent=context.run,
+            only_agent=context.agent if is_bound(context) else None,
             messages=tuple(map(said, messages)),
         )
 
@@ -182,7 +184,7 @@ class Acceptance:
             parent = f"agent:{context.agent}"
         elif context.conversation is not None:
             parent = f"conversation:{context.conversation}"
-        elif context.origin.startswith(TOKEN_PREFIX):
+        elif is_bound(context):
             return  # whoever has a token can't hand on more than what may be called by all
         permit = ToolPermit(
             subject=f"conversation:{asked.conversation}", allow=asked.tools, parent=parent
@@ -196,10 +198,19 @@ class Acceptance:
             )
 
 
-def _check_agent(request: CompletionAsync, context: Context) -> None:
-    is_other = request.agent is not None and request.agent != context.agent
-    if is_other and context.agent is not None and context.origin.startswith(TOKEN_PREFIX):
+def is_bound(context: Context) -> bool:
+    """Say whether an event's sender is bound to what his token names, and not a plugin's."""
+    return context.origin.startswith(TOKEN_PREFIX)
+
+
+def _check_bounds(request: CompletionAsync, context: Context) -> None:
+    if not is_bound(context):
+        return
+    if context.agent is not None and request.agent not in (None, context.agent):
         raise Denied(f"a token of the agent {context.agent} can't act as {request.agent}")
+    bound = context.conversation
+    if bound is not None and request.conversation_id not in (None, bound):
+        raise NotFound(f"there is no conversation {request.conversation_id}")
 
 
 def said(message: Message) -> Said:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ksi_completion import events as e
-from ksi_completion.acceptance import Acceptance, said
+from ksi_completion.acceptance import Acceptance, is_bound, said
 from ksi_completion.following import ENDED, Following
 from ksi_completion.news import News
 from ksi_completion.settings import CompletionSettings
@@ -149,11 +149,14 @@ class Handlers:
     async def list(self, request: e.CompletionList) -> e.CompletionListed:
         """List turns, the newest first."""
         context = _context()
+        bound = context.conversation if is_bound(context) else None
         if context.agent is not None and request.agent not in (None, context.agent):
+            return e.CompletionListed(turns=())
+        if bound is not None and request.conversation_id not in (None, bound):
             return e.CompletionListed(turns=())
         rows = await self._store.turns(
             context,
-            request.conversation_id,
+            request.conversation_id or bound,
             request.agent or context.agent,
             request.status,
             _read_cursor(request.cursor),
@@ -226,6 +229,8 @@ class Handlers:
 def is_visible(row: Any, context: Context) -> bool:
     """Say whether a turn is the caller's: of that user, and of that agent or asked for by it."""
     if context.user is not None and row["owner"] != context.user:
+        return False
+    if is_bound(context) and context.conversation not in (None, row["conversation"]):
         return False
     if context.agent is None or row["agent"] == context.agent:
         return True

@@ -3,13 +3,21 @@
 from collections.abc import AsyncIterator
 from typing import Final
 
+from ksi_completion import tokens
 from ksi_completion.acceptance import Acceptance, key_of
+from ksi_completion.context import Contexts
+from ksi_completion.conversation_handlers import ConversationHandlers
+from ksi_completion.conversations import Conversations
 from ksi_completion.handlers import Handlers
+from ksi_completion.locks import Locks
 from ksi_completion.news import News
+from ksi_completion.previews import Previews
 from ksi_completion.prompts import Prompts
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Store
+from ksi_completion.summaries import Summaries
 from ksi_completion.sweep import Sweep
+from ksi_completion.tooling import Tooling
 from ksi_completion.turns import Turns
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
@@ -42,13 +50,30 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         await workflows.start(turns.turn, id=key_of(context.tenant, run))
 
     acceptance = Acceptance(settings, store, plugin.bus, start)
-    turns = Turns(settings, store, plugin.bus, news, Prompts(store).prompt, acceptance.begin)
+    conversations = Conversations(database)
+    calibration = tokens.Calibration()
+    contexts = Contexts(conversations, plugin.bus, settings, calibration)
+    summaries = Summaries(conversations, plugin.bus, settings)
+    prompts = Prompts(contexts, summaries, calibration)
+    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance.begin)
+    previews = Previews(conversations, contexts, Tooling(plugin.bus, settings.patience_s))
     sweep = Sweep(settings, store, acceptance, workflows, turns.give_up)
+
+    async def start_next(tenant: str, conversation: str) -> None:
+        ready = await store.claim_next(tenant, conversation)
+        if ready is not None:
+            acceptance.begin(ready)
+
+    locks = Locks(conversations, start_next)
     workflows.register(turns.turn)
     async with acceptance:
         plugin.add(Handlers(settings, store, acceptance, turns, news, workflows, plugin.bus))
+        plugin.add(ConversationHandlers(conversations, locks, plugin.bus, settings), previews)
         await news.listen(database)
+        await locks.listen(database)
         plugin.start_task("teller", news.run, FOR_EVER)
         plugin.start_task("sweep", sweep.run, FOR_EVER)
+        plugin.start_task("locks", locks.run_expiry, FOR_EVER)
         yield
+        locks.unlisten(database)
         news.unlisten(database)

@@ -1,33 +1,48 @@
-"""Makes what a turn's model is asked: all that was said in the conversation."""
+"""Makes what a turn's model is asked, with what falls out of its window summed up first."""
 
-from ksi_completion.messages import decode_parts
-from ksi_completion.store import Store
+from ksi_completion import tokens
+from ksi_completion.context import Asking, Built, Contexts
+from ksi_completion.summaries import Summaries
 from ksi_completion.work import Work
-from ksi_models.events import Message, MessageRange, ModelCall, ToolSchema
+from ksi_models.events import ModelResponse, ToolSchema
 
 
 class Prompts:
-    """Reads conversations for models."""
+    """Makes prompts, and learns from what they came to.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        contexts: Fits conversations into windows.
+        summaries: Sums up what does not fit.
+        calibration: Knows how many tokens a model makes of a text.
+    """
 
-    async def prompt(self, work: Work, schemas: tuple[ToolSchema, ...]) -> ModelCall:
+    def __init__(
+        self, contexts: Contexts, summaries: Summaries, calibration: tokens.Calibration
+    ) -> None:
+        self._contexts = contexts
+        self._summaries = summaries
+        self._calibration = calibration
+
+    async def build(self, work: Work, schemas: tuple[ToolSchema, ...]) -> Built:
         """Return what the model is asked in a step of a turn."""
-        rows = await self._store.messages(work.tenant, work.conversation)
-        seen = None
-        if rows:
-            seen = MessageRange(
-                conversation_id=work.conversation,
-                first=rows[0]["number"],
-                last=rows[-1]["number"],
-            )
-        return ModelCall(
+        asking = Asking(
+            tenant=work.tenant,
+            conversation=work.conversation,
+            turn=work.row["number"],
+            run=work.run,
+            agent=work.row["agent"],
             model=work.row["model"],
             system=work.system,
-            messages=tuple(Message(row["role"], decode_parts(row["parts"])) for row in rows),
             tools=schemas,
             settings=work.model_settings,
             output_schema=work.options.output_schema,
-            seen=seen,
         )
+        built = await self._contexts.build(asking)
+        if built.wants_summary is not None and await self._summaries.summarize(asking, built):
+            built = await self._contexts.build(asking)
+        return built
+
+    def observe(self, built: Built, response: ModelResponse) -> None:
+        """Learn how many tokens a prompt came to."""
+        if not response.is_estimated:
+            self._calibration.observe(response.model, built.estimated, response.usage.input_tokens)

@@ -1,7 +1,7 @@
 -- name: accept
 -- Is the turn accepted, and which one may begin now?
 SELECT * FROM ksi_completion.accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-                                    $15, $16, $17, $18, $19, $20, $21, $22);
+                                    $15, $16, $17, $18, $19, $20, $21, $22, $23);
 
 -- name: inject
 -- Which turn at work will read it?
@@ -59,7 +59,3 @@ SELECT * FROM ksi_completion.at_work($1, $2);
 -- name: tell
 -- Tells every daemon.
 SELECT pg_notify('ksi_completion', word) FROM unnest($1::text[]) AS word;
-
--- name: messages
--- What was said in a conversation?
-SELECT number, role, parts FROM ksi_completion.message WHERE conversation = $1 ORDER BY number;

@@ -29,6 +29,18 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
         stream_buffer_bytes: How much of a turn's stream is kept in memory for who reads slowly;
             what was before is read from the conversation.
         max_streams: Streams that this daemon serves at once.
+        max_context_tokens: Tokens that a model is sent at most, however large its window; 0 is no
+            bound of one's own.
+        max_added_tokens: Of them what plugins may add to the system prompt.
+        context_timeout_s: How long a plugin may take to say what it adds.
+        summary_after_tokens: From how many tokens on what falls out of a model's window is summed
+            up; 0 is never.
+        summary_model: Which model sums up; the conversation's own unless given, and
+            ``builtin/extractive`` to ask none.
+        summary_tokens: How long a summary may be.
+        summary_timeout_s: How long a model may take to sum up.
+        max_import_messages: Messages of a conversation that is brought in.
+        max_import_bytes: Size of its messages.
         relay_s: How often what a turn says is handed to other daemons where somebody follows it.
     """
 
@@ -49,3 +61,12 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
     stream_buffer_bytes: Positive = 1024 * 1024
     max_streams: Positive = 2000
     relay_s: Annotated[float, Meta(gt=0)] = 0.05
+    max_context_tokens: Annotated[int, Meta(ge=0)] = 200_000
+    max_added_tokens: Annotated[int, Meta(ge=0)] = 4000
+    context_timeout_s: Annotated[float, Meta(gt=0)] = 2.0
+    summary_after_tokens: Annotated[int, Meta(ge=0)] = 2000
+    summary_model: Annotated[str, Meta(max_length=200)] = ""
+    summary_tokens: Annotated[int, Meta(ge=100)] = 1000
+    summary_timeout_s: Annotated[float, Meta(gt=0)] = 60.0
+    max_import_messages: Positive = 100_000
+    max_import_bytes: Positive = 64 * 1024 * 1024

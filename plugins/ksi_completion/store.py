@@ -56,6 +56,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     has_output: bool
     context: Context
     parent: str | None
+    only_agent: str | None
     messages: tuple[Said, ...]
 
 
@@ -141,6 +142,7 @@ class Store:
             asked.has_output,
             msgspec.json.encode(asked.context).decode(),
             asked.parent,
+            asked.only_agent,
             [each.message.role for each in said],
             [encode_parts(each.message.parts) for each in said],
             [each.body for each in said],
@@ -201,12 +203,6 @@ class Store:
     async def said_by_turn(self, tenant: str, run: str, from_unit: int = 0) -> list[Any]:
         """Return the messages that a turn has made, with their place in its stream."""
         return await self.database.fetch(SQL["said_by_turn"], tenant, run, from_unit)
-
-    async def messages(self, tenant: str, conversation: str) -> list[Any]:
-        """Return the messages of a conversation."""
-        async with self.database.transaction(tenant=tenant) as connection:
-            found: list[Any] = await connection.fetch(SQL["messages"], conversation)
-            return found
 
     # -- asked by whoever is at work ------------------------------------------------------------
 

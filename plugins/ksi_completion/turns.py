@@ -21,6 +21,7 @@ from ksi_completion.events import (
 )
 from ksi_completion.messages import body_of, decode_parts
 from ksi_completion.news import News, Waiters
+from ksi_completion.prompts import Prompts
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Commit, Committed, Lost, Next, Store, result_of
 from ksi_completion.streams import Hub, Kind
@@ -50,7 +51,6 @@ from ksi_daemon.protocol import (
 )
 from ksi_models.events import (
     Message,
-    ModelCall,
     ModelChunk,
     ModelResponse,
     ModelRestarted,
@@ -62,6 +62,7 @@ from ksi_models.events import (
     ThinkingPart,
     ToolCallPart,
     ToolResultPart,
+    ToolSchema,
 )
 from ksi_tools.events import ToolCalled
 from ksi_workflows.api import Run, current_run, receive, step, workflow
@@ -81,7 +82,7 @@ class Turns:
         store: Keeps them.
         bus: Calls models and tools.
         news: Tells other daemons of their ends.
-        prompt: Makes what the model is asked.
+        prompts: Makes what the model is asked.
         begin: Hands on a turn that may begin.
     """
 
@@ -91,7 +92,7 @@ class Turns:
         store: Store,
         bus: Bus,
         news: News,
-        prompt: Any,
+        prompts: Prompts,
         begin: Callable[[Next], None],
     ) -> None:
         self.hub = Hub(settings.stream_buffer_bytes)
@@ -100,7 +101,7 @@ class Turns:
         self._store = store
         self._bus = bus
         self._news = news
-        self._prompt = prompt
+        self._prompts = prompts
         self._begin = begin
         self._tooling = Tooling(bus, settings.patience_s)
         self._works: dict[str, Work] = {}
@@ -211,10 +212,9 @@ class Turns:
         with acting_as(work.context):
             offer = await self._tooling.offered(work.globs)
             work.tools = offer.is_parallel
-            call = await self._prompt(work, offer.schemas)
             while True:
                 try:
-                    return await self._answer(work, call)
+                    return await self._answer(work, offer.schemas)
                 except TRANSIENT as error:
                     delay_s = max(settings.retry_s, error.retry_after_s or 0.0)
                     if loop.time() + delay_s > until:
@@ -225,9 +225,10 @@ class Turns:
                     )
                     await asyncio.sleep(delay_s)
 
-    async def _answer(self, work: Work, call: ModelCall) -> ModelResponse:
+    async def _answer(self, work: Work, schemas: tuple[ToolSchema, ...]) -> ModelResponse:
         live, response = work.live, None
-        async with aclosing(self._bus.stream("model:call", call)) as chunks:
+        built = await self._prompts.build(work, schemas)
+        async with aclosing(self._bus.stream("model:call", built.call)) as chunks:
             async for chunk in chunks:
                 kind = type(chunk)
                 if kind is TextDelta:
@@ -238,6 +239,7 @@ class Turns:
                     response = await self._other(work, chunk) or response
         if response is None:
             raise Failed("the model's answer had no end")
+        self._prompts.observe(built, response)
         await self._match(work, response.message)
         return response
 

@@ -42,6 +42,7 @@ CREATE TABLE turn (
     context text NOT NULL, -- JSON of the ksi_daemon.protocol.Context that it runs in
     has_output boolean NOT NULL DEFAULT false, -- whether its text is to be read as JSON
     parent text, -- the run that asked for it
+    served text, -- the model that answered
     depth integer NOT NULL DEFAULT 0, -- how many turns wait for it, one for another
     first_message bigint, -- none until it begins
     opened integer NOT NULL DEFAULT 0, -- the step that was begun last

@@ -13,6 +13,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, 
 DECLARE
     head turn;
 BEGIN
+    PERFORM FROM conversation c WHERE (c.tenant, c.id) = (of_tenant, of_conversation) FOR UPDATE;
     SELECT t.* INTO head FROM turn t
      WHERE (t.tenant, t.conversation) = (of_tenant, of_conversation)
        AND t.status IN ('waiting', 'running', 'paused')
@@ -73,7 +74,7 @@ CREATE FUNCTION accept(
     of_tenant text, of_conversation text, of_run text, of_request text, of_digest text,
     of_user text, of_agent text, of_title text, of_model text, of_system text, of_tools text[],
     of_settings text, of_options text, has_schema boolean, of_context text, of_parent text,
-    roles text[], all_parts text[], bodies text[], all_tokens integer[],
+    only_agent text, roles text[], all_parts text[], bodies text[], all_tokens integer[],
     max_waiting integer, max_depth integer,
     OUT verdict text, OUT run_id text, OUT conversation_id text, OUT turn_number bigint,
     OUT turn_status text, OUT is_made boolean, OUT next_run text, OUT next_context text
@@ -111,7 +112,8 @@ BEGIN
     is_made := FOUND;
     SELECT c.* INTO into_conversation FROM conversation c
      WHERE (c.tenant, c.id) = (of_tenant, of_conversation) FOR UPDATE;
-    IF of_user IS NOT NULL AND into_conversation.owner IS DISTINCT FROM of_user THEN
+    IF of_user IS NOT NULL AND into_conversation.owner IS DISTINCT FROM of_user
+       OR only_agent IS NOT NULL AND into_conversation.agent IS DISTINCT FROM only_agent THEN
         verdict := 'denied';
         RETURN;
     END IF;
@@ -364,7 +366,7 @@ BEGIN
                                    THEN coalesce(t.cost_usd, 0) + coalesce(of_cost, 0)
                                    ELSE t.cost_usd END,
                    has_unknown_cost = t.has_unknown_cost OR (is_model_call AND of_cost IS NULL),
-                   model = coalesce(of_model, t.model),
+                   served = coalesce(of_model, t.served),
                    marks = t.marks || of_marks
              WHERE t.run = of_run;
         END IF;
@@ -481,7 +483,7 @@ CREATE FUNCTION outcome(of_tenant text, of_run text) RETURNS SETOF turn_outcome
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
 SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
     SELECT t.run, t.conversation, t.request_id, t.number, t.status, t.agent, t.parent, c.owner,
-           t.model, t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
+           coalesce(t.served, t.model), t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
            t.cost_usd, t.has_unknown_cost, t.attempt, t.units,
            t.has_output, t.accepted_at, t.started_at, t.ended_at,
            (SELECT m.parts FROM message m
@@ -498,7 +500,7 @@ CREATE FUNCTION list_turns(
 ) RETURNS SETOF turn_outcome
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
     SELECT t.run, t.conversation, t.request_id, t.number, t.status, t.agent, t.parent, c.owner,
-           t.model, t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
+           coalesce(t.served, t.model), t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
            t.cost_usd, t.has_unknown_cost, t.attempt, t.units, false, t.accepted_at, t.started_at,
            t.ended_at, NULL
       FROM turn t JOIN conversation c ON (c.tenant, c.id) = (t.tenant, t.conversation)

@@ -13,6 +13,8 @@ from ksi_models.events import (
     Message,
     ModelCall,
     ModelChunk,
+    ModelDescribe,
+    ModelDescribed,
     ModelResponse,
     Part,
     TextDelta,
@@ -59,15 +61,33 @@ class Script:
         self.contexts: list[Context] = []
         self.began = asyncio.Event()
         self.gate: asyncio.Event | None = None
+        self.window_tokens = 100_000
+        self._called = asyncio.Event()
 
     def say(self, *answers: Any) -> None:
         """Append answers: a text, parts, an error, or a function that makes the stream itself."""
         self.answers.extend(answers)
 
+    async def called(self) -> None:
+        """Wait for the next call."""
+        self._called.clear()
+        await self._called.wait()
+
+    @event_handler("model:describe")
+    def describe(self, request: ModelDescribe) -> ModelDescribed:
+        """Tell how much it can read."""
+        return ModelDescribed(
+            id=request.model or "test/script",
+            fallbacks=(),
+            context_tokens=100_000,
+            max_output_tokens=4000,
+        )
+
     @event_handler("model:call")
     async def call(self, request: ModelCall) -> AsyncIterator[ModelChunk]:
         """Answer as it is told."""
         self.calls.append(request)
+        self._called.set()
         context = current_context()
         assert context is not None
         self.contexts.append(context)
