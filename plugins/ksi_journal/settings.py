@@ -6,10 +6,14 @@ from msgspec import Meta, Struct
 
 from ksi_daemon.settings import Positive
 
-# What tells nothing new: questions about what is recorded anyway.
+# What tells nothing new: questions about what is recorded anyway, and calls of models, which have
+# whole conversations in them: `model:called` tells what each took and which messages it saw.
 QUESTIONS: Final = (
     "*:get",
     "*:list",
+    "model:call",
+    "model:describe",
+    "model:embed",
     "tool:describe",
     "workflow:queues",
     "workflow:result",
