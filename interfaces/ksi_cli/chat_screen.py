@@ -207,12 +207,24 @@ class Block:
         """Return its lines."""
         lines = console.render_lines(self._markdown, options.update(height=None), pad=False)
         filled = [at for at, line in enumerate(lines) if any(s.text.strip() for s in line)]
-        return lines[filled[0] : filled[-1] + 1] if filled else []
+        return [_stripped(line) for line in lines[filled[0] : filled[-1] + 1]] if filled else []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in self.lines(console, options):
             yield from line
             yield Segment.line()
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """Leave out the blanks at a line's end, which would be copied with it, but no background."""
+    while line:
+        text, style, _ = line[-1]
+        if style is not None and style.bgcolor is not None:
+            return line
+        if text.strip():
+            return [*line[:-1], Segment(text.rstrip(), style)]
+        line = line[:-1]
+    return line
 
 
 class RichAnswer:
