@@ -59,11 +59,12 @@ def plugin_of(name: str, *owners: object, functions: tuple[object, ...] = ()) ->
         for function in functions:
             if hasattr(function, "bus"):
                 function.bus = plugin.bus
+            plugin.service(Workflows).register(*getattr(function, "workflows", ()))
         with plugin.service(Tools).add(*functions, provider=plugin.name):
             yield
 
     def info() -> PluginInfo:
-        return PluginInfo(requires=("tools",))
+        return PluginInfo(requires=("tools", "workflows"))
 
     return module_plugin(name, ksi_plugin=hookimpl(info), ksi_lifespan=hookimpl(lifespan))
 

@@ -1,0 +1,58 @@
+"""A plugin whose tools leave traces in a file, so that kills can be counted out."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_daemon.plugin import Plugin
+from ksi_tools.api import ToolContext, Tools, tool
+
+
+class WorkSettings(Struct, frozen=True, kw_only=True):
+    """Nothing to set."""
+
+
+def trace(file: str, line: str) -> None:
+    """Append a line, whole, whoever else does."""
+    with Path(file).open("ab", buffering=0) as traces:
+        traces.write(f"{line} {os.getpid()}\n".encode())
+
+
+async def strike(file: str, before_s: float, after_s: float) -> str:
+    """Have an effect, some time after the beginning and some time before the end."""
+    trace(file, "begin")
+    await asyncio.sleep(before_s)
+    trace(file, "effect")
+    await asyncio.sleep(after_s)
+    return "struck"
+
+
+@tool(effects="effectful", name="strike")
+async def strike_once(
+    file: str, context: ToolContext, before_s: float = 0.0, after_s: float = 0.0
+) -> str:
+    """Have an effect that must not be repeated."""
+    return f"{await strike(file, before_s, after_s)} in attempt {context.attempt}"
+
+
+@tool(effects="idempotent", name="set")
+async def put(file: str, context: ToolContext, before_s: float = 0.0, after_s: float = 0.0) -> str:
+    """Have an effect that may be repeated."""
+    return f"{await strike(file, before_s, after_s)} in attempt {context.attempt}"
+
+
+@hookimpl
+def ksi_plugin() -> PluginInfo:
+    """Require the tools."""
+    return PluginInfo(requires=("tools",), settings=WorkSettings)
+
+
+@hookimpl
+async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
+    """Bring the tools."""
+    with plugin.service(Tools).add(strike_once, put, provider=plugin.name):
+        yield

@@ -1,0 +1,259 @@
+"""Who may call what."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ksi_client import AsyncClient, Denied, InvalidData, UnixTransport
+from ksi_daemon.principals import Principal
+from ksi_daemon.protocol.events import Grants
+from ksi_postgres.database import Database
+from ksi_tools.api import tool
+from ksi_tools.store import Permission, Permissions
+from ksi_tools.tests.conftest import Run
+
+AGENT = {"agent": "a"}
+
+
+@tool(effects="read_only", name="mail_read")
+async def read_mail() -> str:
+    """Read."""
+    return "read"
+
+
+@tool(effects="effectful", name="mail_send")
+async def send_mail() -> str:
+    """Send."""
+    return "sent"
+
+
+@tool(effects="idempotent", name="file_write")
+async def write_file() -> str:
+    """Write."""
+    return "written"
+
+
+MAIL = (read_mail, send_mail, write_file)
+
+
+async def permit(client: AsyncClient, subject: str, context: Any = None, **words: Any) -> Any:
+    request = {"subject": subject, **words}
+    return await client.request("tool:permit", request, context=context)
+
+
+async def allowed(client: AsyncClient, context: Any = None) -> set[str]:
+    """Return which of the tools a context may call, by trying and by the list, which agree."""
+    listed = await client.request("tool:list", {}, context=context)
+    tried = set()
+    for name in ("mail_read", "mail_send", "file_write"):
+        try:
+            await client.request("tool:call", {"name": name}, context=context)
+            tried.add(name)
+        except Denied as error:
+            assert error.details is not None
+            assert error.details["kind"] == "not_permitted"
+    names = {each["name"] for each in listed["tools"]} - {"ask_user", "current_time"}
+    assert names == tried
+    return tried
+
+
+async def test_without_a_word_only_what_is_read_only_may_be_called(run: Run) -> None:
+    async with run(*MAIL) as client:
+        assert await allowed(client) == {"mail_read", "mail_send", "file_write"}
+        assert await allowed(client, AGENT) == {"mail_read"}
+        assert await allowed(client, {"conversation": "c"}) == {"mail_read"}
+        with pytest.raises(Denied, match="tool:permit"):
+            await client.request("tool:call", {"name": "mail_send", "call_id": "c1"}, context=AGENT)
+        listed = await client.request("tool:calls", {"limit": 1000})
+        assert "c1" not in {each["call_id"] for each in listed["calls"]}
+        listed = await client.request("tool:list", {"all_tools": True}, context=AGENT)
+        shown = {each["name"]: each.get("is_allowed", True) for each in listed["tools"]}
+        assert shown["mail_send"] is False
+
+
+async def test_a_word_allows_by_globs_and_its_denial_wins(run: Run) -> None:
+    async with run(*MAIL) as client:
+        said = await permit(client, "agent:a", allow=["mail_*"])
+        assert said["tools"] == ["mail_read", "mail_send"]
+        assert await allowed(client, AGENT) == {"mail_read", "mail_send"}
+
+        await permit(client, "agent:a", allow=["*"], deny=["mail?send"])
+        assert await allowed(client, AGENT) == {"mail_read", "file_write"}
+
+        await permit(client, "agent:a", deny=["mail_*"])
+        assert await allowed(client, AGENT) == set()
+
+        await permit(client, "agent:a", allow=[])
+        assert await allowed(client, AGENT) == set()
+        told = await client.request("tool:permissions", {"subject": "agent:a"})
+        assert (told["allow"], told["deny"], told["parent"]) == ([], [], None)
+
+
+async def test_agent_and_conversation_both_have_to_allow(run: Run) -> None:
+    async with run(*MAIL) as client:
+        both = {"agent": "a", "conversation": "c"}
+        await permit(client, "conversation:c", allow=["mail_*"])
+        assert await allowed(client, both) == {"mail_read", "mail_send"}
+        await permit(client, "agent:a", allow=["mail_send", "file_*"])
+        assert await allowed(client, both) == {"mail_send"}
+        assert await allowed(client, AGENT) == {"mail_send", "file_write"}
+
+
+async def test_a_child_may_nothing_that_its_parent_may_not(run: Run) -> None:
+    async with run(*MAIL) as client:
+        await permit(client, "agent:a", allow=["mail_*"])
+        await permit(client, "agent:b", allow=["*"], parent="agent:a")
+        await permit(client, "agent:c", allow=["*"], deny=["mail_read"], parent="agent:b")
+        await permit(client, "agent:orphan", allow=["*"], parent="agent:nobody")
+
+        assert await allowed(client, {"agent": "b"}) == {"mail_read", "mail_send"}
+        assert await allowed(client, {"agent": "c"}) == {"mail_send"}
+        assert await allowed(client, {"agent": "orphan"}) == {"mail_read"}
+        await permit(client, "agent:a", deny=["mail_send"])
+        assert await allowed(client, {"agent": "c"}) == set()
+        assert await allowed(client, {"agent": "b"}) == {"mail_read"}
+
+
+async def test_nobody_is_bounded_by_itself_and_chains_end(run: Run) -> None:
+    async with run(*MAIL) as client:
+        await permit(client, "agent:0", allow=["*"])
+        for number in range(1, 16):
+            parent = f"agent:{number - 1}"
+            await permit(client, f"agent:{number}", allow=["*"], parent=parent)
+        assert await allowed(client, {"agent": "15"}) == {"mail_read", "mail_send", "file_write"}
+        with pytest.raises(InvalidData, match="parents"):
+            await permit(client, "agent:16", allow=["*"], parent="agent:15")
+        for subject in ("agent:15", "agent:7", "agent:0"):
+            with pytest.raises(InvalidData, match="itself"):
+                await permit(client, subject, allow=["*"], parent="agent:15")
+
+        # A chain that grew from above allows nothing at its end: it is not known what bounds it.
+        await permit(client, "agent:above", allow=["*"])
+        await permit(client, "agent:0", allow=["*"], parent="agent:above")
+        assert await allowed(client, {"agent": "14"}) == {"mail_read", "mail_send", "file_write"}
+        assert await allowed(client, {"agent": "15"}) == set()
+
+
+async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
+    async with run(*MAIL) as client:
+        await permit(client, "agent:a", allow=["mail_*"])
+        await permit(client, "agent:other", allow=[])
+        child = {"allow": ["*"], "parent": "agent:a"}
+
+        await permit(client, "agent:child", AGENT, **child)
+        assert await allowed(client, {"agent": "child"}) == {"mail_read", "mail_send"}
+
+        for subject, context, words in (
+            ("agent:a", AGENT, {"allow": ["*"]}),
+            ("agent:child", AGENT, {"allow": ["*"]}),
+            ("agent:other", AGENT, child),
+            ("conversation:c", AGENT, child),
+            ("agent:x", AGENT, {"allow": ["*"], "parent": "agent:other"}),
+            ("agent:child", {"agent": "child"}, child),
+            ("agent:a", {"run": "r"}, {"allow": ["*"]}),
+            ("conversation:c", {"conversation": "c"}, {"allow": ["*"]}),
+        ):
+            with pytest.raises(Denied):
+                await permit(client, subject, context, **words)
+        with pytest.raises(InvalidData):
+            await permit(client, "agent:a", AGENT, **child)
+        assert await allowed(client, AGENT) == {"mail_read", "mail_send"}
+        assert await allowed(client, {"agent": "other"}) == set()
+
+
+@asynccontextmanager
+async def as_token(client: AsyncClient, **identity: str) -> AsyncIterator[AsyncClient]:
+    daemon: Any = client.daemon  # type: ignore[attr-defined]
+    grants = Grants(call=("tool:*",), serve=("*",))
+    token = daemon.tokens.issue(Principal("t", grants, **identity), ttl_s=60)
+    async with AsyncClient(UnixTransport(daemon.home.socket), token=token) as made:
+        yield made
+
+
+async def test_a_token_may_no_more_than_what_was_said(run: Run) -> None:
+    async with run(*MAIL) as client:
+        async with as_token(client) as nobody:
+            assert await allowed(nobody) == {"mail_read"}
+            with pytest.raises(Denied):
+                await permit(nobody, "conversation:c", allow=["*"])
+        async with as_token(client, agent="a", run="r") as agent:
+            with pytest.raises(Denied):
+                await permit(agent, "agent:a", allow=["*"])
+            assert await allowed(agent) == {"mail_read"}
+            await permit(client, "agent:a", allow=["*"])
+            assert await allowed(agent) == {"mail_read", "mail_send", "file_write"}
+
+
+async def test_a_word_counts_for_its_tenant_alone(run: Run) -> None:
+    async with run(*MAIL) as client:
+        await permit(client, "agent:a", allow=["*"])
+
+        assert await allowed(client, {"agent": "a", "tenant": "b"}) == {"mail_read"}
+
+
+@pytest.mark.parametrize("glob", ["", "mail%", "[a-z]*", "mail\\_", "a" * 201, "é*"])
+async def test_a_glob_has_the_characters_of_names_and_two_more(run: Run, glob: str) -> None:
+    async with run(*MAIL) as client:
+        with pytest.raises(InvalidData):
+            await permit(client, "agent:a", allow=[glob])
+
+
+NAMES = st.text("aB_.:-1", min_size=1, max_size=6)
+
+
+async def test_postgres_and_python_agree_on_globs(database: Database) -> None:
+    connection = await asyncpg.connect(database.logins.app)
+    cases: list[tuple[str, str]] = []
+
+    @given(NAMES, st.text("aB_.:-1*?", min_size=1, max_size=6))
+    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+    def collect(name: str, glob: str) -> None:
+        cases.append((name, glob))
+
+    collect()
+    try:
+        for name, glob in cases:
+            sql = "SELECT ksi_tools.matches_any($1, ARRAY[$2])"
+            assert await connection.fetchval(sql, name, glob) == fnmatchcase(name, glob)
+    finally:
+        await connection.close()
+
+
+async def test_a_child_never_has_more_than_its_parent_whatever_is_said(database: Database) -> None:
+    permissions = Permissions(database)
+    tools = ["mail_read", "mail_send", "file_write"]
+    globs = st.sampled_from(["*", "mail_*", "file_*", "mail_send", "?ile*", "none"])
+    words = st.tuples(
+        st.none() | st.lists(globs, max_size=2), st.lists(globs, max_size=1), st.integers(-1, 4)
+    )
+    plans: list[list[Any]] = []
+
+    @given(st.lists(words, min_size=5, max_size=5))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    def collect(plan: list[Any]) -> None:
+        plans.append(plan)
+
+    collect()
+    for number, plan in enumerate(plans):
+        tenant, parents = f"t{number}", {}
+        for subject, (allow, deny, parent) in enumerate(plan):
+            above = None if parent < 0 else f"agent:{parent}"
+            said = Permission(None if allow is None else tuple(allow), tuple(deny), above)
+            if await permissions.say(tenant, f"agent:{subject}", said, None) == "ok":
+                parents[subject] = None if parent < 0 else parent
+        for child, parent in parents.items():
+            if parent is not None:
+                for name in tools:
+                    for effects in ("read_only", "effectful"):
+                        sql = "SELECT ksi_tools.is_permitted($1, $2, NULL, $3, $4)"
+                        may = [
+                            await database.fetchval(sql, tenant, str(who), name, effects)
+                            for who in (child, parent)
+                        ]
+                        assert not may[0] or may[1], (plan, child, parent, name, effects)
