@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ksi_models.keys import Keys
+from ksi_models.keys import Keys, variables_of
 from ksi_models.provider import Provider
+from ksi_models.providers import pydantic
 from ksi_models.providers.claude_cli import ClaudeCLI
 from ksi_models.providers.extractive import Extractive
 from ksi_models.providers.scripted import ScriptedProvider
@@ -38,7 +39,10 @@ class Providers:
 
     def all(self) -> list[Provider]:
         """Return all that are there, or could be: those of the settings, and those of ours."""
-        names = [*self._settings.providers, "claude-cli", "openai", "builtin", "test"]
+        known = self._keys.set_variables()
+        with_keys = (n for n in pydantic.NAMES if any(v in known for v in variables_of(n)))
+        ours = ("claude-cli", "anthropic", "openai", *with_keys, "builtin", "test")
+        names = [*self._settings.providers, *ours]
         found = [self.find(name) for name in dict.fromkeys(names)]
         return [provider for provider in found if provider is not None]
 
@@ -49,11 +53,12 @@ class Providers:
             await provider.close()
 
     def _make(self, name: str) -> Provider | None:
-        own = self._settings.providers.get(name)
-        if own is not None and own.base_url:
+        own = self._settings.providers.get(name, ProviderSettings())
+        if own.kind == "pydantic-ai" or (name in pydantic.NAMES and own.kind == ""):
+            limit = self._settings.max_answer_bytes
+            return pydantic.PydanticAI(name, self._keys, own.base_url, limit)
+        if own.base_url or name == "openai":
             return self._wire(name, own)
-        if name == "openai":
-            return self._wire(name, own or ProviderSettings())
         if name == "claude-cli":
             return self._claude()
         if name == "builtin":
