@@ -100,7 +100,7 @@ def of_tools(tools: Iterable[ToolSchema]) -> int:
 
 MAX_MODELS: Final = 500
 WEIGHT: Final = 0.2  # of the newest call against those before it
-LEAST, MOST = 0.5, 3.0  # what a provider reports beyond that counts something else
+LEAST, MOST = 0.4, 4.0  # what a provider reports beyond that counts something else
 MIN_TOKENS: Final = 200  # of less nothing is learnt
 
 
@@ -115,9 +115,9 @@ class Calibration:
 
     def observe(self, model: str, estimated: int, reported: int) -> None:
         """Take note that what was estimated at some tokens came to others."""
-        if estimated < MIN_TOKENS or reported <= 0:
+        if estimated < MIN_TOKENS or not LEAST <= reported / estimated <= MOST:
             return
-        ratio = min(max(reported / estimated, LEAST), MOST)
+        ratio = reported / estimated
         known = self._factors.pop(model, None)
         self._factors[model] = ratio if known is None else known + WEIGHT * (ratio - known)
         if len(self._factors) > MAX_MODELS:
