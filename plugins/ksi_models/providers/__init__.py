@@ -1,16 +1,21 @@
 """The providers of models: each reaches models of one kind in one way."""
 
 from pathlib import Path
+from typing import Final
 
+from ksi_daemon.protocol import InvalidData
 from ksi_models.keys import Keys, variables_of
 from ksi_models.provider import Provider
-from ksi_models.providers import pydantic
+from ksi_models.providers import pydantic, replay
 from ksi_models.providers.claude_cli import ClaudeCLI
 from ksi_models.providers.extractive import Extractive
 from ksi_models.providers.scripted import ScriptedProvider
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
-OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_URL: Final = "https://api.openai.com/v1"
+# Where servers on this machine listen by themselves.
+PORTS: Final = {"ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234}
+BUILTIN: Final = ("builtin", "replay", "test")
 
 
 class Providers:
@@ -20,13 +25,21 @@ class Providers:
         settings: Which there are, and how they are reached.
         keys: Their keys.
         home: ``KSI_HOME``.
+
+    Raises:
+        InvalidData: ``models.cassette`` is no name of a file.
     """
 
     def __init__(self, settings: ModelsSettings, keys: Keys, home: Path) -> None:
         self._settings = settings
         self._keys = keys
         self._home = home
+        self._cassettes = home / "cassettes"
         self._made: dict[str, Provider] = {}
+        if settings.cassette and not replay.NAME.fullmatch(settings.cassette):
+            raise InvalidData(
+                "models.cassette is a name of letters, digits, dots, dashes and underscores"
+            )
 
     def find(self, name: str) -> Provider | None:
         """Return the provider of that name, if there is one."""
@@ -34,16 +47,15 @@ class Providers:
             provider = self._make(name)
             if provider is None:
                 return None
-            self._made[name] = provider
+            self._made[name] = self._recorded(provider)
         return self._made[name]
 
     def all(self) -> list[Provider]:
-        """Return all that are there, or could be: those of the settings, and those of ours."""
+        """Return those that are there or could easily be, those of the settings first."""
         known = self._keys.set_variables()
         with_keys = (n for n in pydantic.NAMES if any(v in known for v in variables_of(n)))
-        ours = ("claude-cli", "anthropic", "openai", *with_keys, "builtin", "test")
-        names = [*self._settings.providers, *ours]
-        found = [self.find(name) for name in dict.fromkeys(names)]
+        ours = ("claude-cli", "anthropic", "openai", *with_keys, *PORTS, *BUILTIN)
+        found = [self.find(name) for name in dict.fromkeys([*self._settings.providers, *ours])]
         return [provider for provider in found if provider is not None]
 
     async def close(self) -> None:
@@ -59,11 +71,39 @@ class Providers:
             return pydantic.PydanticAI(name, self._keys, own.base_url, limit)
         if own.base_url or name == "openai":
             return self._wire(name, own)
-        if name == "claude-cli":
-            return self._claude()
-        if name == "builtin":
-            return Extractive()
-        return ScriptedProvider() if name == "test" else None
+        if name in PORTS:
+            return self._local(name)
+        return self._own(name)
+
+    def _own(self, name: str) -> Provider | None:
+        match name:
+            case "claude-cli":
+                return self._claude()
+            case "builtin":
+                return Extractive()
+            case "replay":
+                return replay.Replay(self._cassettes)
+            case "test":
+                return ScriptedProvider()
+        return None
+
+    def _local(self, name: str) -> Provider | None:
+        if not self._settings.find_local:
+            return None
+        from ksi_models.providers import local, openai_wire  # noqa: PLC0415  aiohttp is slow to import
+
+        place = openai_wire.Place(
+            base_url=f"http://127.0.0.1:{PORTS[name]}/v1",
+            max_answer_bytes=self._settings.max_answer_bytes,
+        )
+        return local.LocalServer(name, place, self._keys)
+
+    def _recorded(self, provider: Provider) -> Provider:
+        cassette = self._settings.cassette
+        if not cassette or provider.name == "replay":
+            return provider
+        file = replay.cassette_file(self._cassettes, cassette)
+        return replay.Recorder(provider, file, self._keys.redacted)
 
     def _claude(self) -> Provider:
         return ClaudeCLI(
