@@ -14,7 +14,7 @@ from ksi_completion.events import CompletionAccepted, CompletionAsync
 from ksi_completion.messages import body_of, text_of
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Asked, Next, Said, Store, next_of
-from ksi_daemon.bus import Bus
+from ksi_completion.work import TurnOptions
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.principals import TOKEN_PREFIX
 from ksi_daemon.protocol import (
@@ -43,14 +43,12 @@ class Acceptance:
     Args:
         settings: The plugin's.
         store: Records them.
-        bus: Tells the registry of tools what a conversation may call.
         start: Starts the run of a turn.
     """
 
-    def __init__(self, settings: CompletionSettings, store: Store, bus: Bus, start: Start) -> None:
+    def __init__(self, settings: CompletionSettings, store: Store, start: Start) -> None:
         self._settings = settings
         self._store = store
-        self._bus = bus
         self._start = start
         self._tasks: asyncio.TaskGroup | None = None
         self._handovers = asyncio.Semaphore(MAX_HANDOVERS)
@@ -77,8 +75,6 @@ class Acceptance:
         settings = self._settings
         row = await self._store.accept(asked, settings.max_waiting_turns, settings.max_depth)
         self._check(row["verdict"], asked)
-        if row["is_made"] and request.tools is not None:
-            await self._permit(asked, context)
         ready = next_of(row)
         if ready is not None:
             self.begin(ready)
@@ -112,9 +108,10 @@ class Acceptance:
         agent = request.agent or context.agent
         bound = context.conversation if is_bound(context) else None
         conversation = request.conversation_id or bound or secrets.token_hex(8)
-        options = msgspec.structs.replace(
+        plain = msgspec.structs.replace(
             request, prompt=None, messages=(), request_id=None, conversation_id=None
         )
+        options = TurnOptions(asked=plain, permit=_permit_of(request, conversation, context))
         prompt = text_of(messages[-1])
         of_turn = msgspec.structs.replace(
             context, agent=agent, conversation=conversation, run=None, parent=None
@@ -177,25 +174,19 @@ class Acceptance:
                 details={"kind": "depth", "setting": "completion.max_depth"},
             )
 
-    async def _permit(self, asked: Asked, context: Context) -> None:
-        """Let a conversation that was just made call what it was made with."""
-        parent = None
-        if context.agent is not None:
-            parent = f"agent:{context.agent}"
-        elif context.conversation is not None:
-            parent = f"conversation:{context.conversation}"
-        elif is_bound(context):
-            return  # whoever has a token can't hand on more than what may be called by all
-        permit = ToolPermit(
-            subject=f"conversation:{asked.conversation}", allow=asked.tools, parent=parent
-        )
-        try:
-            await self._bus.request("tool:permit", permit)
-        except KsiError as error:
-            log.warning(
-                "a conversation's tools could not be permitted",
-                extra={"conversation": asked.conversation, "error": error.message},
-            )
+
+def _permit_of(request: CompletionAsync, conversation: str, context: Context) -> ToolPermit | None:
+    """Return what a conversation may call that is made with tools: no more than who makes it."""
+    if request.tools is None:
+        return None
+    parent = None
+    if context.agent is not None:
+        parent = f"agent:{context.agent}"
+    elif context.conversation is not None:
+        parent = f"conversation:{context.conversation}"
+    elif is_bound(context):
+        return None  # whoever has a token can't hand on more than what may be called by all
+    return ToolPermit(subject=f"conversation:{conversation}", allow=request.tools, parent=parent)
 
 
 def is_bound(context: Context) -> bool:

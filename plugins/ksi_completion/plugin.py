@@ -49,7 +49,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     async def start(run: str, context: Context) -> None:
         await workflows.start(turns.turn, id=key_of(context.tenant, run))
 
-    acceptance = Acceptance(settings, store, plugin.bus, start)
+    acceptance = Acceptance(settings, store, start)
     conversations = Conversations(database)
     calibration = tokens.Calibration()
     contexts = Contexts(conversations, plugin.bus, settings, calibration)

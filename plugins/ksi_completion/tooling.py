@@ -2,7 +2,6 @@
 
 import asyncio
 import fnmatch
-import logging
 import random
 from typing import Any, Final
 
@@ -10,7 +9,8 @@ import msgspec
 
 from ksi_completion.work import Prepared, Work
 from ksi_daemon.bus import Bus
-from ksi_daemon.protocol import Busy, KsiError, NotFound, Unavailable
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.protocol import Busy, Context, KsiError, Unavailable
 from ksi_models.events import ToolResultPart, ToolSchema
 from ksi_tools.events import (
     ToolCall,
@@ -20,8 +20,6 @@ from ksi_tools.events import (
     ToolList,
     ToolListed,
 )
-
-log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 0.2
 MAX_AGAIN_S: Final = 2.0
@@ -42,13 +40,18 @@ class Tooling:
         self._bus = bus
         self._patience_s = patience_s
 
+    async def permit(self, work: Work) -> None:
+        """Let a conversation that was made with a turn call what it was made with.
+
+        Whose child it is bounds it, so that it is said in nobody's name. Said before the first step
+        of the turn: a daemon that dies before says it when it is there again.
+        """
+        with acting_as(Context("", tenant=work.tenant)):
+            await self._bus.request("tool:permit", work.permit)
+
     async def offered(self, globs: list[tuple[str, ...]]) -> Prepared:
         """Return what may be called that matches a glob of each list."""
-        try:
-            listed = await self._bus.request("tool:list", ToolList(), result_type=ToolListed)
-        except (NotFound, Unavailable) as error:
-            log.warning("a turn goes without tools", extra={"why": error.message})
-            return Prepared(schemas=(), is_parallel={})
+        listed = await self._bus.request("tool:list", ToolList(), result_type=ToolListed)
         infos = [info for info in listed.tools if info.is_allowed and is_wanted(info.name, globs)]
         if not infos:
             return Prepared(schemas=(), is_parallel={})

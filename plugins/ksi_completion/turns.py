@@ -210,10 +210,12 @@ class Turns:
         settings, loop = self._settings, asyncio.get_running_loop()
         until = loop.time() + settings.patience_s
         with acting_as(work.context):
-            offer = await self._tooling.offered(work.globs)
-            work.tools = offer.is_parallel
             while True:
                 try:
+                    if work.step == 1 and work.permit is not None and work.row["made_conversation"]:
+                        await self._tooling.permit(work)
+                    offer = await self._tooling.offered(work.globs)
+                    work.tools = offer.is_parallel
                     return await self._answer(work, offer.schemas)
                 except TRANSIENT as error:
                     delay_s = max(settings.retry_s, error.retry_after_s or 0.0)

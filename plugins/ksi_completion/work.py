@@ -15,9 +15,22 @@ from ksi_completion.store import read_context, read_usage
 from ksi_completion.streams import Live
 from ksi_daemon.protocol import Failed, KsiError, TimedOut
 from ksi_models.events import Message, ModelSettings, TextPart, ToolCallPart, ToolSchema, Usage
+from ksi_tools.events import ToolPermit
 
 MARK_BYTES: Final = 8
 MIN_TEXT_CHARACTERS: Final = 80  # what is said before a call is often the same few words
+
+
+class TurnOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a turn is to be had.
+
+    Attributes:
+        asked: What was asked, without its messages.
+        permit: What its conversation may call, where that is made with the turn.
+    """
+
+    asked: CompletionAsync
+    permit: ToolPermit | None = None
 
 
 class Stopped(Exception):
@@ -54,7 +67,8 @@ class Work:
     def read(self, row: Any) -> None:
         """Take over what Postgres says of it."""
         self.row = row
-        self.options = msgspec.json.decode(row["options"], type=CompletionAsync)
+        kept = msgspec.json.decode(row["options"], type=TurnOptions)
+        self.options, self.permit = kept.asked, kept.permit
         self.context = msgspec.structs.replace(read_context(row["context"]), run=self.run)
         self.conversation: str = row["conversation"]
         self.usage = read_usage(row["usage"])

@@ -41,6 +41,7 @@ CREATE TABLE turn (
     options text NOT NULL, -- JSON of what was asked, without its messages
     context text NOT NULL, -- JSON of the ksi_daemon.protocol.Context that it runs in
     has_output boolean NOT NULL DEFAULT false, -- whether its text is to be read as JSON
+    made_conversation boolean NOT NULL DEFAULT false,
     parent text, -- the run that asked for it
     served text, -- the model that answered
     depth integer NOT NULL DEFAULT 0, -- how many turns wait for it, one for another

@@ -132,10 +132,10 @@ BEGIN
      WHERE (c.tenant, c.id) = (of_tenant, of_conversation)
     RETURNING c.last_turn INTO turn_number;
     INSERT INTO turn (tenant, conversation, number, run, request_id, digest, agent, model, options,
-                      has_output, context, parent, depth)
+                      has_output, made_conversation, context, parent, depth)
     VALUES (of_tenant, of_conversation, turn_number, of_run, of_request, of_digest, of_agent,
-            coalesce(of_model, into_conversation.model), of_options, has_schema, of_context,
-            of_parent, of_depth);
+            coalesce(of_model, into_conversation.model), of_options, has_schema, is_made,
+            of_context, of_parent, of_depth);
     FOR place IN 1 .. cardinality(roles) LOOP
         INSERT INTO injection (tenant, conversation, turn, role, parts, body, tokens, run)
         VALUES (of_tenant, of_conversation, turn_number, roles[place], all_parts[place],
@@ -208,6 +208,7 @@ CREATE TYPE turn_state AS (
     tools text[],
     settings text,
     depth integer,
+    made_conversation boolean,
     attempt integer,
     is_again boolean,
     units bigint,
@@ -231,8 +232,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalo
     SELECT ROW(
         CASE WHEN t.status IN ('running', 'paused') THEN 'ok' ELSE 'over' END,
         t.conversation, t.number, t.request_id, t.agent, t.model, t.options, t.context,
-        c.system, c.tools, c.settings, t.depth, t.attempt, false, t.units, t.marks, t.steps,
-        t.tool_calls, t.usage, t.cost_usd, t.has_unknown_cost,
+        c.system, c.tools, c.settings, t.depth, t.made_conversation, t.attempt, false, t.units,
+        t.marks, t.steps, t.tool_calls, t.usage, t.cost_usd, t.has_unknown_cost,
         extract(epoch FROM clock_timestamp() - t.started_at) - t.paused_s
             - coalesce(extract(epoch FROM clock_timestamp() - t.paused_at), 0),
         t.first_message, c.last_message, t.stopping, t.waits_for, t.waits_call, NULL)::turn_state

@@ -79,7 +79,7 @@ class Script:
         return ModelDescribed(
             id=request.model or "test/script",
             fallbacks=(),
-            context_tokens=100_000,
+            context_tokens=self.window_tokens,
             max_output_tokens=4000,
         )
 
