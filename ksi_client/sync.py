@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -169,7 +170,8 @@ class Client:
                 streams = True
                 yield self._decode(event, frame.chunk, result_type)
         except GeneratorExit:
-            self._send(Cancel(request_id))
+            with suppress(Unavailable):  # closed with the connection, it is cancelled already
+                self._send(Cancel(request_id))
             raise
 
     def emit(self, event: str, data: Any = None) -> None:

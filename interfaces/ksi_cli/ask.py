@@ -399,7 +399,7 @@ class Asking:
             output.note("stopped")
         elif report.error is not None:
             output.note(f"ksi: {output.reason(turns.error_of(report.error))}")
-        if report.conversation_id:
+        if report.conversation_id and report.status != "running":
             output.note(f"what was said is kept: --conversation {report.conversation_id}")
 
 

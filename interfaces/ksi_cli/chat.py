@@ -135,7 +135,8 @@ class _Asking:
         """
         self._task = asyncio.current_task()
         if conversation_id is not None:
-            await chat_commands.resume(self._session, conversation_id)
+            with self._session.person.quiet():
+                await chat_commands.resume(self._session, conversation_id)
         while True:
             try:
                 line = await self._session.person.ask("> ")
@@ -145,7 +146,8 @@ class _Asking:
                 self._session.screen.say("(Ctrl-D leaves)")
                 continue
             if line.strip():
-                await self._do(line)
+                with self._session.person.quiet():
+                    await self._do(line)
 
     async def _do(self, line: str) -> None:
         try:

@@ -4,11 +4,12 @@ import asyncio
 import os
 import queue
 import sys
+import termios
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ksi_daemon.protocol.paths import home_directory
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # only a terminal needs it, and it takes long to import
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 # ruff: noqa: PLC0415  prompt_toolkit, as above
+
+
+LOCAL_FLAGS: Final = 3  # where they stand in what termios tells
 
 
 class Input(Protocol):
@@ -30,6 +34,9 @@ class Input(Protocol):
             EOFError: The person has left.
             KeyboardInterrupt: The person has thought better of it.
         """
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Show nothing of what is typed meanwhile; it is there for what is asked next."""
 
 
 class LinesInput:
@@ -49,6 +56,10 @@ class LinesInput:
                 raise EOFError
             if line.strip():
                 return line.rstrip("\n")
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Do nothing: nothing is typed."""
+        return nullcontext()
 
     async def _line(self) -> str:
         """Read a line in a thread that nobody waits for: there may never be one."""
@@ -103,6 +114,19 @@ class TerminalInput:
         """Edit, and return what is sent."""
         session = self._questions if is_question else self._session
         return await session.prompt_async(prompt, handle_sigint=False)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep the terminal from echoing and from editing lines; Ctrl-C still works."""
+        handle = sys.stdin.fileno()
+        before = termios.tcgetattr(handle)
+        quiet = list(before)
+        quiet[LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(handle, termios.TCSANOW, quiet)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(handle, termios.TCSANOW, before)
 
 
 def _history() -> "History":

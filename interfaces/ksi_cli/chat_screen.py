@@ -28,6 +28,7 @@ from ksi_client import (
 
 MAX_TAIL: Final = 8_000  # characters that are laid out again at each refresh
 REFRESH_PER_S: Final = 8
+ASKING: Final = "ask_user"
 
 
 class Screen(Protocol):
@@ -152,6 +153,8 @@ def told_of(chunk: CompletionChunk) -> str:
     """Say in a line what is worth a line of its own; nothing of what is not."""
     if isinstance(chunk, RestartedChunk):
         return f"the answer begins again: {turns.one_line(chunk.why, 300)}"
+    if isinstance(chunk, ToolCallChunk | ToolResultChunk) and chunk.name == ASKING:
+        return ""  # the question and its answer stand there
     if isinstance(chunk, ToolCallChunk):
         return f"calling {turns.called(chunk)}"
     if isinstance(chunk, ToolResultChunk):

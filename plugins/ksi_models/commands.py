@@ -143,7 +143,7 @@ def check_text(checked: e.ModelChecked) -> str:
         as_what = f" as {served}" if served and not checked.model.endswith(served) else ""
         return f"{checked.model} answers{as_what}, in {checked.latency_ms / 1000:.2f} s"
     why = checked.error.message if checked.error else "no reason is known"
-    told = f"{checked.model} does not answer: {why}"
+    told = f"{checked.model} does not answer: {why.removeprefix(f'{checked.model}: ')}"
     if checked.next_step and checked.next_step not in why:
         told += f"\nnext: {checked.next_step}"
     return told

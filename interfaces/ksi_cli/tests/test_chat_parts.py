@@ -92,7 +92,12 @@ def shown(*chunks: object, width: int = 40) -> str:
     with RichScreen(console).answering() as answer:
         for chunk in chunks:
             answer.show(chunk)  # type: ignore[arg-type]
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return written(console)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def text(words: str, attempt: int = 1) -> TextChunk:
@@ -128,7 +133,7 @@ def test_blocks_have_no_empty_lines_around_them() -> None:
     console = Console(file=io.StringIO(), width=30)
     console.print(Block("\n\n- one\n- two\n\n"))
 
-    assert console.file.getvalue() == " • one\n • two\n"  # type: ignore[attr-defined]
+    assert written(console) == " • one\n • two\n"
 
 
 # -- words ---------------------------------------------------------------------------------------
