@@ -1,5 +1,6 @@
 """The hooks of the conversations and their turns."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -49,13 +50,21 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     async def start(run: str, context: Context) -> None:
         await workflows.start(turns.turn, id=key_of(context.tenant, run))
 
+    settled = asyncio.Event()
+
+    async def watch_plugins() -> None:
+        for loaded in list(plugin.daemon.loader.plugins.values()):
+            if loaded.name != plugin.name:
+                await loaded.settled.wait()
+        settled.set()
+
     acceptance = Acceptance(settings, store, start)
     conversations = Conversations(database)
     calibration = tokens.Calibration()
     contexts = Contexts(conversations, plugin.bus, settings, calibration)
     summaries = Summaries(conversations, plugin.bus, settings)
     prompts = Prompts(contexts, summaries, calibration)
-    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance.begin)
+    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance.begin, settled)
     previews = Previews(conversations, contexts, Tooling(plugin.bus, settings.patience_s))
     sweep = Sweep(settings, store, acceptance, workflows, turns.give_up)
 
@@ -71,6 +80,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         plugin.add(ConversationHandlers(conversations, locks, plugin.bus, settings), previews)
         await news.listen(database)
         await locks.listen(database)
+        plugin.start_task("plugins", watch_plugins)
         plugin.start_task("teller", news.run, FOR_EVER)
         plugin.start_task("sweep", sweep.run, FOR_EVER)
         plugin.start_task("locks", locks.run_expiry, FOR_EVER)

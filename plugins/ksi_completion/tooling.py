@@ -10,8 +10,8 @@ import msgspec
 from ksi_completion.work import Prepared, Work
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
-from ksi_daemon.protocol import Busy, Context, KsiError, Unavailable
-from ksi_models.events import ToolResultPart, ToolSchema
+from ksi_daemon.protocol import Busy, Context, KsiError, NotFound, Unavailable
+from ksi_models.events import ToolCallPart, ToolResultPart, ToolSchema
 from ksi_tools.events import (
     ToolCall,
     ToolCalled,
@@ -23,6 +23,7 @@ from ksi_tools.events import (
 
 AGAIN_S: Final = 0.2
 MAX_AGAIN_S: Final = 2.0
+AWAY_S: Final = 10.0
 MAX_DESCRIBED: Final = 500
 
 Outcome = ToolResultPart | ToolCalled
@@ -71,10 +72,10 @@ class Tooling:
             },
         )
 
-    async def call(self, work: Work, index: int) -> Outcome:
+    async def call(self, work: Work, index: int, refused: tuple[int, ...]) -> Outcome:
         """Make one of a step's calls; what comes back is for the model, or a call that waits."""
         part = work.calls[index]
-        why = _why_not(work, part.name, part.arguments)
+        why = _why_not(work, part, is_refused=index in refused)
         if why is not None:
             return ToolResultPart(part.id, part.name, why, is_error=True)
         request = ToolCall(
@@ -91,15 +92,18 @@ class Tooling:
         return ToolResultPart(part.id, part.name, _content_of(called), is_error=is_error)
 
     async def _called(self, request: ToolCall) -> ToolCalled:
-        bound_s, until = AGAIN_S, asyncio.get_running_loop().time() + self._patience_s
+        loop = asyncio.get_running_loop()
+        bound_s, began_at = AGAIN_S, loop.time()
         while True:
             try:
                 called: ToolCalled = await self._bus.request(
                     "tool:call", request, result_type=ToolCalled
                 )
-            except (Unavailable, Busy) as error:
+            except (Unavailable, Busy, NotFound) as error:
+                # It was offered: who serves it may be about to come back.
+                patience_s = AWAY_S if isinstance(error, NotFound) else self._patience_s
                 delay_s = max(random.uniform(0.0, bound_s), error.retry_after_s or 0.0)
-                if asyncio.get_running_loop().time() + delay_s > until:
+                if loop.time() - began_at + delay_s > min(patience_s, self._patience_s):
                     raise
                 await asyncio.sleep(delay_s)
                 bound_s = min(2 * bound_s, MAX_AGAIN_S)
@@ -113,13 +117,13 @@ def _content_of(called: ToolCalled) -> str:
     return f"{called.error.code}: {called.error.message}"
 
 
-def _why_not(work: Work, name: str, arguments: str) -> str | None:
+def _why_not(work: Work, part: ToolCallPart, *, is_refused: bool) -> str | None:
     """Return why a call can't be made as the model wrote it, for the model to mend."""
-    if name not in work.tools:
+    if is_refused:
         names = ", ".join(sorted(work.tools)) or "none"
-        return f"there is no tool {name!r} that you may call; there are: {names}"[:4000]
+        return f"there is no tool {part.name!r} that you may call; there are: {names}"[:4000]
     try:
-        value: Any = msgspec.json.decode(arguments or "{}")
+        value: Any = msgspec.json.decode(part.arguments or "{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return f"the arguments are not JSON: {error}"
     return None if isinstance(value, dict) else "the arguments must be a JSON object"

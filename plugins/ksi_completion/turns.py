@@ -84,6 +84,7 @@ class Turns:
         news: Tells other daemons of their ends.
         prompts: Makes what the model is asked.
         begin: Hands on a turn that may begin.
+        settled: Set once every plugin has started, with the tools that it brings.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Turns:
         news: News,
         prompts: Prompts,
         begin: Callable[[Next], None],
+        settled: asyncio.Event,
     ) -> None:
         self.hub = Hub(settings.stream_buffer_bytes)
         self.waiters = Waiters()
@@ -103,6 +105,7 @@ class Turns:
         self._news = news
         self._prompts = prompts
         self._begin = begin
+        self._settled = settled
         self._tooling = Tooling(bus, settings.patience_s)
         self._works: dict[str, Work] = {}
         news.on("cancel", self._cancelled)
@@ -127,6 +130,7 @@ class Turns:
         self._works[run.id] = Work(run.id, run.tenant, self.hub.get(run.id))
         self.waiters.wake(run.id)
         try:
+            await self._settled.wait()
             await self._have(run)
         except asyncio.CancelledError:
             if run.interruption == "cancelled":  # not by us: somebody ended the run itself
@@ -150,13 +154,16 @@ class Turns:
             if thought.is_over:
                 return
             for group in thought.groups:
-                if await self._act(run, number, group):
+                refused = tuple(index for index in group if index in thought.refused)
+                if await self._act(run, number, group, refused):
                     return
 
-    async def _act(self, run: Run, number: int, group: tuple[int, ...]) -> bool:
+    async def _act(
+        self, run: Run, number: int, group: tuple[int, ...], refused: tuple[int, ...]
+    ) -> bool:
         """Make some calls, however long a person takes to decide; say whether the turn is over."""
         while True:
-            acted = await self.act(run.tenant, run.id, number, group)
+            acted = await self.act(run.tenant, run.id, number, group, refused)
             if acted.is_over or acted.waits_on is None:
                 return acted.is_over
             await self._load(run.tenant, run.id, number)
@@ -333,19 +340,23 @@ class Turns:
         elif committed.verdict in ("ended", "over"):
             await self._note_end(work, committed)
         else:
-            return Thought(number=committed.number, groups=self._groups(work))
+            return self._to_do(work, committed.number)
         return Thought(number=committed.number, is_over=True)
 
     async def _thought(self, work: Work, parts: tuple[Part, ...]) -> Thought:
         """Return what a step left that was kept, and not recorded."""
         work.calls = tuple(part for part in parts if isinstance(part, ToolCallPart))
         if work.calls:
-            return Thought(number=None, groups=self._groups(work))
+            with acting_as(work.context):
+                work.tools = (await self._tooling.offered(work.globs)).is_parallel
+            return self._to_do(work, None)
         committed = await self._store.commit(work.tenant, work.run, Commit(ends_as="succeeded"))
         return await self._after(work, committed)
 
-    def _groups(self, work: Work) -> tuple[tuple[int, ...], ...]:
-        return tuple(groups_of(work.calls, work.tools, self._settings.max_parallel_tools))
+    def _to_do(self, work: Work, number: int | None) -> Thought:
+        groups = tuple(groups_of(work.calls, work.tools, self._settings.max_parallel_tools))
+        refused = (index for index, call in enumerate(work.calls) if call.name not in work.tools)
+        return Thought(number=number, groups=groups, refused=tuple(refused))
 
     async def _keep_the_rest(self, work: Work) -> Thought:
         """End a cancelled turn with what it had said: it is what was seen."""
@@ -369,7 +380,14 @@ class Turns:
     # -- acting ---------------------------------------------------------------------------------
 
     @step(name="act")
-    async def act(self, tenant: str, run: str, number: int, group: tuple[int, ...]) -> Acted:
+    async def act(
+        self,
+        tenant: str,
+        run: str,
+        number: int,
+        group: tuple[int, ...],
+        refused: tuple[int, ...],
+    ) -> Acted:
         """Make some of the model's calls at once, and keep what came of them."""
         work = await self._load(tenant, run, number)
         if work.is_paused:
@@ -379,7 +397,7 @@ class Turns:
                 work.stop("cancelled")
         try:
             async with work.bounded(self._settings.max_turn_s):
-                outcomes = await self._call_all(work, group)
+                outcomes = await self._call_all(work, group, refused)
         except Stopped:
             await self._end(work, "cancelled", _cancelled(work))
             return Acted(is_over=True)
@@ -391,18 +409,20 @@ class Turns:
             return await self._pause(work, waiting)
         return await self._keep_results(work, group, outcomes)
 
-    async def _call_all(self, work: Work, group: tuple[int, ...]) -> list[Outcome]:
+    async def _call_all(
+        self, work: Work, group: tuple[int, ...], refused: tuple[int, ...]
+    ) -> list[Outcome]:
         names = ", ".join(dict.fromkeys(work.calls[index].name for index in group))
         work.live.show(
             StreamStatus(waits_for="tool", message=names, call_id=work.call_id(group[0]))
         )
         with acting_as(work.context):
             if len(group) == 1:
-                return [await self._tooling.call(work, group[0])]
+                return [await self._tooling.call(work, group[0], refused)]
             async with asyncio.TaskGroup() as together:
                 tasks = [
                     together.create_task(
-                        self._tooling.call(work, index), name=f"tool {work.call_id(index)}"
+                        self._tooling.call(work, index, refused), name=f"tool {work.call_id(index)}"
                     )
                     for index in group
                 ]
@@ -466,8 +486,6 @@ class Turns:
         work.read(row)
         work.live.open_step(row["units"], row["attempt"])
         await self._read_step(work, number)
-        with acting_as(work.context):
-            work.tools = (await self._tooling.offered(work.globs)).is_parallel
         if row["waits_for"] is not None:
             work.is_paused = True
             waits_for, _, message = row["waits_for"].partition(": ")

@@ -211,10 +211,18 @@ def _mark(name: str, text: str) -> str:
 
 
 class Thought(Struct, frozen=True, kw_only=True):
-    """What a model call left: its message's number, and in which groups to make its calls."""
+    """What a model call left.
+
+    Attributes:
+        number: Its message's.
+        groups: Which of its calls to make together, in order.
+        refused: The calls of tools that it was not offered.
+        is_over: Whether the turn has ended.
+    """
 
     number: int | None = None
     groups: tuple[tuple[int, ...], ...] = ()
+    refused: tuple[int, ...] = ()
     is_over: bool = False
 
 
