@@ -113,9 +113,9 @@ class ClaudeReader:
             case "content_block_start":
                 self._refuse_tool(event.get("content_block"))
             case "content_block_delta":
-                self._delta(event.get("delta") or {})
+                self._delta(_object(event.get("delta")))
             case "message_delta":
-                self._stopped((event.get("delta") or {}).get("stop_reason"))
+                self._stopped(_object(event.get("delta")).get("stop_reason"))
 
     def _delta(self, delta: dict[str, Any]) -> None:
         text = delta.get("text")
@@ -179,6 +179,10 @@ class ClaudeReader:
 
 def _acting(what: str) -> ProviderError:
     return ProviderError("refused", f"the claude command {what}: only KSI's own gate calls tools")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _words(error: Any) -> str:

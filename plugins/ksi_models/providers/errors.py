@@ -17,7 +17,7 @@ MAX_RETRY_AFTER_S: Final = 86_400.0
 
 # What providers say when a conversation does not fit; they agree on no code.
 TOO_LONG: Final = re.compile(
-    r"context.?(length|window|size)|maximum.?context|too.?many.?tokens|prompt is too long"
+    r"context.?(length|window|size|limit)|maximum.?context|too.?many.?tokens|prompt is too long"
     r"|input is too long|exceeds? the (available |model.s )?context|exceed_context_size"
     r"|request too large|string_above_max_length|reduce the length",
     re.IGNORECASE,
