@@ -34,10 +34,9 @@ async def client_of(client: AsyncClient, connect: Callable[..., Awaitable[AsyncC
     """Connect as somebody: a user, an agent, somebody of another tenant."""
 
     async def connected(**who: str) -> AsyncClient:
-        made = await client.request(
-            "token:create",
-            {"name": "t", "ttl_s": 60, "grants": {"call": ["conversation:*"]}, **who},
-        )
+        grants: dict[str, Any] = {"call": ["conversation:*"]}
+        request: dict[str, Any] = {"name": "t", "ttl_s": 60, "grants": grants, **who}
+        made = await client.request("token:create", request)
         return await connect(token=made["token"])
 
     return connected
