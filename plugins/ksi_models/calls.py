@@ -39,7 +39,7 @@ from ksi_models.events import (
 from ksi_models.failures import ILL, Stalled, error_of
 from ksi_models.keys import Keys
 from ksi_models.lanes import Lane, Lanes
-from ksi_models.prices import Prices, split
+from ksi_models.prices import FREE, Prices, split
 from ksi_models.provider import TRANSIENT, Answered, Provider, ProviderError, Question
 from ksi_models.recorder import Recorder
 from ksi_models.settings import ModelsSettings
@@ -213,7 +213,7 @@ class Calls:
                 async with aclosing(self._admit(work)) as waits:
                     async for waiting in waits:
                         yield waiting
-                work.begin_attempt()
+                self._begin(work)
                 notices: list[ModelChunk] = []
                 watch = Watch()
                 try:
@@ -237,6 +237,11 @@ class Calls:
         except (asyncio.CancelledError, GeneratorExit):
             self._end_later(work)
             raise
+
+    def _begin(self, work: Work) -> None:
+        """Count an attempt, and have the first one noted where it may cost something."""
+        if work.begin_attempt() == 1 and work.provider not in FREE:
+            self._recorder.begin(work.beginning())
 
     async def _admit(self, work: Work) -> AsyncGenerator[ModelWaiting]:
         """Wait until the provider may be asked."""

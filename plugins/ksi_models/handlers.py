@@ -1,12 +1,14 @@
 """Answers what is asked about models, their prices and what they took."""
 
 import asyncio
+import logging
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import current_context, event_contributor, event_handler
+from ksi_daemon.principals import TOKEN_PREFIX
 from ksi_daemon.protocol import InvalidData, KsiError
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_models import events as e
@@ -18,11 +20,14 @@ from ksi_models.provider import Provider
 from ksi_models.store import Store
 from ksi_system.events import HealthCheck, HealthChecked
 
+log = logging.getLogger(__name__)
+
 CHECK_PROMPT: Final = "Answer with the word: ok"
 CHECK_TOKENS: Final = 32  # some providers refuse fewer than 16
 PRICED_MODELS: Final = 200
 PRICED_DAYS: Final = 90
 DAY: Final = timedelta(days=1)
+LOST_AFTER: Final = 2  # times what a call may take
 
 
 class Handlers:
@@ -171,7 +176,11 @@ class Handlers:
             moment = getattr(request, name)
             if moment is not None and moment.tzinfo is None:
                 raise InvalidData(f"{name} needs a time zone, such as 2026-01-31T00:00:00Z")
-        return await self._store.sums(_tenant(), request)
+        context = current_context()
+        assert context is not None  # events have one
+        is_owner = not context.origin.startswith(TOKEN_PREFIX)
+        tenant = None if "tenant" in request.by and is_owner else context.tenant
+        return await self._store.sums(tenant, request)
 
     # -- by itself ------------------------------------------------------------------------------
 
@@ -204,13 +213,15 @@ class Handlers:
         return [] if reason is None else [f"{model} can't be used: {reason}"]
 
     async def forget(self) -> None:
-        """Delete the rows that are too old, now and then."""
+        """Delete the rows that are too old, and mark those that nobody has ended, now and then."""
+        settings = self._settings
         while True:
-            while self._settings.usage_days and await self._store.forget(
-                self._settings.usage_days * DAY
-            ):
+            lost = await self._store.lose(timedelta(seconds=LOST_AFTER * settings.call_timeout_s))
+            if lost:
+                log.warning("calls were lost with a daemon that died", extra={"count": lost})
+            while settings.usage_days and await self._store.forget(settings.usage_days * DAY):
                 pass
-            await asyncio.sleep(self._settings.usage_interval_s)
+            await asyncio.sleep(settings.usage_interval_s)
 
 
 def _tenant() -> str:

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import structs
 
 from ksi_daemon.protocol import KsiError, Unavailable
-from ksi_models.store import CallRow, Store
+from ksi_models.store import Beginning, CallRow, Store
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,19 @@ class Recorder:
         self._store = store
         self._timeout_s = timeout_s
         self._waiting: deque[CallRow] = deque()
+        self._begun: deque[Beginning] = deque()
         self._news = asyncio.Event()
 
     @property
     def waiting(self) -> int:
         """How many rows are not written yet."""
         return len(self._waiting)
+
+    def begin(self, beginning: Beginning) -> None:
+        """Note soon that a provider is asked; nobody waits for that, and it may be given up."""
+        if len(self._begun) < MAX_WAITING:
+            self._begun.append(beginning)
+            self._news.set()
 
     async def write(self, row: CallRow) -> None:
         """Write a row; return when Postgres has it.
@@ -86,11 +93,20 @@ class Recorder:
         while True:
             await self._news.wait()
             self._news.clear()
+            await self._write_begun()
             while self._waiting:
                 row = self._waiting[0]
                 await self._until_written(row)
                 if self._waiting and self._waiting[0] is row:
                     self._waiting.popleft()
+
+    async def _write_begun(self) -> None:
+        while self._begun:
+            try:
+                await self._store.begin(self._begun.popleft(), self._timeout_s)
+            except KsiError as error:
+                self._begun.clear()  # the end of a call leaves its row in any case
+                log.warning("that a call began can't be noted", extra={"why": error.message})
 
     async def flush(self) -> None:
         """Write what still waits, as the daemon stops; what can't be written is logged."""

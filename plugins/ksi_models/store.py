@@ -1,5 +1,6 @@
 """Keeps in Postgres what calls took."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -12,6 +13,8 @@ from ksi_postgres.queries import load_queries
 SQL: Final = load_queries(__package__)
 FORGOTTEN_AT_ONCE: Final = 5000
 NUMBERS: Final = tuple(name for name in UsageRow.__struct_fields__ if name != "by")
+MEANS: Final = ("mean_latency_ms", "mean_first_token_ms")
+ADDED: Final = tuple(name for name in NUMBERS if name not in MEANS)
 NOTHING: Final = UsageRow(
     by={},
     calls=0,
@@ -27,6 +30,7 @@ NOTHING: Final = UsageRow(
 )
 
 CallOutcome = Literal["ok", "failed", "cancelled"]
+Beginning = tuple[str, str, str, str, str, str, str, str | None, str | None, str | None, str | None]
 
 
 class CallRow(Struct, frozen=True, kw_only=True):
@@ -69,33 +73,36 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def begin(self, beginning: Beginning, timeout_s: float) -> None:
+        """Note that a provider is asked, so that there is a row whatever becomes of the daemon."""
+        await self._database.execute(SQL["begin"], *beginning, timeout_s=timeout_s)
+
     async def record(self, row: CallRow, timeout_s: float) -> None:
         """Keep what a call took; a row that is there already is left as it is."""
         await self._database.execute(SQL["record"], *structs.astuple(row), timeout_s=timeout_s)
 
-    async def sums(self, tenant: str, asked: ModelUsage) -> ModelUsed:
-        """Sum up a tenant's calls."""
-        rows = await self._database.fetch(
-            SQL["sums"],
-            tenant,
-            list(asked.by),
-            asked.since,
-            asked.until,
-            asked.model,
-            asked.agent,
-            asked.conversation,
-            asked.run,
-            asked.limit,
-        )
-        total = next((_sum(row, ()) for row in rows if row["is_total"]), NOTHING)
-        return ModelUsed(
-            rows=tuple(_sum(row, asked.by) for row in rows if not row["is_total"]), total=total
-        )
+    async def sums(self, tenant: str | None, asked: ModelUsage) -> ModelUsed:
+        """Sum up a tenant's calls, or those of each tenant; then they are told apart."""
+        keys = [*asked.by]
+        filters = (asked.since, asked.until, asked.model)
+        more = (asked.agent, asked.conversation, asked.run, asked.limit)
+        if tenant is not None:
+            rows = await self._database.fetch(SQL["sums"], tenant, keys, *filters, *more)
+        else:
+            rows = await self._database.fetch(SQL["sums_of_all"], keys, *filters, *more)
+        sums = [_sum(row, asked.by) for row in rows if not row["is_total"]]
+        totals = [_sum(row, ()) for row in rows if row["is_total"]]
+        return ModelUsed(rows=tuple(sums[: asked.limit]), total=together(totals))
 
     async def models_in_use(self, tenant: str, since: datetime, limit: int) -> list[str]:
         """Return the models that a tenant has asked of late, the most used first."""
         rows = await self._database.fetch(SQL["models_in_use"], tenant, since, limit)
         return [row["model"] for row in rows]
+
+    async def lose(self, older_than: timedelta) -> int:
+        """Mark the calls that nobody has ended in that time; says how many."""
+        count: int = await self._database.fetchval(SQL["lose"], older_than)
+        return count
 
     async def forget(self, older_than: timedelta) -> int:
         """Delete some of the rows that are too old; says how many."""
@@ -105,3 +112,23 @@ class Store:
 
 def _sum(row: Any, keys: tuple[str, ...]) -> UsageRow:
     return UsageRow(by={key: row[key] for key in keys}, **{name: row[name] for name in NUMBERS})
+
+
+def together(sums: Sequence[UsageRow]) -> UsageRow:
+    """Sum up sums; the means are weighted by the calls."""
+    if len(sums) <= 1:
+        return sums[0] if sums else NOTHING
+    calls = sum(each.calls for each in sums)
+    first = [each for each in sums if each.mean_first_token_ms is not None]
+    heard = sum(each.calls for each in first)
+    added = {name: sum(getattr(each, name) for each in sums) for name in ADDED}
+    return UsageRow(
+        by={},
+        **added,
+        mean_latency_ms=sum(each.mean_latency_ms * each.calls for each in sums) / max(calls, 1),
+        mean_first_token_ms=(
+            sum((each.mean_first_token_ms or 0.0) * each.calls for each in first) / heard
+            if heard
+            else None
+        ),
+    )

@@ -22,7 +22,7 @@ from ksi_models.failures import AnswerTooLong
 from ksi_models.prices import Prices, split
 from ksi_models.provider import Answered, Provider
 from ksi_models.slots import Ticket
-from ksi_models.store import CallOutcome, CallRow
+from ksi_models.store import Beginning, CallOutcome, CallRow
 
 BYTES_PER_TOKEN: Final = 4  # where nobody has counted; of English text about that
 
@@ -106,12 +106,13 @@ class Work(Struct, kw_only=True):
         """How long it took until something came."""
         return None if self.first_at is None else round((self.first_at - self.started) * 1000, 3)
 
-    def begin_attempt(self) -> None:
-        """Count an attempt."""
+    def begin_attempt(self) -> int:
+        """Count an attempt, and say how many there are now."""
         self.tries += 1
         self.attempts += 1
         self.streamed_bytes = 0
         self.has_streamed = False
+        return self.attempts
 
     def note(self, piece: Piece) -> None:
         """Count a piece of the answer.
@@ -155,6 +156,23 @@ class Work(Struct, kw_only=True):
         cost = sum(known) if len(known) == len(costs) else None
         is_exact = answer is not None and answer.usage is not None and not self.lost
         return _summed([usage for _, usage in parts]), cost, bool(parts) and not is_exact
+
+    def beginning(self) -> Beginning:
+        """Tell what is known when a provider is asked."""
+        context = self.context
+        return (
+            context.tenant,
+            self.call_id,
+            self.model_asked,
+            self.model,
+            self.provider,
+            self.purpose,
+            context.id,
+            context.user,
+            context.agent,
+            context.conversation,
+            context.run,
+        )
 
     def row(self, outcome: CallOutcome, error: str | None, prices: Prices) -> CallRow:
         """Make the row that the call leaves."""

@@ -1,27 +1,30 @@
 -- What each call of a model took: one row, written before its answer is complete. It tells which
 -- messages the model saw by their range and hash, and holds no copy of them.
+--
+-- A row is begun when a provider is asked, so that a daemon that dies meanwhile leaves one, too: it
+-- is `lost` when nobody has ended it in the time that a call may take.
 
 CREATE TABLE usage (
     tenant text NOT NULL,
     call text NOT NULL,
     ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    outcome text NOT NULL CHECK (outcome IN ('ok', 'failed', 'cancelled')),
+    outcome text NOT NULL CHECK (outcome IN ('begun', 'ok', 'failed', 'cancelled', 'lost')),
     error text,
     model_asked text NOT NULL,
     model text NOT NULL,
     provider text NOT NULL,
     served text,
     purpose text NOT NULL,
-    input_tokens bigint NOT NULL,
-    output_tokens bigint NOT NULL,
-    cache_read_tokens bigint NOT NULL,
-    cache_write_tokens bigint NOT NULL,
-    thinking_tokens bigint NOT NULL,
-    is_estimated boolean NOT NULL,
+    input_tokens bigint NOT NULL DEFAULT 0,
+    output_tokens bigint NOT NULL DEFAULT 0,
+    cache_read_tokens bigint NOT NULL DEFAULT 0,
+    cache_write_tokens bigint NOT NULL DEFAULT 0,
+    thinking_tokens bigint NOT NULL DEFAULT 0,
+    is_estimated boolean NOT NULL DEFAULT false,
     cost_usd double precision,
-    latency_ms double precision NOT NULL,
+    latency_ms double precision NOT NULL DEFAULT 0,
     first_token_ms double precision,
-    attempts integer NOT NULL,
+    attempts integer NOT NULL DEFAULT 1,
     event text NOT NULL,
     on_behalf_of text,
     agent text,
@@ -37,10 +40,26 @@ CREATE INDEX usage_ended_at ON usage (tenant, ended_at);
 CREATE INDEX usage_age ON usage USING brin (ended_at);
 CREATE INDEX usage_conversation ON usage (tenant, conversation, ended_at)
     WHERE conversation IS NOT NULL;
+CREATE INDEX usage_begun ON usage (ended_at) WHERE outcome = 'begun';
 CREATE INDEX usage_run ON usage (tenant, run) WHERE run IS NOT NULL;
 SELECT ksi_postgres.protect('usage');
 -- Nobody mends what was spent: rows come by functions, and go when they are old.
 REVOKE INSERT, UPDATE, DELETE ON usage FROM ksi_app;
+
+-- It need not last a crash of Postgres itself, so nobody waits for the disk.
+CREATE FUNCTION begin(
+    of_tenant text, call text, model_asked text, model text, provider text, purpose text,
+    event text, on_behalf_of text, agent text, conversation text, run text
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    INSERT INTO usage (tenant, call, outcome, model_asked, model, provider, purpose, event,
+                       on_behalf_of, agent, conversation, run)
+    VALUES ($1, $2, 'begun', $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT DO NOTHING;
+END $$;
+COMMENT ON FUNCTION begin IS 'notes that a provider is asked';
 
 -- Told twice it is kept once: a writer that does not know whether it was heard tells it again.
 CREATE FUNCTION record(
@@ -55,7 +74,18 @@ CREATE FUNCTION record(
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
     INSERT INTO usage VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
                               $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (tenant, call) DO UPDATE
+       SET (ended_at, outcome, error, model, provider, served, input_tokens, output_tokens,
+            cache_read_tokens, cache_write_tokens, thinking_tokens, is_estimated, cost_usd,
+            latency_ms, first_token_ms, attempts, seen_conversation, seen_first, seen_last,
+            seen_sha256)
+         = (excluded.ended_at, excluded.outcome, excluded.error, excluded.model, excluded.provider,
+            excluded.served, excluded.input_tokens, excluded.output_tokens,
+            excluded.cache_read_tokens, excluded.cache_write_tokens, excluded.thinking_tokens,
+            excluded.is_estimated, excluded.cost_usd, excluded.latency_ms, excluded.first_token_ms,
+            excluded.attempts, excluded.seen_conversation, excluded.seen_first, excluded.seen_last,
+            excluded.seen_sha256)
+     WHERE usage.outcome IN ('begun', 'lost')
 $$;
 COMMENT ON FUNCTION record IS 'keeps what a call took';
 
@@ -91,6 +121,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_models, pg_catalog, p
                u.first_token_ms
           FROM usage u
          WHERE u.tenant = of_tenant
+           AND u.outcome <> 'begun'
            AND (since IS NULL OR u.ended_at >= since)
            AND (until IS NULL OR u.ended_at < until)
            AND (of_model IS NULL OR u.model = of_model)
@@ -118,6 +149,19 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_models, pg_catalog, p
 $$;
 COMMENT ON FUNCTION sums IS 'what a tenant''s calls took, by some of their properties';
 
+-- Whose calls are there? One look into the index for each, however many calls they have.
+CREATE FUNCTION tenants(max_rows integer) RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
+    WITH RECURSIVE found AS (
+        (SELECT u.tenant FROM usage u ORDER BY u.tenant LIMIT 1)
+        UNION ALL
+        SELECT (SELECT u.tenant FROM usage u WHERE u.tenant > f.tenant ORDER BY u.tenant LIMIT 1)
+          FROM found f WHERE f.tenant IS NOT NULL
+    )
+    SELECT f.tenant FROM found f WHERE f.tenant IS NOT NULL LIMIT max_rows
+$$;
+COMMENT ON FUNCTION tenants IS 'the tenants that have asked models';
+
 -- Which models has a tenant asked of late?
 CREATE FUNCTION models_in_use(of_tenant text, since timestamptz, max_rows integer)
 RETURNS SETOF text
@@ -127,6 +171,17 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_models, pg_catalog, p
      GROUP BY u.model ORDER BY count(*) DESC, u.model LIMIT max_rows
 $$;
 COMMENT ON FUNCTION models_in_use IS 'the models that a tenant has asked of late';
+
+CREATE FUNCTION lose(older_than interval) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
+    WITH lost AS (
+        UPDATE usage u SET outcome = 'lost', error = 'lost'
+         WHERE u.outcome = 'begun' AND u.ended_at < now() - older_than
+        RETURNING 1
+    )
+    SELECT count(*) FROM lost
+$$;
+COMMENT ON FUNCTION lose IS 'marks calls that nobody has ended in time, whosever; says how many';
 
 CREATE FUNCTION forget(older_than interval, max_rows integer) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
