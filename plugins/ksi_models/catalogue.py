@@ -25,6 +25,7 @@ HINT: Final = (
     "no real model is there: log in with `claude`, set ANTHROPIC_API_KEY or OPENAI_API_KEY, or run "
     "Ollama; then restart the daemon"
 )
+SLASHED: Final = frozenset({"builtin", "claude-cli", "replay", "test"})
 MAX_CANDIDATES: Final = 20
 LOOK_TIMEOUT_S: Final = 5.0
 FOUND_FOR_S: Final = 60.0
@@ -192,8 +193,7 @@ class Catalogue:
 
     def describe(self, provider: str, known: KnownModel, default: str) -> ModelInfo:
         """Describe a model that a provider has."""
-        mark = "/" if split(default)[0] == provider and f"{provider}/" in default else ":"
-        model = f"{provider}{mark}{known.name}"
+        model = f"{provider}{'/' if provider in SLASHED else ':'}{known.name}"
         price = self._prices.price(model)
         return ModelInfo(
             id=model,
