@@ -249,7 +249,7 @@ def test_a_home_of_another_user_is_refused(ksi: KsiCommand, tmp_path: Path) -> N
 
     started = ksi("start", KSI_HOME=str(theirs))
 
-    assert started.code == 1
+    assert started.code == 5
     assert started.err.count("\n") == 1
     assert str(theirs) in started.err
 

@@ -30,7 +30,7 @@ def completion(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the script that has a shell complete ksi's commands and their arguments.
+    """Print a script that has your shell complete commands.
 
     bash and zsh: put  eval "$(ksi completion bash)"  into ~/.bashrc or ~/.zshrc. fish: write it to
     ~/.config/fish/completions/ksi.fish.

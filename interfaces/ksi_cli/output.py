@@ -43,6 +43,7 @@ class NotRunning(KsiError):
     code = "unavailable"
 
 
+_NO_PLUGIN: Final = re.compile(r"nothing answers '(completion|conversation|model|tool):\w+'")
 _EXIT_CODES: Final = {
     "usage": USAGE,
     "not_found": NOT_FOUND,
@@ -99,7 +100,7 @@ def fail(error: KsiError, *, as_json: bool) -> None:
 
 def reason(error: KsiError) -> str:
     """Return an error's message, with the next step where only this command can know it."""
-    if error.code == "not_found" and re.fullmatch(r"nothing answers '[^']*'", error.message):
+    if error.code == "not_found" and _NO_PLUGIN.fullmatch(error.message):
         return f"{error.message}: its plugin is not there; see: ksi health"
     return error.message
 

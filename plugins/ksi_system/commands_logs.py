@@ -29,7 +29,7 @@ def logs(
     ] = 50,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the last lines of the daemon's log, also when it is down.
+    """Show the end of the daemon's log, up or down.
 
     With --json one object a line.
     """

@@ -59,7 +59,7 @@ def test_each_command_speaks_json(ksi: KsiCommand) -> None:
     assert restored["id"] == made["id"]
     assert seen == {"problems": []}
     assert deleted == {"id": made["id"]}
-    assert refused.code == 1
+    assert refused.code == 4
     assert refused.json["error"]["code"] == "not_found"
 
 

@@ -67,7 +67,7 @@ def test_trace_shows_an_event_and_says_when_nothing_is_recorded(ksi: KsiCommand)
 
     assert shown.out.startswith("system:started  -  ")
     assert shown.out.rstrip().endswith("<")
-    assert unknown.code == 1
+    assert unknown.code == 4
     assert "nothing is recorded of the event '0-0'" in unknown.err
 
 
