@@ -42,6 +42,7 @@ MARGIN: Final = 0.98  # of the window: tokens are estimated
 ANSWER_SHARE: Final = 4  # the part of a window that is kept for an answer, at most
 LEAST_HISTORY: Final = 4  # the part of it that messages have at least
 SUMMARY_SHARE: Final = 4  # the part of what messages have that a summary takes at most
+SMALL_SHARE: Final = 10  # the part of what messages have that may fall out without a summary
 AFTER_SUMMARY: Final = 0.6  # how full the messages' part is once a summary was made
 MAX_MESSAGES: Final = 5000
 MAX_PROMPT_CHARACTERS: Final = 4000  # of what contributors are told of the question
@@ -230,10 +231,10 @@ class Contexts:
         self, window: Window, items: Sequence[Item], fitted: Fitted, room: int
     ) -> Unsummed | None:
         """Say what is to be summed up: so much that it need not be done again soon."""
-        threshold = self._settings.summary_after_tokens
+        threshold = min(self._settings.summary_after_tokens, room // SMALL_SHARE)
         first = next((unit.number for unit in fitted.units), 0)
         fallen = sum(item.tokens for item in items if item.number < first)
-        if not threshold or window.unsummed_tokens + fallen <= threshold:
+        if not self._settings.summary_after_tokens or window.unsummed_tokens + fallen <= threshold:
             return None
         left = fitted.tokens
         through = first - 1
