@@ -58,7 +58,9 @@ PASSED: Final = frozenset(
         "USER",
     }
 )
+# It is to do nothing that nobody asked for, and to leave retries to who calls.
 QUIET: Final = {
+    "CLAUDE_CODE_MAX_RETRIES": "0",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_TELEMETRY": "1",
@@ -126,7 +128,7 @@ class ClaudeCLI:
         _check(question)
         key = (question.tenant, question.conversation or "", question.model)
         session = self._sessions.pop(key, None)
-        if session is not None and not _goes_on(session, question.messages):
+        if session is not None and not _goes_on(session, question):
             session = None
         if session is not None:
             await session.process.until_gone()  # it may still be writing its session
@@ -274,7 +276,8 @@ class ClaudeCLI:
         if question.conversation is None or reader.session is None:
             return
         messages = (*question.messages, end.message)
-        self._sessions[key] = Session(reader.session, len(messages), digest_of(messages), process)
+        digest = digest_of(_system(question), messages)
+        self._sessions[key] = Session(reader.session, len(messages), digest, process)
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
 
@@ -342,13 +345,16 @@ def _check(question: Question) -> None:
         raise ProviderError("not_found", "that is no name of a model of the claude command")
 
 
-def _goes_on(session: Session, messages: tuple[Message, ...]) -> bool:
-    """Tell whether messages are those of a session, and new ones of the user's after them."""
-    new = messages[session.messages :]
+def _goes_on(session: Session, question: Question) -> bool:
+    """Tell whether messages are those of a session, and new ones of the user's after them.
+
+    The system prompt must be the session's, too: the command goes on with that one.
+    """
+    old, new = question.messages[: session.messages], question.messages[session.messages :]
     return (
         bool(new)
         and all(message.role == "user" for message in new)
-        and digest_of(messages[: session.messages]) == session.digest
+        and digest_of(_system(question), old) == session.digest
     )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ FINISHES: Final[dict[str, Finish]] = {
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
+API_ERROR: Final = re.compile(r"API Error: (\d{3})\b")
 IMAGES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
 GO_ON: Final = "Go on with this conversation: answer what follows it, which is its last message."
 
@@ -167,11 +169,13 @@ class ClaudeReader:
 
     def _refusal(self, told: str, status: int | None) -> ProviderError:
         words = told.lower()
-        if "/login" in words or "log in" in words or "authentication" in words:
+        if "/login" in words or "log in" in words or "authenticat" in words:
             return ProviderError(
                 "login", f"{self.provider} is not logged in: run `claude` once and log in"
             )
         said = brief(told, self._redacted)
+        if status is None and (found := API_ERROR.search(told)):
+            status = int(found[1])
         if "limit" in words and ("usage" in words or "reset" in words or "hit your" in words):
             return ProviderError("rate_limited", f"{self.provider} has no more to give: {said}")
         return ProviderError(kind_of(status, told), f"{self.provider} failed: {said}")
@@ -285,6 +289,6 @@ def _plain(message: Message) -> str:
     return "\n".join(texts)
 
 
-def digest_of(messages: Sequence[Message]) -> bytes:
-    """Return what tells messages from others."""
-    return hashlib.sha256(msgspec.json.encode(messages)).digest()
+def digest_of(system: str, messages: Sequence[Message]) -> bytes:
+    """Return what tells a conversation from others."""
+    return hashlib.sha256(msgspec.json.encode((system, messages))).digest()

@@ -130,6 +130,18 @@ async def test_a_conversation_that_was_changed_is_told_anew(
     assert content[1] == {"type": "text", "text": "two"}
 
 
+async def test_another_system_prompt_is_told_anew(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    first = question("one", model="sonnet", conversation="c", system="Be brief.")
+    _, end = await ask(claude, first)
+    messages = (user("one"), end.message, user("two"))
+    await ask(claude, question(*messages, model="sonnet", conversation="c", system="Be long."))
+
+    assert "--resume" not in fake_claude.runs[1]["arguments"]
+    assert fake_claude.runs[1]["system"] == "Be long."
+
+
 async def test_a_session_that_is_gone_is_begun_anew(
     claude: ClaudeCLI, fake_claude: FakeClaude
 ) -> None:
