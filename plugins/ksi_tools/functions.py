@@ -4,7 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Struct
@@ -142,7 +142,7 @@ def _fields_of(function: Callable[..., Any], name: str) -> tuple[list[Any], str 
         hint = hints.get(parameter.name)
         if hint is None:
             raise InvalidData(f"the tool {name}: annotate its parameter {parameter.name}")
-        if hint is ToolContext:
+        if ToolContext in (hint, *get_args(hint)):
             context_name = parameter.name
         elif parameter.default is inspect.Parameter.empty:
             fields.append((parameter.name, hint))

@@ -50,16 +50,16 @@ async def permit(client: AsyncClient, subject: str, context: Any = None, **words
 async def allowed(client: AsyncClient, context: Any = None) -> set[str]:
     """Return which of the tools a context may call, by trying and by the list, which agree."""
     listed = await client.request("tool:list", {}, context=context)
-    tried = set()
+    tried, kinds = set(), set()
     for name in ("mail_read", "mail_send", "file_write"):
         try:
             await client.request("tool:call", {"name": name}, context=context)
             tried.add(name)
         except Denied as error:
-            assert error.details is not None
-            assert error.details["kind"] == "not_permitted"
+            kinds.add((error.details or {}).get("kind"))
     names = {each["name"] for each in listed["tools"]} - {"ask_user", "current_time"}
     assert names == tried
+    assert kinds <= {"not_permitted"}
     return tried
 
 
@@ -151,6 +151,7 @@ async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
 
         for subject, context, words in (
             ("agent:a", AGENT, {"allow": ["*"]}),
+            ("agent:a", AGENT, child),
             ("agent:child", AGENT, {"allow": ["*"]}),
             ("agent:other", AGENT, child),
             ("conversation:c", AGENT, child),
@@ -161,8 +162,6 @@ async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
         ):
             with pytest.raises(Denied):
                 await permit(client, subject, context, **words)
-        with pytest.raises(InvalidData):
-            await permit(client, "agent:a", AGENT, **child)
         assert await allowed(client, AGENT) == {"mail_read", "mail_send"}
         assert await allowed(client, {"agent": "other"}) == set()
 

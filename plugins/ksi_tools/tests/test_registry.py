@@ -76,7 +76,7 @@ def test_a_schema_is_made_of_annotations() -> None:
 @pytest.mark.parametrize("which", ["bare", "stars", "positional"])
 def test_a_function_that_no_model_could_call_is_refused(which: str) -> None:
     @tool(effects="read_only")
-    def bare(x) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001  that is what is wrong
+    def bare(x) -> str:  # type: ignore[no-untyped-def]
         """Lack an annotation."""
         return ""
 
@@ -153,7 +153,7 @@ async def test_a_provider_s_tools_may_change(run: Run) -> None:
         registration.update(
             [ToolSpec(name="one", description="First."), ToolSpec(name="two", description="")]
         )
-        assert await names(client, "?*o*") == ["one", "two"]
+        assert {"one", "two"} <= set(await names(client))
         spec = ToolSpec(name="two", description="", parameters=PLACE, effects="read_only")
         registration.update([spec])
         assert "one" not in await names(client)
@@ -206,7 +206,7 @@ async def test_a_connection_s_tool_is_called_and_goes_with_it(run: Run) -> None:
             (described,) = (await client.request("tool:describe", {"names": ["weather"]}))["tools"]
             request = {"name": "weather", "arguments": {"place": "Oslo"}, "call_id": "c1"}
             answer = await client.request("tool:call", request)
-            with pytest.raises(InvalidData, match="place"):
+            with pytest.raises(InvalidData, match=r"at \$"):
                 await client.request("tool:call", {"name": "weather", "arguments": {"x": 1}})
             with pytest.raises(NotFound):  # it is of its tenant
                 await client.request("tool:call", request, context={"tenant": "b"})
@@ -245,19 +245,18 @@ async def test_an_effect_of_a_connection_that_breaks_is_in_doubt(run: Run) -> No
 
 
 async def test_a_token_registers_what_it_serves_itself_and_nothing_else(run: Run) -> None:
-    async with run() as client:
-        async with as_token(client, tenant="b") as mine:
-            await serve(mine)
-            for event in ("system:shutdown", "far:other"):
-                with pytest.raises(NotFound, match="serve"):
-                    await mine.request("tool:register", weather(event=event))
-            await mine.request("tool:register", weather(effects="read_only"))
-            assert "weather" in await names(mine)
-            assert "weather" not in await names(client)
-            with pytest.raises(NotFound):
-                await client.request("tool:unregister", {"name": "weather"})
-            await mine.request("tool:unregister", {"name": "weather"})
-            assert "weather" not in await names(mine)
+    async with run() as client, as_token(client, tenant="b") as mine:
+        await serve(mine)
+        for event in ("system:shutdown", "far:other"):
+            with pytest.raises(NotFound, match="serve"):
+                await mine.request("tool:register", weather(event=event))
+        await mine.request("tool:register", weather(effects="read_only"))
+        assert "weather" in await names(mine)
+        assert "weather" not in await names(client)
+        with pytest.raises(NotFound):
+            await client.request("tool:unregister", {"name": "weather"})
+        await mine.request("tool:unregister", {"name": "weather"})
+        assert "weather" not in await names(mine)
 
 
 async def test_what_is_registered_is_checked_and_bounded(run: Run) -> None:
