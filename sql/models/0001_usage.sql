@@ -4,11 +4,13 @@
 -- A row is begun when a provider is asked, so that a daemon that dies meanwhile leaves one, too: it
 -- is `lost` when nobody has ended it in the time that a call may take.
 
+CREATE TYPE call_outcome AS ENUM ('begun', 'ok', 'failed', 'cancelled', 'lost');
+
 CREATE TABLE usage (
     tenant text NOT NULL,
     call text NOT NULL,
     ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    outcome text NOT NULL CHECK (outcome IN ('begun', 'ok', 'failed', 'cancelled', 'lost')),
+    outcome call_outcome NOT NULL,
     error text,
     model_asked text NOT NULL,
     model text NOT NULL,
@@ -72,8 +74,9 @@ CREATE FUNCTION record(
     seen_first bigint, seen_last bigint, seen_sha256 text
 ) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
-    INSERT INTO usage VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
-                              $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)
+    INSERT INTO usage VALUES ($1, $2, $3, $4::call_outcome, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                              $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27,
+                              $28, $29)
     ON CONFLICT (tenant, call) DO UPDATE
        SET (ended_at, outcome, error, model, provider, served, input_tokens, output_tokens,
             cache_read_tokens, cache_write_tokens, thinking_tokens, is_estimated, cost_usd,
