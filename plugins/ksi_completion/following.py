@@ -5,18 +5,25 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
+from msgspec import structs
+
 from ksi_completion.events import (
+    CompletionResult,
+    StreamAccepted,
     StreamChunk,
     StreamRestarted,
     StreamStatus,
     StreamStep,
+    StreamText,
+    StreamThinking,
     StreamToolCall,
     StreamToolResult,
 )
 from ksi_completion.messages import decode_parts
+from ksi_completion.relays import DIED, FOLLOW_S
 from ksi_completion.store import Store, read_usage, result_of
 from ksi_completion.streams import Hub, Live, Position
-from ksi_completion.turns import DIED, Turns, texts_of
+from ksi_completion.turns import Turns, texts_of
 from ksi_daemon.protocol import NotFound
 from ksi_models.events import ToolCallPart, ToolResultPart
 
@@ -44,32 +51,17 @@ class Following:
         while True:
             with self._turns.waiters.watching(run) as news:
                 live = self._hub.find(run)
-                if live is not None:
-                    live.enter()
-                    try:
-                        async with aclosing(self._follow_live(tenant, live, position)) as chunks:
-                            async for chunk in chunks:
-                                yield chunk
-                    finally:
-                        live.leave()
-                    if live.result is not None:
-                        yield live.result
-                        return
-                row = await self._store.outcome(tenant, run)
-                if row is None:
-                    raise NotFound(f"there is no turn {run}")
-                async for chunk in self._kept(tenant, run, position):
-                    yield chunk
-                if row["status"] in ENDED:
-                    yield result_of(row)
-                    return
-                if row["status"] == "waiting" and not position.was_told_to_wait:
-                    position.was_told_to_wait = True
-                    yield StreamStatus(waits_for="turn", message="another turn is at work")
-                await self._wait(run, news)
-
-    async def _wait(self, run: str, news: asyncio.Future[None]) -> None:
-        await asyncio.wait({news}, timeout=LOOK_AGAIN_S)
+                chunks = (
+                    self._follow_elsewhere(tenant, run, position, news)
+                    if live is None
+                    else self._follow_live(tenant, live, position)
+                )
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        yield chunk
+                        if isinstance(chunk, CompletionResult):
+                            return
+            position.is_checked = position.offset == 0
 
     async def _follow_live(
         self, tenant: str, live: Live, position: Position
@@ -80,9 +72,50 @@ class Following:
                     yield chunk
             for chunk in live.read(position):
                 yield chunk
+            if live.result is not None:
+                yield live.result
             if live.result is not None or self._hub.find(live.run) is not live:
                 return
-            await live.news()
+            if not live.has_news(position):
+                await live.news()
+
+    async def _follow_elsewhere(
+        self, tenant: str, run: str, position: Position, ended: asyncio.Future[None]
+    ) -> AsyncGenerator[StreamChunk]:
+        """Yield what a turn has said, and what the daemon that is at it hands on."""
+        row = await self._store.outcome(tenant, run)
+        if row is None:
+            raise NotFound(f"there is no turn {run}")
+        async for chunk in self._kept(tenant, run, position):
+            yield chunk
+        if row["status"] in ENDED:
+            yield result_of(row)
+            return
+        if row["status"] == "waiting" and not position.was_told_to_wait:
+            position.was_told_to_wait = True
+            yield StreamStatus(waits_for="turn", message="another turn is at work")
+        until = asyncio.get_running_loop().time() + LOOK_AGAIN_S
+        while not ended.done() and asyncio.get_running_loop().time() < until:
+            async for chunk in self._handed_on(tenant, run, position, ended):
+                yield chunk
+
+    async def _handed_on(
+        self, tenant: str, run: str, position: Position, ended: asyncio.Future[None]
+    ) -> AsyncGenerator[StreamChunk]:
+        """Yield what the daemon at work has handed on since, or wait for more."""
+        relays = self._turns.relays
+        with relays.following(run) as news:
+            handed, position.relayed = await relays.read(tenant, run, position.relayed)
+            for each in handed:
+                if _is_ahead(each, position):
+                    async for chunk in self._kept(tenant, run, position):
+                        yield chunk
+                for chunk in passed_on(each, position):
+                    yield chunk
+            if not handed:
+                await asyncio.wait(
+                    {news, ended}, timeout=FOLLOW_S, return_when=asyncio.FIRST_COMPLETED
+                )
 
     async def _kept(self, tenant: str, run: str, position: Position) -> AsyncGenerator[StreamChunk]:
         """Yield what the conversation has of a turn from a position on."""
@@ -99,6 +132,40 @@ class Following:
         for row in rows:
             for chunk in chunks_of(run, row, position):
                 yield chunk
+
+
+def _is_ahead(chunk: StreamChunk, position: Position) -> bool:
+    """Say whether something lies between a follower and what is handed on."""
+    if isinstance(chunk, StreamStatus | StreamRestarted):
+        return False
+    return getattr(chunk, "offset", 0) > position.offset
+
+
+def passed_on(chunk: StreamChunk, position: Position) -> list[StreamChunk]:
+    """Return what is new to a follower in a chunk of another daemon, and move its position on."""
+    if isinstance(chunk, StreamStatus):
+        return [chunk]
+    if isinstance(chunk, StreamRestarted):
+        is_void = chunk.attempt > position.attempt and position.offset > chunk.offset
+        position.attempt = max(position.attempt, chunk.attempt)
+        if is_void:
+            position.offset = chunk.offset
+        return [chunk] if is_void else []
+    if isinstance(chunk, CompletionResult | StreamAccepted) or chunk.attempt < position.attempt:
+        return []
+    position.attempt = chunk.attempt
+    if isinstance(chunk, StreamText | StreamThinking):
+        skip = max(position.offset - chunk.offset, 0)
+        if skip >= len(chunk.text):
+            return []
+        position.offset = chunk.offset + len(chunk.text)
+        if skip:
+            chunk = structs.replace(chunk, offset=chunk.offset + skip, text=chunk.text[skip:])
+        return [chunk]
+    if chunk.offset < position.offset:
+        return []
+    position.offset = chunk.offset + 1
+    return [chunk]
 
 
 def chunks_of(run: str, row: Any, position: Position) -> list[StreamChunk]:

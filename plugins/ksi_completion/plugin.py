@@ -75,7 +75,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
 
     locks = Locks(conversations, start_next)
     workflows.register(turns.turn)
-    async with acceptance:
+    async with acceptance, turns.relays:
         plugin.add(Handlers(settings, store, acceptance, turns, news, workflows, plugin.bus))
         plugin.add(ConversationHandlers(conversations, locks, plugin.bus, settings), previews)
         await news.listen(database)

@@ -59,3 +59,19 @@ SELECT * FROM ksi_completion.at_work($1, $2);
 -- name: tell
 -- Tells every daemon.
 SELECT pg_notify('ksi_completion', word) FROM unnest($1::text[]) AS word;
+
+-- name: hand_on
+-- Hands what a turn says to other daemons.
+SELECT ksi_completion.hand_on($1, $2, $3);
+
+-- name: handed_on
+-- What has the turn said since?
+SELECT * FROM ksi_completion.handed_on($1, $2, $3, $4);
+
+-- name: end_relay
+-- Forgets what was handed on of a turn.
+SELECT ksi_completion.end_relay($1, $2);
+
+-- name: tidy_relay
+-- Forgets what was handed on long ago.
+SELECT ksi_completion.tidy_relay($1);

@@ -204,6 +204,22 @@ class Store:
         """Return the messages that a turn has made, with their place in its stream."""
         return await self.database.fetch(SQL["said_by_turn"], tenant, run, from_unit)
 
+    async def hand_on(self, tenant: str, run: str, chunks: str) -> None:
+        """Hand what a turn says to other daemons."""
+        await self.database.execute(SQL["hand_on"], tenant, run, chunks)
+
+    async def handed_on(self, tenant: str, run: str, after: int, limit: int) -> list[Any]:
+        """Return what another daemon hands on."""
+        return await self.database.fetch(SQL["handed_on"], tenant, run, after, limit)
+
+    async def end_relay(self, tenant: str, run: str) -> None:
+        """Forget what was handed on of a turn."""
+        await self.database.execute(SQL["end_relay"], tenant, run)
+
+    async def tidy_relay(self, older_than_s: float) -> None:
+        """Forget what daemons that died had handed on."""
+        await self.database.execute(SQL["tidy_relay"], older_than_s)
+
     # -- asked by whoever is at work ------------------------------------------------------------
 
     async def open_step(self, tenant: str, run: str, step: int) -> Any:

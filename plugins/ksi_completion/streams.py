@@ -51,7 +51,16 @@ class Position:
         is_checked: Whether it is known that nothing it was told before is void.
     """
 
-    __slots__ = ("attempt", "entry", "is_checked", "offset", "piece", "status", "was_told_to_wait")
+    __slots__ = (
+        "attempt",
+        "entry",
+        "is_checked",
+        "offset",
+        "piece",
+        "relayed",
+        "status",
+        "was_told_to_wait",
+    )
 
     def __init__(self, offset: int = 0, attempt: int = 1) -> None:
         self.offset = offset
@@ -61,6 +70,7 @@ class Position:
         self.piece = 0
         self.status = 0
         self.was_told_to_wait = False
+        self.relayed = 0
 
 
 class Live:
@@ -86,7 +96,6 @@ class Live:
         self._end = 0
         self._status: StreamStatus | None = None
         self._status_number = 0
-        self._followers = 0
         self._news: set[asyncio.Future[None]] = set()
 
     # -- said by who is at work -----------------------------------------------------------------
@@ -181,19 +190,6 @@ class Live:
         """The offset from which on all is here."""
         return self._first
 
-    @property
-    def followers(self) -> int:
-        """How many follow."""
-        return self._followers
-
-    def enter(self) -> None:
-        """Count a follower."""
-        self._followers += 1
-
-    def leave(self) -> None:
-        """Count one less."""
-        self._followers -= 1
-
     def read(self, position: Position) -> Iterator[StreamChunk]:
         """Yield what is new to a follower, and move its position on.
 
@@ -239,12 +235,17 @@ class Live:
         position.entry, position.piece = entry, len(entry.pieces)
         return text
 
-    async def news(self) -> None:
-        """Wait until something may be new."""
-        future = asyncio.get_running_loop().create_future()
+    def has_news(self, position: Position) -> bool:
+        """Say whether there is something that a follower was not told."""
+        is_old = position.attempt == self.attempt and position.status == self._status_number
+        return not is_old or position.offset < self._end
+
+    async def news(self, *, at_most_s: float | None = None) -> None:
+        """Wait until something may be new, for so long."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._news.add(future)
         try:
-            await future
+            await asyncio.wait({future}, timeout=at_most_s)
         finally:
             self._news.discard(future)
 
@@ -257,7 +258,7 @@ class Live:
 
 
 class Hub:
-    """The streams of the turns that are at work here, and of those that are followed here.
+    """The streams of the turns that are at work here.
 
     Args:
         max_bytes: How much of each is kept.
@@ -271,11 +272,9 @@ class Hub:
         """Return the stream of a turn, if something is known of it here."""
         return self._lives.get(run)
 
-    def get(self, run: str) -> Live:
-        """Return the stream of a turn; made where there is none."""
-        live = self._lives.get(run)
-        if live is None:
-            live = self._lives[run] = Live(run, self._max_bytes)
+    def begin(self, run: str) -> Live:
+        """Begin the stream of a turn."""
+        live = self._lives[run] = Live(run, self._max_bytes)
         return live
 
     def drop(self, live: Live) -> None:

@@ -17,6 +17,7 @@ AT_ONCE: Final = 100
 HANDED_OVER_S: Final = 5.0
 CHECK_S: Final = 15.0
 OLD_S: Final = 30.0
+FORGOTTEN_S: Final = 3600.0
 OVER: Final = ("finished", "failed", "cancelled", "quarantined")
 
 GiveUp = Callable[[str, str, ErrorBody], Awaitable[None]]
@@ -57,6 +58,7 @@ class Sweep:
                 if loop.time() - checked_at >= CHECK_S:
                     checked_at = loop.time()
                     await self.end_stranded()
+                    await self._store.tidy_relay(FORGOTTEN_S)
             except (Unavailable, TimedOut, Busy):
                 pass  # Postgres is away; there will be another time
             await asyncio.sleep(self._settings.sweep_s)

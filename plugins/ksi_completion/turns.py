@@ -22,6 +22,7 @@ from ksi_completion.events import (
 from ksi_completion.messages import body_of, decode_parts
 from ksi_completion.news import News, Waiters
 from ksi_completion.prompts import Prompts
+from ksi_completion.relays import DIED, Relays
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Commit, Committed, Lost, Next, Store, result_of
 from ksi_completion.streams import Hub, Kind
@@ -71,7 +72,6 @@ log = logging.getLogger(__name__)
 
 TRANSIENT: Final = (Unavailable, Busy, TimedOut)
 TEXTS: Final[dict[type[Any], Kind]] = {TextPart: StreamText, ThinkingPart: StreamThinking}
-DIED: Final = "the daemon that was at it ended"
 
 
 class Turns:
@@ -99,6 +99,7 @@ class Turns:
     ) -> None:
         self.hub = Hub(settings.stream_buffer_bytes)
         self.waiters = Waiters()
+        self.relays = Relays(settings, store, self.hub, news)
         self._settings = settings
         self._store = store
         self._bus = bus
@@ -127,11 +128,12 @@ class Turns:
     async def turn(self) -> None:
         """Have a turn, from its first model call to its end."""
         run = current_run()
-        self._works[run.id] = Work(run.id, run.tenant, self.hub.get(run.id))
+        work = self._works[run.id] = Work(run.id, run.tenant, self.hub.begin(run.id))
         self.waiters.wake(run.id)
         try:
             await self._settled.wait()
-            await self._have(run)
+            with self.relays.at_work(work):
+                await self._have(run)
         except asyncio.CancelledError:
             if run.interruption == "cancelled":  # not by us: somebody ended the run itself
                 await asyncio.shield(self._give_up(run, Cancelled("the run was cancelled")))
@@ -142,9 +144,9 @@ class Turns:
             log.exception("a turn broke", extra={"run": run.id})
             await self._give_up(run, error)
         finally:
-            work = self._works.pop(run.id, None)
-            if work is not None:
-                self.hub.drop(work.live)
+            if self._works.get(run.id) is work:
+                del self._works[run.id]
+            self.hub.drop(work.live)
 
     async def _have(self, run: Run) -> None:
         number = 0
@@ -178,7 +180,7 @@ class Turns:
         row = await self._store.state_of(tenant, run)
         if row is None or row["verdict"] != "ok":
             return
-        work = self._works.get(run) or Work(run, tenant, self.hub.get(run))
+        work = self._works.get(run) or Work(run, tenant, self.hub.begin(run))
         work.read(row)
         await self._read_step(work, None)
         is_cancelled = row["stopping"] is not None or error.code == Cancelled.code

@@ -577,3 +577,45 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalo
      LIMIT at_most
 $$;
 COMMENT ON FUNCTION at_work IS 'turns that are at work, the oldest first';
+
+-- What turns say just now, for those who follow them through another daemon. It needs not outlive
+-- a crash: whoever is at a turn then begins its step anew.
+CREATE UNLOGGED TABLE relay (
+    tenant text NOT NULL,
+    run text NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    chunks text NOT NULL, -- JSON of a list of ksi_completion.events.StreamChunk
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (tenant, run, id)
+);
+SELECT ksi_postgres.protect('relay');
+
+CREATE FUNCTION hand_on(of_tenant text, of_run text, of_chunks text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO relay (tenant, run, chunks) VALUES (of_tenant, of_run, of_chunks);
+    PERFORM pg_notify('ksi_completion', 'relayed ' || of_run);
+END $$;
+COMMENT ON FUNCTION hand_on IS 'hands what a turn says to other daemons';
+
+CREATE FUNCTION handed_on(of_tenant text, of_run text, after_id bigint, at_most integer)
+RETURNS TABLE (id bigint, chunks text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+    SELECT r.id, r.chunks FROM relay r
+     WHERE (r.tenant, r.run) = (of_tenant, of_run) AND r.id > after_id
+     ORDER BY r.id LIMIT at_most
+$$;
+COMMENT ON FUNCTION handed_on IS 'what a turn has said, as its daemon hands it on';
+
+CREATE FUNCTION end_relay(of_tenant text, of_run text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+    DELETE FROM relay r WHERE (r.tenant, r.run) = (of_tenant, of_run)
+$$;
+COMMENT ON FUNCTION end_relay IS 'forgets what a turn has said: its conversation has it';
+
+-- What was left by daemons that died.
+CREATE FUNCTION tidy_relay(older_than_s double precision) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+    DELETE FROM relay r WHERE r.made_at < clock_timestamp() - make_interval(secs => older_than_s)
+$$;
+COMMENT ON FUNCTION tidy_relay IS 'forgets what daemons that died had handed on; returns nothing';

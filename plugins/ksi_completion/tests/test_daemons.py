@@ -1,0 +1,179 @@
+"""Turns across daemons that share a Postgres, and across their deaths."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksi_client import AsyncClient
+from ksi_completion.tests.test_kills import SETTINGS, SOURCES, ask
+from ksi_completion.tests.test_turns import text_of
+from ksi_daemon.testing import DaemonProcess, write_entry_points
+from ksi_postgres.logins import Logins
+from ksi_workflows.tests.daemons import Fleet
+
+WORDS = 60
+
+
+@pytest.fixture
+def fleet(
+    tmp_path: Path, database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Fleet]:
+    """Daemons on one database."""
+    write_entry_points(tmp_path, errand="errand_plugin")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
+    return Fleet(database_logins, *SETTINGS, "workflows.takeover_after_s=2")
+
+
+@asynccontextmanager
+async def two(
+    fleet: Fleet,
+) -> AsyncIterator[tuple[tuple[DaemonProcess, AsyncClient], tuple[DaemonProcess, AsyncClient]]]:
+    """Start two daemons, with a client each."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for _ in range(2):
+            daemon = stack.enter_context(fleet.daemon())
+            await fleet.start(daemon)
+            made.append((daemon, await stack.enter_async_context(fleet.client(daemon))))
+        yield made[0], made[1]
+        for daemon, _client in made:
+            daemon.stop()
+
+
+def lorem(delay_ms: int = 20) -> dict[str, Any]:
+    return {"prompt": "go", "model": f"test/lorem-{WORDS}-{delay_ms}ms", "conversation_id": "c"}
+
+
+async def begun(client: AsyncClient, run: str) -> None:
+    """Wait until a turn says something."""
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "text":
+            return
+
+
+async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fleet) -> None:
+    async with two(fleet) as ((_, here), (_, there)):
+        run = (await ask(here, "completion:async", lorem()))["run_id"]
+        await begun(here, run)
+
+        chunks, statuses = [], set()
+        async for chunk in there.stream("completion:stream", {"run_id": run, "offset": 3}):
+            chunks.append(chunk)
+            if chunk["kind"] == "text" and len(chunks) < 10:
+                status = await here.request("completion:status", {"run_id": run})
+                statuses.add(status["status"])
+        result = await here.request("completion:wait", {"run_id": run})
+
+    assert text_of(chunks) == result["text"][3:]
+    assert "running" in statuses
+    assert len([chunk for chunk in chunks if chunk["kind"] == "text"]) > 5
+    assert chunks[-1]["kind"] == "result"
+
+
+async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(fleet: Fleet) -> None:
+    async with two(fleet) as ((_, here), (_, there)):
+        run = (await ask(here, "completion:async", lorem(100)))["run_id"]
+        await begun(here, run)
+
+        async with asyncio.TaskGroup() as together:
+            waiting = together.create_task(there.request("completion:wait", {"run_id": run}))
+            answer = await there.request("completion:cancel", {"run_id": run})
+
+    assert answer["status"] == "cancelled"
+    assert waiting.result()["status"] == "cancelled"
+    assert waiting.result()["text"].startswith("lorem")
+
+
+async def test_a_turn_goes_on_in_another_daemon_and_its_follower_is_told(fleet: Fleet) -> None:
+    async with two(fleet) as ((daemon, here), (_, there)):
+        run = (await ask(here, "completion:async", lorem()))["run_id"]
+        await begun(here, run)
+        chunks: list[Any] = []
+        async for chunk in there.stream("completion:stream", {"run_id": run}):
+            chunks.append(chunk)
+            if chunk["kind"] == "text" and len(chunks) == 5:
+                await asyncio.to_thread(daemon.kill)
+
+    kinds = [chunk["kind"] for chunk in chunks]
+    again = chunks[kinds.index("restarted") :]
+    assert again[0]["offset"] == 0
+    assert again[0]["attempt"] == 2
+    assert text_of(again) == chunks[-1]["text"]
+    assert chunks[-1]["status"] == "succeeded"
+    assert len(chunks[-1]["text"].split()) == WORDS
+
+
+async def test_turns_of_a_conversation_keep_their_order_across_daemons(fleet: Fleet) -> None:
+    async with two(fleet) as ((_, here), (_, there)):
+        accepted = []
+        for number in range(6):
+            client = here if number % 2 else there
+            turn = {"prompt": f"{number}", "model": "test/echo", "conversation_id": "c"}
+            accepted.append(await ask(client, "completion:async", turn))
+        for each in accepted:
+            await ask(here, "completion:wait", {"run_id": each["run_id"]})
+        history = await here.request("conversation:history", {"conversation_id": "c"})
+
+    said = [message["parts"][0]["text"] for message in history["messages"]]
+    assert said == [text for number in range(6) for text in (f"{number}", f"{number}")]
+    assert [each["turn"] for each in accepted] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_question_to_a_person_outlives_its_daemon(fleet: Fleet) -> None:
+    call = {"name": "ask_user", "arguments": {"question": "Which?"}}
+    script = json.dumps({"steps": [{"calls": [call]}, {"say": "So be it."}]})
+    with fleet.daemon() as daemon:
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as client:
+            turn = {"prompt": script, "model": "test/script", "tools": ["ask_user"]}
+            run = (await ask(client, "completion:async", turn))["run_id"]
+            await fleet.until(
+                "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
+            )
+        await asyncio.to_thread(daemon.kill)
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as client:
+            status = await ask(client, "completion:status", {"run_id": run})
+            await ask(client, "completion:answer", {"run_id": run, "content": "the red one"})
+            result = await ask(client, "completion:wait", {"run_id": run})
+            history = await client.request(
+                "conversation:history", {"conversation_id": result["conversation_id"]}
+            )
+        daemon.stop()
+
+    assert status["status"] == "paused"
+    assert "Which?" in status["waits_for"]
+    assert result["text"] == "So be it."
+    assert "the red one" in history["messages"][2]["parts"][0]["content"]
+
+
+async def test_an_accepted_turn_that_nobody_began_is_begun_at_the_next_start(fleet: Fleet) -> None:
+    with fleet.daemon() as daemon:
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as client:
+            turn = {"prompt": "hello", "model": "test/echo", "conversation_id": "c"}
+            first = (await ask(client, "completion:async", turn))["run_id"]
+            await ask(client, "completion:wait", {"run_id": first})
+        await asyncio.to_thread(daemon.kill)
+        await fleet.query(
+            "WITH said AS (INSERT INTO ksi_completion.turn (tenant, conversation, number, run, "
+            "request_id, digest, options, context, model) SELECT tenant, conversation, 2, 'left', "
+            "'r2', 'd', options, context, model FROM ksi_completion.turn WHERE run = $1) "
+            "INSERT INTO ksi_completion.injection (tenant, conversation, turn, parts, body, "
+            "tokens, run) SELECT tenant, conversation, 2, parts, body, tokens, 'left' "
+            "FROM ksi_completion.message WHERE run = $1 AND role = 'user'",
+            first,
+        )
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as client:
+            result = await ask(client, "completion:wait", {"run_id": "left"})
+        daemon.stop()
+
+    assert result["status"] == "succeeded"
+    assert result["text"] == "hello"
