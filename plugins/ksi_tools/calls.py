@@ -260,8 +260,7 @@ class Calls:
         intent = execution.intent
         if execution.why_cancelled is not None:
             raise Cancelled(f"{intent.tool.name} was cancelled")
-        if not self._ledger.is_up:
-            raise Unavailable("calls can't be recorded: Postgres is away", retry_after_s=0.5)
+        self._ledger.check_open()
         verdict, known = await self._begun(execution)
         if verdict == "denied":
             raise _denied(intent)

@@ -71,7 +71,8 @@ def plugin_of(name: str, *owners: object, functions: tuple[object, ...] = ()) ->
 
 async def ready(daemon: Daemon) -> None:
     """Wait until the daemon has taken office, so that it can call tools."""
-    workflows: Workflows = daemon._services[Workflows]
+    workflows = daemon._services[Workflows]
+    assert isinstance(workflows, Workflows)
     await workflows._ready()
 
 

@@ -16,7 +16,7 @@ from ksi_client import (
 )
 from ksi_daemon.event_system import event_handler
 from ksi_tools.api import ToolContext, Tools, ToolSpec, tool
-from ksi_tools.functions import tool_of
+from ksi_tools.functions import tool_of, tools_of
 from ksi_tools.tests.conftest import Run
 from ksi_tools.tests.test_permissions import as_token
 
@@ -91,7 +91,7 @@ def test_a_function_that_no_model_could_call_is_refused(which: str) -> None:
         return ""
 
     with pytest.raises(InvalidData, match=f"the tool {which}"):
-        tool_of({"bare": bare, "stars": stars, "positional": positional}[which], "test")
+        list(tools_of({"bare": bare, "stars": stars, "positional": positional}[which], "test"))
 
 
 async def test_a_name_is_one_tool_s_alone(run: Run) -> None:

@@ -37,14 +37,14 @@ class Asking:
         self.bus: Bus | None = None
 
         @step(name="act")
-        async def act(name: str, arguments: dict[str, Any], call_id: str) -> dict[str, str]:
+        async def act(name: str, arguments: dict[str, Any], call_id: str) -> Any:
             assert self.bus is not None
             request = {"name": name, "arguments": arguments, "call_id": call_id}
             answer = await self.bus.request("tool:call", request)
             return {"status": answer.status, "content": answer.content}
 
         @workflow("asking")
-        async def asking(args: dict[str, Any]) -> dict[str, str]:
+        async def asking(args: dict[str, Any]) -> Any:
             call_id = f"{current_run().id}:1:0"
             while True:
                 answer = await act(args["name"], args["arguments"], call_id)
