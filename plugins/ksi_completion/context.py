@@ -46,7 +46,9 @@ SMALL_SHARE: Final = 10  # the part of what messages have that may fall out with
 AFTER_SUMMARY: Final = 0.6  # how full the messages' part is once a summary was made
 MAX_MESSAGES: Final = 5000
 MAX_PROMPT_CHARACTERS: Final = 4000  # of what contributors are told of the question
-_ENDS: Final = re.compile(r"</(?=\s*(?:context|summary)\b)", re.IGNORECASE)
+_ENDS: Final = re.compile(
+    r"</(?=\s*(?:context|summary|previous_summary|conversation)\b)", re.IGNORECASE
+)
 MAX_TOLD: Final = 1000  # failures of contributors that are remembered, so as to be told once
 
 
@@ -335,7 +337,7 @@ def _seen(conversation: str, rows: Sequence[Stored]) -> MessageRange | None:
 def _summary(window: Window, most: int) -> str:
     if not window.summary:
         return ""
-    text = _harmless(shortened(window.summary, max(most, 3)))
+    text = harmless(shortened(window.summary, max(most, 3)))
     return f"{ABOUT_SUMMARY}\n\n<summary>\n{text}\n</summary>"
 
 
@@ -344,11 +346,11 @@ def _fence(added: ContextAdded, most: int) -> str:
     sources = f' sources="{html.escape("; ".join(added.sources))}"' if added.sources else ""
     head = f'<context title="{html.escape(added.title)}"{sources}>\n'.replace("\r", " ")
     room = most - tokens.of_text(head) - tokens.of_text("\n</context>") - 2
-    text = _cut(_harmless(added.text), room)
+    text = _cut(harmless(added.text), room)
     return f"{head}{text}\n</context>" if text.strip() else ""
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Return a text that can't end what it stands in."""
     return _ENDS.sub("<\u200b/", text)
 

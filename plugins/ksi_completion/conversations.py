@@ -18,6 +18,7 @@ from ksi_postgres.queries import load_queries
 
 SQL: Final = load_queries(__package__, "conversation_queries.sql")
 BEGUN: Final = re.compile(r"(\w+)\*")
+LAST_NUMBER: Final = 2**63 - 1  # that Postgres knows
 RANKED: Final = 1000  # of what a search finds; see search_messages
 
 
@@ -295,7 +296,14 @@ class Conversations:
             NotFound: There is no such conversation, or it is not the sender's.
         """
         rows = await self._database.fetch(
-            SQL["read"], *viewer.bounds, conversation, after, before, limit, max_bytes, last
+            SQL["read"],
+            *viewer.bounds,
+            conversation,
+            None if after is None else min(after, LAST_NUMBER),
+            None if before is None else min(before, LAST_NUMBER),
+            limit,
+            max_bytes,
+            last,
         )
         if not rows:
             raise no_conversation(conversation)

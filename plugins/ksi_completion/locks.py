@@ -11,7 +11,7 @@ from typing import Final
 
 from ksi_completion.conversations import Conversations, LockTaken, Viewer
 from ksi_completion.events import ConversationLock, ConversationUnlock, Lock
-from ksi_daemon.protocol import Busy, Conflict
+from ksi_daemon.protocol import Busy, Conflict, KsiError
 from ksi_postgres.database import Database
 
 CHANNEL: Final = "ksi_completion_locks"
@@ -59,7 +59,8 @@ class Locks:
                 await taking.wait(news)
             finally:
                 if not taking.is_done and taking.is_held and request.lock_id is None:
-                    await self._release(viewer, request.conversation_id, lock_id, force=False)
+                    with contextlib.suppress(KsiError):  # it expires; what is raised goes on
+                        await self._release(viewer, request.conversation_id, lock_id, force=False)
         taken = taking.taken
         assert taken is not None
         assert taken.locked_at is not None

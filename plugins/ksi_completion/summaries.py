@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from ksi_completion import tokens
-from ksi_completion.context import Asking, Built, Unsummed
+from ksi_completion.context import Asking, Built, Unsummed, harmless
 from ksi_completion.conversations import Conversations, Row, Viewer
 from ksi_completion.fitting import shortened
 from ksi_completion.messages import body_of, decode_parts
@@ -147,6 +147,7 @@ class Summaries:
         rows: Sequence[Row],
     ) -> ModelCall:
         most = max(described.context_tokens // WINDOW_SHARE - tokens.of_text(INSTRUCTIONS), 100)
+        previous = harmless(previous)
         before = f"<previous_summary>\n{previous}\n</previous_summary>\n\n" if previous else ""
         said = "\n\n".join(map(_told, rows))
         text = shortened(f"{before}<conversation>\n{said}\n</conversation>", most)
@@ -182,7 +183,8 @@ class Summaries:
 
 
 def _told(row: Row) -> str:
-    return f"{row.role}: {shortened(body_of(decode_parts(row.parts)), MESSAGE_TOKENS)}"
+    said = shortened(body_of(decode_parts(row.parts)), MESSAGE_TOKENS)
+    return f"{row.role}: {harmless(said)}"
 
 
 def digest(previous: str, rows: Sequence[Row], most: int) -> str:

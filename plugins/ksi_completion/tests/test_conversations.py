@@ -212,6 +212,8 @@ async def test_history_is_read_in_both_directions(
     assert await read(after=6) == ([7], 7, None)
     assert await read(after=7) == ([], None, None)
     assert await read(after=2, before=4) == ([3], 3, 3)
+    assert await read(after=2**70) == ([], None, None)
+    assert await read(before=2**70) == ([5, 6, 7], 5, None)
 
 
 async def test_a_page_of_large_messages_is_short(
@@ -424,6 +426,19 @@ async def test_a_fork_past_the_end_or_onto_another_is_refused(
 # -- whose ---------------------------------------------------------------------------------------
 
 
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("conversation:get", {}),
+    ("conversation:history", {}),
+    ("conversation:messages", {"first": 1, "last": 1}),
+    ("conversation:rename", {"title": "mine"}),
+    ("conversation:archive", {}),
+    ("conversation:delete", {}),
+    ("conversation:fork", {}),
+    ("conversation:lock", {"owner": "x"}),
+    ("conversation:unlock", {"force": True}),
+]
+
+
 async def test_a_user_finds_his_own_conversations_and_no_others(
     client: AsyncClient, client_of: As, database_logins: Logins
 ) -> None:
@@ -434,17 +449,7 @@ async def test_a_user_finds_his_own_conversations_and_no_others(
 
     for theirs in (bob, ann):
         whose = "hers" if theirs is bob else "owners"
-        for event, more in [
-            ("conversation:get", {}),
-            ("conversation:history", {}),
-            ("conversation:messages", {"first": 1, "last": 1}),
-            ("conversation:rename", {"title": "mine"}),
-            ("conversation:archive", {}),
-            ("conversation:delete", {}),
-            ("conversation:fork", {}),
-            ("conversation:lock", {"owner": "x"}),
-            ("conversation:unlock", {"force": True}),
-        ]:
+        for event, more in WAYS:
             with pytest.raises(NotFound):
                 await theirs.request(event, {"conversation_id": whose, **more})
         with pytest.raises(NotFound):
