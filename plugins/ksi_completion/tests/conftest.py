@@ -1,7 +1,9 @@
 """Daemons with turns, and a model and tools that do as they are told."""
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,10 +11,12 @@ import pytest
 
 from ksi_completion.tests.doubles import Script, Toolbox
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import write_entry_points
 from ksi_postgres.logins import Logins
 from ksi_postgres.testing import TestServer, drop_database, fresh_database
 from ksi_workflows.engine import make_tables
 
+SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows", "completion")
 
 
@@ -63,3 +67,12 @@ def ksi_settings_of_models() -> list[str]:
 def ksi_settings_of_tools() -> list[str]:
     """Nor has that of the tools."""
     return []
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the plugin ``errand`` for daemons in other processes; where it leaves traces."""
+    write_entry_points(tmp_path, errand="errand_plugin")
+    folders = [str(tmp_path), str(SOURCES), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    return tmp_path / "traces"

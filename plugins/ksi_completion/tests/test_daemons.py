@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient
-from ksi_completion.tests.test_kills import SETTINGS, SOURCES, ask
+from ksi_completion.tests.test_kills import SETTINGS, ask
 from ksi_completion.tests.test_turns import text_of
-from ksi_daemon.testing import DaemonProcess, write_entry_points
+from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
@@ -21,12 +20,8 @@ WORDS = 60
 
 
 @pytest.fixture
-def fleet(
-    tmp_path: Path, database_logins: Logins, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Fleet]:
+def fleet(work: Path, database_logins: Logins) -> Fleet:
     """Daemons on one database."""
-    write_entry_points(tmp_path, errand="errand_plugin")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
     return Fleet(database_logins, *SETTINGS, "workflows.takeover_after_s=2")
 
 

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient, Busy, Unavailable
-from ksi_daemon.testing import DaemonProcess, write_entry_points
+from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
 KILLS = int(os.environ.get("FAULT_KILLS", "5"))
 TURNS = 4  # at work at each kill, each at another point
 REPORT = os.environ.get("FAULT_REPORT_TURNS", "")
-SOURCES = Path(__file__).parent
 CALLS = ("look 1", "pay 1", "set 1", "pay 2", "look 2")
 TOOLS = {"look": "errand_look", "pay": "errand_pay", "set": "errand_set"}
 CALL_S = 0.01
@@ -30,14 +29,6 @@ SETTINGS = (
     "models.find_local=false",
     "completion.sweep_s=0.5",
 )
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install the plugin ``errand`` for daemons in other processes; where it leaves traces."""
-    write_entry_points(tmp_path, errand="errand_plugin")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
-    return tmp_path / "traces"
 
 
 class Tally:

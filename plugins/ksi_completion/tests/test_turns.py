@@ -14,6 +14,7 @@ from ksi_models.events import (
     ModelCall,
     ModelChunk,
     TextDelta,
+    TextPart,
     ToolCallPart,
     ToolResultPart,
 )
@@ -38,6 +39,16 @@ async def followed(client: AsyncClient, data: Any) -> list[Any]:
 def text_of(chunks: Sequence[Any]) -> str:
     """Return the text of chunks."""
     return "".join(chunk["text"] for chunk in chunks if chunk["kind"] == "text")
+
+
+def words_of(messages: Sequence[Message]) -> list[str]:
+    """Return the text of each message."""
+    return ["".join(p.text for p in m.parts if isinstance(p, TextPart)) for m in messages]
+
+
+def results_of(messages: Sequence[Message]) -> list[ToolResultPart]:
+    """Return what came of tool calls."""
+    return [p for m in messages for p in m.parts if isinstance(p, ToolResultPart)]
 
 
 def units_of(chunks: Sequence[Any]) -> list[Any]:
@@ -255,7 +266,7 @@ async def test_a_failed_turn_keeps_what_the_user_said_and_says_what_failed(
     assert result["status"] == "failed"
     assert result["error"]["code"] == "denied"
     assert "OPENAI_API_KEY" in result["error"]["message"]
-    assert [m.parts[0].text for m in script.calls[1].messages] == ["remember me", "and now"]
+    assert words_of(script.calls[1].messages) == ["remember me", "and now"]
 
 
 @pytest.mark.parametrize("ksi_settings", [["completion.retry_s=0.05"]])
@@ -287,7 +298,7 @@ async def test_a_call_of_a_tool_that_is_not_there_is_told_to_the_model(
 
     result = await ended(client, (await ask(client))["run_id"])
 
-    told = [part for message in script.calls[1].messages[2:] for part in message.parts]
+    told = results_of(script.calls[1].messages)
     assert result["text"] == "sorry"
     assert [part.is_error for part in told] == [True, True, True]
     assert "look" in told[0].content
@@ -386,7 +397,7 @@ async def test_a_turn_that_streams_is_cancelled_and_what_was_seen_stays(
     assert result["text"] == "Goo"
     assert result["error"] == {"code": "cancelled", "message": "enough"}
     assert after["status"] == "succeeded"
-    assert [m.parts[0].text for m in script.calls[1].messages] == ["hello", "Goo", "next"]
+    assert words_of(script.calls[1].messages) == ["hello", "Goo", "next"]
 
 
 async def test_a_turn_that_waits_is_cancelled_and_what_was_said_stays(
@@ -402,7 +413,7 @@ async def test_a_turn_that_waits_is_cancelled_and_what_was_said_stays(
     await ended(client, third["run_id"])
 
     assert answer["status"] == "cancelled"
-    assert [m.parts[0].text for m in script.calls[1].messages] == ["0", "seen 1", "1", "2"]
+    assert words_of(script.calls[1].messages) == ["0", "seen 1", "1", "2"]
 
 
 async def test_a_turn_is_cancelled_in_a_tool_and_its_calls_are_closed(
@@ -471,7 +482,7 @@ async def test_a_turn_waits_for_a_persons_answer(
     assert turn["waits_for"] == "answer: Which?"
     assert answered["call_id"] == f"{run}:1:0"
     assert result["text"] == "the red one then"
-    assert script.calls[1].messages[2].parts[0].content == "red"
+    assert results_of(script.calls[1].messages)[0].content == "red"
     with pytest.raises(Conflict):
         await client.request("completion:answer", {"run_id": run, "content": "again"})
 
@@ -510,7 +521,7 @@ async def test_what_is_said_to_a_turn_at_work_is_read_before_it_ends(
     assert injected["is_own_turn"] is False
     assert injected["run_id"] == accepted["run_id"]
     assert result["text"] == "two"
-    assert [m.parts[0].text for m in script.calls[1].messages] == [
+    assert words_of(script.calls[1].messages) == [
         "hello",
         "one",
         "and mind the gap",
