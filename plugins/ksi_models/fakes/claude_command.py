@@ -24,6 +24,10 @@ from ksi_models.providers.scripts import next_step, pieces_of
 
 LOG: Final = "fake-log.jsonl"
 SESSIONS: Final = "fake-sessions"
+LOGINS: Final = {
+    "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
+    "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
+}
 SLEEPER: Final = (
     "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "os.setsid() if sys.argv[1] == 'away' else None; print(os.getpid(), flush=True); "
@@ -74,6 +78,7 @@ class Fake:
             "pid": os.getpid(),
             "arguments": self.arguments,
             "environ": dict(os.environ),
+            "login": [Path(f"/dev/fd/{os.environ[n]}").read_text() for n in LOGINS & {*os.environ}],
             "system": Path(prompt).read_text() if prompt else None,
             "input": lines,
         }

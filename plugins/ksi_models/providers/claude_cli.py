@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ksi_models.events import Message, Usage
+from ksi_models.events import Usage
 from ksi_models.keys import Keys
 from ksi_models.provider import Answered, Delta, KnownModel, ProviderError, Question
 from ksi_models.providers.claude_messages import (
@@ -208,7 +208,8 @@ class ClaudeCLI:
         try:
             process = await GuardedProcess.start(
                 arguments,
-                environ=await self._environ(question),
+                environ=self._environ(question),
+                secrets=await self._login(),
                 folder=self._own_folder(),
                 max_line_bytes=2 * self._max_answer_bytes,
             )
@@ -310,8 +311,16 @@ class ClaudeCLI:
             self._is_cleared = True
         return self._folder
 
-    async def _environ(self, question: Question) -> dict[str, str]:
-        """Return its environment: nothing of the daemon's but what it runs by, and its login."""
+    async def _login(self) -> dict[str, str]:
+        """Return the login that it is given, where it is not to use that of its own."""
+        key = await self._keys.find(self.name)
+        if not key:
+            return {}
+        kind = "OAUTH_TOKEN" if key.startswith(OAUTH_KEY) else "API_KEY"
+        return {f"CLAUDE_CODE_{kind}_FILE_DESCRIPTOR": key}
+
+    def _environ(self, question: Question) -> dict[str, str]:
+        """Return its environment: nothing of the daemon's but what it runs by."""
         environ = {
             name: value
             for name, value in os.environ.items()
@@ -320,9 +329,6 @@ class ClaudeCLI:
         environ.update(QUIET)
         if self._config_folder:
             environ["CLAUDE_CONFIG_DIR"] = str(self._config())
-        if key := await self._keys.find(self.name):
-            name = "CLAUDE_CODE_OAUTH_TOKEN" if key.startswith(OAUTH_KEY) else "ANTHROPIC_API_KEY"
-            environ[name] = key
         if question.settings.max_tokens is not None:
             environ["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(question.settings.max_tokens)
         if question.settings.thinking is not None:

@@ -50,30 +50,41 @@ class GuardedProcess:
 
     @classmethod
     async def start(
-        cls, command: list[str], *, environ: Mapping[str, str], folder: Path, max_line_bytes: int
+        cls,
+        command: list[str],
+        *,
+        environ: Mapping[str, str],
+        folder: Path,
+        max_line_bytes: int,
+        secrets: Mapping[str, str] | None = None,
     ) -> "GuardedProcess":
-        """Start it.
+        """Start it; it reads each secret from the file whose number that variable holds.
+
+        So a secret is in no environment and in no file, where others could read it.
 
         Raises:
             OSError: There are no more processes or files to be had.
         """
-        watched, lifeline = os.pipe()
-        guard = [sys.executable, "-I", "-S", GUARD, str(watched)]
-        try:
-            transport, pipes = await asyncio.get_running_loop().subprocess_exec(
-                lambda: _Pipes(max_line_bytes),
-                *guard,
-                *command,
-                env=dict(environ),
-                cwd=folder,
-                pass_fds=(watched,),
-                start_new_session=True,
-            )
-        except BaseException:  # also when cancelled: nobody else knows the pipe
-            os.close(lifeline)
-            raise
-        finally:
-            os.close(watched)
+        with contextlib.ExitStack() as opened:
+            numbers = {
+                name: _filled_pipe(opened, secret) for name, secret in (secrets or {}).items()
+            }
+            watched, lifeline = os.pipe()
+            opened.callback(os.close, watched)
+            guard = [sys.executable, "-I", "-S", GUARD, str(watched)]
+            try:
+                transport, pipes = await asyncio.get_running_loop().subprocess_exec(
+                    lambda: _Pipes(max_line_bytes),
+                    *guard,
+                    *command,
+                    env={**environ, **{name: str(number) for name, number in numbers.items()}},
+                    cwd=folder,
+                    pass_fds=(watched, *numbers.values()),
+                    start_new_session=True,
+                )
+            except BaseException:  # also when cancelled: nobody else knows the pipe
+                os.close(lifeline)
+                raise
         output = transport.get_pipe_transport(1)
         assert isinstance(output, asyncio.ReadTransport)
         pipes.output.set_transport(output)
@@ -128,3 +139,15 @@ class GuardedProcess:
         if is_gone or self._lifeline is None:
             self._transport.close()
         return is_gone
+
+
+def _filled_pipe(opened: contextlib.ExitStack, secret: str) -> int:
+    """Return the end of a pipe that holds a secret; it must fit into what the kernel keeps."""
+    read, write = os.pipe()
+    opened.callback(os.close, read)
+    try:
+        os.set_blocking(write, False)
+        os.write(write, secret.encode())
+    finally:
+        os.close(write)
+    return read

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ksi_models.events import FilePart, Message, TextDelta, TextPart, ToolSchema, Usage
+from ksi_models.provider import ProviderError
 from ksi_models.providers.claude_cli import ClaudeCLI
 from ksi_models.testing import FakeClaude
 from ksi_models.tests.questions import ask, assistant, failing, keys, question, said, user
@@ -94,7 +96,8 @@ async def test_its_environment_is_scrubbed(
 
     environ = fake_claude.runs[0]["environ"]
     assert {"KSI_SOMETHING", "NODE_OPTIONS", "OPENAI_API_KEY"}.isdisjoint(environ)
-    assert environ["CLAUDE_CODE_OAUTH_TOKEN"] == LOGIN
+    assert fake_claude.runs[0]["login"] == [LOGIN]
+    assert LOGIN not in str(environ)
     assert {"PATH", "LC_TIME"} <= environ.keys()
     await claude.close()
 
@@ -278,6 +281,26 @@ async def test_one_that_hangs_is_ended_with_its_call(
             await ask(claude, question(model=model))
 
     assert [run for run in fake_claude.runs if is_alive(run["pid"])] == []
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which files are open")
+async def test_no_file_stays_open(fake_claude: FakeClaude, tmp_path: Path) -> None:
+    claude = make(fake_claude, tmp_path, CLAUDE_CODE_OAUTH_TOKEN=LOGIN)
+    before = open_files()
+
+    for model in ("sonnet", "crash", "tool", "garbage"):
+        with contextlib.suppress(ProviderError):
+            await ask(claude, question(model=model))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await ask(claude, question(model="hang"))
+    await claude.close()
+
+    assert open_files() == before
 
 
 PARENT = """

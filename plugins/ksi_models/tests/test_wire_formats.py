@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ksi_models.events import TextDelta
 from ksi_models.provider import Kind, ProviderError
 from ksi_models.providers.answer import AnswerBuilder
 from ksi_models.providers.claude_messages import ClaudeReader, transcript
@@ -155,7 +156,7 @@ def test_pieces_are_the_whole_answer(pieces: list[tuple[str, str]]) -> None:
     taken += answer.take()
 
     whole = "".join(text for kind, text in pieces if kind == "text")
-    assert "".join(d.text for d in taken if type(d).__name__ == "TextDelta") == whole
+    assert "".join(d.text for d in taken if isinstance(d, TextDelta)) == whole
 
 
 # -- questions ------------------------------------------------------------------------------------
