@@ -110,6 +110,43 @@ def test_a_setting_may_have_a_variable_of_its_own(home: Path) -> None:
     assert settings.section("sample", Sample).url == "postgres://"
 
 
+class Door(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table with a secret."""
+
+    address: str = ""
+    key: Secret = ""
+    words: dict[str, Secret] = {}
+
+
+class House(Struct, frozen=True, kw_only=True):
+    """A section with tables in it."""
+
+    doors: dict[str, Door] = {}
+
+
+DOORS = '{"front": {"address": "here", "key": "hunter2", "words": {"a": "hunter3", "b": ""}}}'
+
+
+def test_secrets_within_tables_are_masked_and_the_rest_is_shown(home: Path) -> None:
+    settings = Settings(home, environ={"KSI_HOUSE_DOORS": DOORS})
+
+    made = settings.section("house", House)
+
+    (shown,) = settings.values()
+    assert made.doors["front"].key == "hunter2"
+    assert shown.value == {"front": {"address": "here", "key": MASK, "words": {"a": MASK, "b": ""}}}
+
+
+def test_a_wrong_table_is_told_without_the_secrets_in_it(home: Path) -> None:
+    wrong = DOORS.replace("address", "adress")
+    settings = Settings(home, environ={"KSI_HOUSE_DOORS": wrong})
+
+    with pytest.raises(InvalidData, match="adress") as caught:
+        settings.section("house", House)
+
+    assert "hunter" not in str(caught.value)
+
+
 def test_a_secret_is_masked_also_where_it_is_wrong(home: Path) -> None:
     settings = Settings(home, environ={"KSI_SAMPLE_PASSWORD": "hunter2"})
     settings.section("sample", Sample)
