@@ -28,6 +28,7 @@ class Started:
 
     def __init__(self) -> None:
         self.places: list[tuple[str, str]] = []
+        self.locks: Locks | None = None
 
     async def start_next(self, tenant: str, conversation: str) -> None:
         self.places.append((tenant, conversation))
@@ -45,6 +46,7 @@ def conversing(started: Started, settings: CompletionSettings | None = None) -> 
         database = plugin.service(Database)
         store = Conversations(database)
         locks = Locks(store, started.start_next)
+        started.locks = locks
         await locks.listen(database)
         plugin.start_task("locks", locks.run_expiry)
         plugin.add(ConversationHandlers(store, locks, plugin.bus, settings or CompletionSettings()))

@@ -1,11 +1,13 @@
 """Tests of locks: who has one keeps turns from starting, until it is given back or expires."""
 
 import asyncio
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData
+from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, LocalTransport
 from ksi_completion.tests.conversing import (
     Started,
     conversing,
@@ -17,7 +19,9 @@ from ksi_completion.tests.conversing import (
 )
 from ksi_completion.tests.test_conversations import As, client_of  # noqa: F401  a fixture
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import running_daemon
 from ksi_postgres.logins import Logins
+from ksi_postgres.testing import settings_for
 
 
 @pytest.fixture
@@ -183,8 +187,11 @@ async def test_a_lock_waits_for_the_turn_that_runs(
         taking = tasks.create_task(lock(client, wait_s=30, ttl_s=7))
         await waiting_lock(database_logins)
         assert not taking.done()
+        began = asyncio.get_running_loop().time()
         await end_turn(database_logins, "c", 1)
 
+    took_s = asyncio.get_running_loop().time() - began
+    assert took_s < 5  # by the word that comes, long before it would look by itself
     (row,) = await run_sql(
         database_logins,
         "SELECT extract(epoch FROM expires_at - clock_timestamp()) AS left "
@@ -243,3 +250,57 @@ async def test_an_agent_breaks_no_lock(
 
     with pytest.raises(Denied, match="lock_id"):
         await guide.request("conversation:unlock", {"conversation_id": "c", "force": True})
+
+
+# -- other daemons -------------------------------------------------------------------------------
+
+
+async def test_a_lock_is_one_lock_for_all_daemons(
+    client: AsyncClient, conversation: str, database_logins: Logins, started: Started
+) -> None:
+    elsewhere = Started()
+    with tempfile.TemporaryDirectory(prefix="ksi-test-") as home:
+        plugins = (postgres(), conversing(elsewhere))
+        settings = settings_for(database_logins)
+        async with (
+            running_daemon(Path(home), *plugins, settings=settings) as daemon,
+            AsyncClient(LocalTransport(daemon)) as other,
+        ):
+            first = await lock(client, "here")
+            with pytest.raises(Busy, match="'here'"):
+                await lock(other, "there")
+
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(lock(other, "there", wait_s=30))
+                assert elsewhere.locks is not None
+                while not elsewhere.locks._waiting:
+                    await held(other)
+                await held(other)  # it has asked by then, and been told that it is locked
+                began = asyncio.get_running_loop().time()
+                await client.request(
+                    "conversation:unlock", {"conversation_id": "c", "lock_id": first["lock_id"]}
+                )
+            took_s = asyncio.get_running_loop().time() - began
+
+    assert waiting.result()["owner"] == "there"
+    assert took_s < 5  # by the word that comes, long before it would look by itself
+    assert started.places == [("default", "c")]
+
+
+async def test_a_turn_that_ends_elsewhere_lets_who_waits_go_on_after_postgres_was_away(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    await say(database_logins, "c", ("user", "hello"))
+    await open_turn(database_logins, "c", 1)
+
+    async with asyncio.TaskGroup() as tasks:
+        taking = tasks.create_task(lock(client, wait_s=30))
+        await waiting_lock(database_logins)
+        await run_sql(
+            database_logins,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'ksi watch'",
+        )
+        await end_turn(database_logins, "c", 1)
+
+    assert taking.result()["owner"] == "me"
