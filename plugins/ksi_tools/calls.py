@@ -1,6 +1,7 @@
 """Makes calls: the intent before, the effect once, the outcome after."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -382,8 +383,13 @@ class Calls:
 
     def _context(self, intent: Intent, attempt: int) -> ToolContext:
         whose = intent.context
+        loop = asyncio.get_running_loop()
         interval_s = self._settings.progress_interval_s
         due_at = 0.0
+
+        def publish(told: e.ToolProgressed) -> None:
+            with acting_as(whose):
+                self._bus.publish("tool:progress", told)
 
         def progress(message: str, done: float | None = None, total: float | None = None) -> None:
             nonlocal due_at
@@ -391,15 +397,15 @@ class Calls:
             if now < due_at:
                 return
             due_at = now + interval_s
-            with acting_as(whose):
-                told = e.ToolProgressed(
-                    call_id=intent.call_id,
-                    name=intent.tool.name,
-                    message=message[:MAX_MESSAGE_CHARS],
-                    done=done,
-                    total=total,
-                )
-                self._bus.publish("tool:progress", told)
+            told = e.ToolProgressed(
+                call_id=intent.call_id,
+                name=intent.tool.name,
+                message=message[:MAX_MESSAGE_CHARS],
+                done=done,
+                total=total,
+            )
+            with contextlib.suppress(RuntimeError):  # a thread that outlasts the loop
+                loop.call_soon_threadsafe(publish, told)
 
         return ToolContext(
             intent.call_id,

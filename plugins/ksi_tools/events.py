@@ -165,7 +165,8 @@ class ToolResolve(Struct, frozen=True, kw_only=True):
     """Say what became of a call in doubt, after a look at the world.
 
     ``done``: the effect came about, with ``content`` as its result. ``redo``: it did not; call it
-    again. ``drop``: leave it; the model is told that the call was dropped.
+    again. ``drop``: leave it; the model is told that the call was dropped. A question that waits
+    can be dropped, too.
     """
 
     call_id: CallId

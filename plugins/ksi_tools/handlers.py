@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, TypeAlias
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import (
@@ -46,6 +46,9 @@ DROPPED: Final = (
     "A person has dropped this call: nothing more is done for it. Go on without it, and do not "
     "call it again unless you are asked to."
 )
+DOUBTED: Final = ("in_doubt",)
+WAITING: Final = ("waiting",)
+Change: TypeAlias = tuple[tuple[str, ...], str]
 DAY_S: Final = 24 * 3600.0
 ROWS: Final = 500
 TOLD_LATE_S: Final = 5.0
@@ -191,21 +194,19 @@ class Handlers:
             raise InvalidData(
                 f"content is the result of what is done, and not of {request.verdict}"
             )
-        to_status, content = {
-            "done": ("done", self._checked(request.content)),
-            "redo": ("due", None),
-            "drop": ("dropped", DROPPED),
+        change, content = {
+            "done": ((DOUBTED, "done"), self._checked(request.content)),
+            "redo": ((DOUBTED, "due"), None),
+            "drop": (((*DOUBTED, *WAITING), "dropped"), DROPPED),
         }[request.verdict]
         why = f"a person said: {request.verdict}"
-        return await self._settle(request.call_id, ("in_doubt", to_status), content, why)
+        return await self._settle(request.call_id, change, content, why)
 
     @event_handler("tool:answer")
     async def answer(self, request: e.ToolAnswer) -> e.ToolResolved:
         """Answer an interactive call that waits for a person."""
         content = self._checked(request.content)
-        return await self._settle(
-            request.call_id, ("waiting", "done"), content, "a person answered"
-        )
+        return await self._settle(request.call_id, (WAITING, "done"), content, "a person answered")
 
     def _checked(self, content: str) -> str:
         if len(content) > self._settings.max_content_chars:
@@ -216,7 +217,7 @@ class Handlers:
         return clean(content)
 
     async def _settle(
-        self, call_id: str, change: tuple[str, str], content: str | None, why: str
+        self, call_id: str, change: Change, content: str | None, why: str
     ) -> e.ToolResolved:
         context = _context()
         if context.agent is not None or context.run is not None:
@@ -227,7 +228,7 @@ class Handlers:
         status = call.record.status
         if verdict == "not_so":
             raise Conflict(
-                f"the call {call_id} is not {change[0]}: it is {status}",
+                f"the call {call_id} is not {' or '.join(change[0])}: it is {status}",
                 details={"status": status},
             )
         if verdict == "ok":

@@ -201,9 +201,15 @@ class Ledger:
         return bool(row[0] == "ok")
 
     async def settle(
-        self, whose: Whose, call_id: str, change: tuple[str, str], content: str | None, why: str
+        self,
+        whose: Whose,
+        call_id: str,
+        change: tuple[tuple[str, ...], str],
+        content: str | None,
+        why: str,
     ) -> tuple[str, Known | None]:
-        """Change a call from one status to another, as a person says."""
+        """Change a call from one of some statuses to another, as a person says."""
+        from_statuses, to_status = change
         row = await self._database.fetchrow(
             SQL["settle"],
             whose.tenant,
@@ -211,7 +217,8 @@ class Ledger:
             whose.agent,
             whose.conversation,
             whose.run,
-            *change,
+            list(from_statuses),
+            to_status,
             content,
             len((content or "").encode()),
             why,

@@ -216,6 +216,7 @@ BEGIN
         RETURNING * INTO known;
         IF FOUND THEN
             verdict := CASE WHEN is_interactive THEN 'asked' ELSE 'run' END;
+            known.arguments := ''; -- the caller has them
             RETURN;
         END IF;
         SELECT * INTO known FROM call c
@@ -231,6 +232,7 @@ BEGIN
     IF known.status = 'running' THEN
         IF known.attempt = with_attempt THEN
             verdict := 'run';
+            known.arguments := '';
             RETURN;
         ELSIF (known.executor, known.epoch) <> (executor_id, held_epoch)
               AND is_alive(known.executor, known.epoch) THEN
@@ -261,6 +263,7 @@ BEGIN
      WHERE (c.tenant, c.call_id) = (of_tenant, of_call)
     RETURNING c.* INTO known;
     verdict := 'run';
+    known.arguments := '';
 END $$;
 COMMENT ON FUNCTION begin_call IS 'writes the intent of a call, or says what came of it before';
 
@@ -298,7 +301,7 @@ COMMENT ON FUNCTION end_call IS 'writes what came of a call; lost: it is no long
 -- it is to be told: `is_signal_due` until that is done.
 CREATE FUNCTION settle_call(
     of_tenant text, of_call text, of_agent text, of_conversation text, of_run text,
-    from_status text, to_status text, text_content text, text_bytes bigint, reason text,
+    from_statuses text[], to_status text, text_content text, text_bytes bigint, reason text,
     OUT verdict text, OUT known call
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_tools, pg_catalog, pg_temp AS $$
@@ -313,7 +316,7 @@ BEGIN
         verdict := 'unknown';
     ELSIF known.status = to_status AND known.content IS NOT DISTINCT FROM text_content THEN
         verdict := 'again';
-    ELSIF known.status <> from_status THEN
+    ELSIF known.status <> ALL (from_statuses) THEN
         verdict := 'not_so';
     ELSE
         UPDATE call c

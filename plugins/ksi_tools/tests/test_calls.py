@@ -407,10 +407,16 @@ async def test_progress_is_published_and_bounded_in_rate(run: Run) -> None:
             context.progress(f"at {number}", number, 1000)
         return "done"
 
-    async with run(count) as client:
+    @tool(effects="read_only")
+    def count_apart(context: ToolContext) -> str:
+        """Count, in a thread."""
+        context.progress("apart", 0)
+        return "done"
+
+    async with run(count, count_apart) as client:
         progress = await client.subscribe("tool:progress")
         await call(client, "count", "c1")
-        await call(client, "count", "c2")
+        await call(client, "count_apart", "c2")
         seen = [(await anext(aiter(progress))).data for _ in range(2)]
 
     assert [each["call_id"] for each in seen] == ["c1", "c2"]

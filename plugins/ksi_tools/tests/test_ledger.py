@@ -110,7 +110,7 @@ class World:
         """Have a person say what became of a call; return whether there was a doubt."""
         to_status = {"done": "done", "redo": "due", "drop": "dropped"}[verdict]
         content = None if verdict == "redo" else verdict
-        change = ("in_doubt", to_status)
+        change = (("in_doubt",), to_status)
         whose = Whose(self.tenant)
         said, _ = await self.daemons[0].ledger.settle(whose, call_id, change, content, "said")
         if said == "ok" and verdict == "done":

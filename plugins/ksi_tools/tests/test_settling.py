@@ -164,6 +164,17 @@ async def test_what_is_said_twice_is_said_once(run: Run) -> None:
     assert world.effects == ["a"]
 
 
+async def test_a_question_that_nobody_will_answer_can_be_dropped(run: Run) -> None:
+    async with run() as client:
+        await call(client, "ask_user", "c1", question="Well?")
+        with pytest.raises(Conflict, match="not in_doubt"):
+            await client.request("tool:resolve", {"call_id": "c1", "verdict": "redo"})
+        dropped = await client.request("tool:resolve", {"call_id": "c1", "verdict": "drop"})
+        after = await call(client, "ask_user", "c1", question="Well?")
+
+    assert dropped["status"] == after["status"] == "dropped"
+
+
 async def test_what_is_said_is_checked(run: Run) -> None:
     world = World()
     async with run(world, settings=("tools.max_content_chars=200",)) as client:
