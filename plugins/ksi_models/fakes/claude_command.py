@@ -2,10 +2,10 @@
 
 `ksi_models.testing.install_fake_claude` makes an executable of it. It answers like ``test/script``
 and ``test/echo``: a user's message that is a script is followed, anything else is repeated. The
-model's name says what goes wrong: ``hang``, ``stall``, ``crash``, ``garbage``, ``binary``,
-``huge-line``, ``endless``, ``child`` (it leaves processes behind that ignore being ended), ``tool``
-(it uses one of its own), ``result`` (it has used one), ``has-tools``, ``login``, ``limit``,
-``overloaded``, ``old`` (it doesn't know its options), ``whole`` (it does not stream).
+model's name says what goes wrong: ``hang``, ``stall``, ``polite`` (it stalls, and cleans up when it
+is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``, ``endless``, ``child`` (it leaves
+processes behind that ignore being ended), ``tool`` (it uses one of its own), ``result`` (it has
+used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options), ``whole`` (it does not stream).
 
 Sessions and a log of how it was called are in its folder of configuration.
 """
@@ -24,6 +24,7 @@ from ksi_models.providers.scripts import next_step, pieces_of
 
 LOG: Final = "fake-log.jsonl"
 SESSIONS: Final = "fake-sessions"
+GOODBYE: Final = "said-goodbye"
 LOGINS: Final = {
     "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
     "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
@@ -164,6 +165,11 @@ class Fake:
         """Stop in the middle."""
         self.tell_text("half of it")
         time.sleep(600)
+
+    def fail_polite(self) -> None:
+        """Stop in the middle, and clean up when it is to end."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit((self.folder / GOODBYE).touch()))
+        self.fail_stall()
 
     def fail_crash(self) -> None:
         """Break, and tell a secret."""

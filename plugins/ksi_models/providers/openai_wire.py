@@ -13,7 +13,7 @@ from msgspec import Struct
 from yarl import URL
 
 from ksi_models.events import Usage
-from ksi_models.keys import Keys
+from ksi_models.keys import Keys, variables_of
 from ksi_models.provider import Delta, KnownModel, ProviderError, Question
 from ksi_models.providers.answer import Piece
 from ksi_models.providers.errors import brief, message_of, refusal
@@ -147,7 +147,7 @@ class OpenAIWire:
     async def why_not(self) -> str | None:
         """Say that a key is missing, where one is needed."""
         if self.place.needs_key and not await self._keys.find(self.place.key_of):
-            return f"there is no key for {self.name}"
+            return self._no_key()
         return None
 
     async def close(self) -> None:
@@ -255,8 +255,12 @@ class OpenAIWire:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         elif self.place.needs_key:
-            raise ProviderError("login", f"there is no key for {self.name}")
+            raise ProviderError("login", self._no_key())
         return {**headers, **self.place.headers}
+
+    def _no_key(self) -> str:
+        variable = variables_of(self.place.key_of)[0]
+        return f"there is no key for {self.name}: set {variable} and restart the daemon"
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -119,8 +119,8 @@ class PydanticAI:
         return [KnownModel(name=name) for name in await theirs.list_models(self.name, provider)]
 
     async def why_not(self) -> str | None:
-        """Say that its key is missing."""
-        if self.name in KEYLESS or await self._found_key():
+        """Say that its key is missing; a server of one's own may need none."""
+        if self._base_url or self.name in KEYLESS or await self._found_key():
             return None
         variable = variables_of(KEY_OF.get(self.name, self.name))[0]
         return f"there is no key for {self.name}: set {variable} and restart the daemon"
@@ -139,7 +139,7 @@ class PydanticAI:
 
     async def _ready(self) -> "tuple[ModuleType, Any]":
         """Import pydantic-ai in a thread, make the provider once for each key it has had."""
-        why_not = None if self._base_url else await self.why_not()
+        why_not = await self.why_not()
         if why_not is not None:
             raise ProviderError("login", why_not)
         key = await self._found_key()

@@ -303,6 +303,15 @@ async def test_no_file_stays_open(fake_claude: FakeClaude, tmp_path: Path) -> No
     assert open_files() == before
 
 
+async def test_it_is_asked_to_end_before_it_is_killed(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    async with aclosing(claude.stream(question(model="polite"))) as answer:
+        await anext(answer)
+
+    assert (fake_claude.config_folder / "said-goodbye").exists()
+
+
 PARENT = """
 import asyncio, sys
 from pathlib import Path

@@ -145,6 +145,28 @@ def test_any_event_of_the_claude_command_is_taken_or_an_error(delta: Any) -> Non
             assert error.kind in ("refused", "malformed")  # noqa: PT017  or it is taken
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"type": "assistant", "message": {"content": [{"type": "tool_use", "name": "Bash"}]}},
+        {"type": "assistant", "message": {"content": [{"type": "server_tool_use"}]}},
+        {"type": "user", "message": {"content": [{"type": "tool_result"}]}},
+        {"type": "user", "message": {"content": [{"type": "web_search_tool_result"}]}},
+        {"type": "system", "subtype": "init", "tools": ["Bash"]},
+        {"type": "system", "subtype": "init", "tools": [], "mcp_servers": [{"name": "x"}]},
+        {
+            "type": "stream_event",
+            "event": {"type": "content_block_start", "content_block": {"type": "mcp_tool_use"}},
+        },
+    ],
+)
+def test_any_sign_that_the_claude_command_acts_by_itself_is_seen(line: dict[str, Any]) -> None:
+    with pytest.raises(ProviderError, match="own gate") as caught:
+        ClaudeReader("x", 1000, unchanged).read(json.dumps(line).encode())
+
+    assert caught.value.kind == "refused"
+
+
 @given(st.lists(st.tuples(st.sampled_from(["text", "thinking"]), st.text(max_size=5))))
 def test_pieces_are_the_whole_answer(pieces: list[tuple[str, str]]) -> None:
     answer = AnswerBuilder()
