@@ -5,7 +5,8 @@ and ``test/echo``: a user's message that is a script is followed, anything else 
 model's name says what goes wrong: ``hang``, ``stall``, ``polite`` (it stalls, and cleans up when it
 is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``, ``endless``, ``child`` (it leaves
 processes behind that ignore being ended), ``tool`` (it uses one of its own), ``result`` (it has
-used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options), ``whole`` (it does not stream).
+used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its
+options), ``whole`` (it does not stream).
 
 Sessions and a log of how it was called are in its folder of configuration.
 """
