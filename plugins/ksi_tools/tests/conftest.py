@@ -24,7 +24,14 @@ from ksi_workflows.engine import make_tables
 SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows", "tools")
 
-Run = Callable[..., AbstractAsyncContextManager[AsyncClient]]
+
+class Client(AsyncClient):
+    """A client of a daemon on the test's own loop, for tests that look inside."""
+
+    daemon: Daemon
+
+
+Run = Callable[..., AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +90,13 @@ def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) ->
     @asynccontextmanager
     async def running(
         *functions: object, owners: tuple[object, ...] = (), settings: tuple[str, ...] = ()
-    ) -> AsyncIterator[AsyncClient]:
+    ) -> AsyncIterator[Client]:
         chosen = [*settings_for(database_logins), *settings]
         plugins = [*installed, plugin_of("work", *owners, functions=functions)]
         async with running_daemon(ksi_home, *plugins, settings=chosen) as daemon:
             await ready(daemon)
-            async with AsyncClient(LocalTransport(daemon)) as client:
-                client.daemon = daemon  # type: ignore[attr-defined]  # for tests that look inside
+            async with Client(LocalTransport(daemon)) as client:
+                client.daemon = daemon
                 yield client
 
     return running

@@ -54,7 +54,7 @@ async def test_a_call_is_made_once_and_recorded_although_the_connection_breaks(
 async def test_no_call_is_begun_while_postgres_is_away(run: Run) -> None:
     world = World()
     async with run(world) as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         database = daemon._services[Database]
         database.is_up = False
         with pytest.raises(Unavailable, match="Postgres is away"):
@@ -68,7 +68,7 @@ async def test_no_call_is_begun_while_postgres_is_away(run: Run) -> None:
 async def test_a_call_of_a_run_may_end_while_the_daemon_stops(run: Run) -> None:
     asking, world = Asking(), World()
     async with run(asking, world) as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         args = {"name": "strike_slowly", "arguments": {"what": "a"}}
         await client.request("workflow:start", {"name": "asking", "args": args, "id": "r1"})
         await world.begun.wait()

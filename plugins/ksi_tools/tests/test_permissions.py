@@ -16,7 +16,7 @@ from ksi_daemon.protocol.events import Grants
 from ksi_postgres.database import Database
 from ksi_tools.api import tool
 from ksi_tools.store import Permission, Permissions
-from ksi_tools.tests.conftest import Run
+from ksi_tools.tests.conftest import Client, Run
 
 AGENT = {"agent": "a"}
 
@@ -167,8 +167,8 @@ async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
 
 
 @asynccontextmanager
-async def as_token(client: AsyncClient, **identity: str) -> AsyncIterator[AsyncClient]:
-    daemon: Any = client.daemon  # type: ignore[attr-defined]
+async def as_token(client: Client, **identity: str) -> AsyncIterator[AsyncClient]:
+    daemon: Any = client.daemon
     grants = Grants(call=("tool:*",), serve=("*",))
     token = daemon.tokens.issue(Principal("t", grants, **identity), ttl_s=60)
     async with AsyncClient(UnixTransport(daemon.home.socket), token=token) as made:

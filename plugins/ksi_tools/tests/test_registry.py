@@ -17,7 +17,7 @@ from ksi_client import (
 from ksi_daemon.event_system import event_handler
 from ksi_tools.api import ToolContext, Tools, ToolSpec, tool
 from ksi_tools.functions import tool_of, tools_of
-from ksi_tools.tests.conftest import Run
+from ksi_tools.tests.conftest import Client, Run
 from ksi_tools.tests.test_permissions import as_token
 
 PLACE = {
@@ -40,8 +40,8 @@ async def names(client: AsyncClient, pattern: str = "*") -> list[str]:
     return [each["name"] for each in listed["tools"]]
 
 
-def registry(client: AsyncClient) -> Tools:
-    daemon: Any = client.daemon  # type: ignore[attr-defined]
+def registry(client: Client) -> Tools:
+    daemon: Any = client.daemon
     found: Tools = daemon._services[Tools]
     return found
 
@@ -76,7 +76,7 @@ def test_a_schema_is_made_of_annotations() -> None:
 @pytest.mark.parametrize("which", ["bare", "stars", "positional"])
 def test_a_function_that_no_model_could_call_is_refused(which: str) -> None:
     @tool(effects="read_only")
-    def bare(x) -> str:  # type: ignore[no-untyped-def]
+    def bare(x) -> str:  # type: ignore[no-untyped-def]  # that is what is wrong
         """Lack an annotation."""
         return ""
 
@@ -122,7 +122,7 @@ async def test_tools_go_with_their_registration(run: Run) -> None:
             assert "passing" in await names(client)
             # The plugin is started anew, and brings it again.
             registry(client).add(passing, provider="work")
-            daemon: Any = client.daemon  # type: ignore[attr-defined]
+            daemon: Any = client.daemon
             daemon.router.set_reason("work", "is being restarted")
             assert "passing" not in await names(client)
             daemon.router.set_reason("work", None)
@@ -199,7 +199,7 @@ def weather(**more: Any) -> dict[str, Any]:
 
 async def test_a_connection_s_tool_is_called_and_goes_with_it(run: Run) -> None:
     async with run() as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         async with AsyncClient(UnixTransport(daemon.home.socket)) as far:
             seen = await serve(far)
             await far.request("tool:register", weather())
@@ -226,7 +226,7 @@ async def test_a_connection_s_tool_is_called_and_goes_with_it(run: Run) -> None:
 
 async def test_an_effect_of_a_connection_that_breaks_is_in_doubt(run: Run) -> None:
     async with run() as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         async with AsyncClient(UnixTransport(daemon.home.socket)) as far:
 
             async def break_off(data: Any, context: Context | None) -> Any:
@@ -261,7 +261,7 @@ async def test_a_token_registers_what_it_serves_itself_and_nothing_else(run: Run
 
 async def test_what_is_registered_is_checked_and_bounded(run: Run) -> None:
     async with run(settings=("tools.max_registered=2",)) as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         async with AsyncClient(UnixTransport(daemon.home.socket)) as far:
             await serve(far)
             for parameters in (

@@ -131,7 +131,7 @@ async def test_a_run_goes_on_when_a_doubt_of_its_is_resolved(
 async def test_a_run_that_could_not_be_told_at_once_is_told_by_the_sweep(run: Run) -> None:
     asking = Asking()
     async with run(asking, settings=("tools.sweep_interval_s=0.1",)) as client:
-        daemon: Any = client.daemon  # type: ignore[attr-defined]
+        daemon: Any = client.daemon
         request = {"name": "ask_user", "arguments": {"question": "Well?"}}
         doubted = await client.subscribe("tool:doubted")
         await client.request("workflow:start", {"name": "asking", "args": request, "id": "r1"})
