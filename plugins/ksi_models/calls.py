@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ksi_completion.events import ConversationFetched, ConversationMessages
 from ksi_daemon.bus import Bus
-from ksi_daemon.event_system import current_context, event_handler
+from ksi_daemon.event_system import acting_as, current_context, event_handler
 from ksi_daemon.protocol import (
     Busy,
     Context,
@@ -425,13 +425,14 @@ class Calls:
         Raises:
             Unavailable: It has an answer that can't be recorded.
         """
+        await self._prices.ready(work.model)
         row = work.row(outcome, None if error is None else _kind(error), self._prices)
         try:
             await self._recorder.write(row)
         except Unavailable:
             if error is None:
                 raise  # else that of the call is what counts; the row is written later
-        self._bus.publish("model:called", called(row, work.seen))
+        self._tell(work, row)
         return row
 
     def _end_later(self, work: Work) -> None:
@@ -439,6 +440,10 @@ class Calls:
         if work.answer is None:
             row = work.row("cancelled", "cancelled", self._prices)
             self._recorder.later(row)
+            self._tell(work, row)
+
+    def _tell(self, work: Work, row: CallRow) -> None:
+        with acting_as(work.context):  # a stream that is closed is not closed in its own context
             self._bus.publish("model:called", called(row, work.seen))
 
 

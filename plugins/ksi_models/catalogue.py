@@ -206,6 +206,7 @@ class Catalogue:
 
     async def sizes(self, model: str) -> Sizes:
         """Return how much a model can read and write; what is not known is a cautious guess."""
+        await self._prices.ready(model)
         provider, name = split(model)
         own = self._settings.providers.get(provider)
         known = await self._known_model(provider, name)

@@ -62,6 +62,7 @@ class Handlers:
         if not asked and request.provider is not None:
             asked = [self._provider(request.provider)]
         default = await self._catalogue.default()
+        await self._prices.ready(*(f"{each.name}:" for each in asked))
         async with asyncio.TaskGroup() as tasks:
             looks = [
                 tasks.create_task(self._look(each, default.model), name=f"look: {each.name}")
@@ -126,6 +127,7 @@ class Handlers:
             default = (await self._catalogue.candidates(None))[0]
             used = await self._store.models_in_use(_tenant(), since, PRICED_MODELS)
             models = list(dict.fromkeys([default, *used]))
+        await self._prices.ready(*models)
         return e.ModelPriced(prices=tuple(map(self._prices.price, models)))
 
     # -- proof ----------------------------------------------------------------------------------

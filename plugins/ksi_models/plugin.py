@@ -1,6 +1,6 @@
 """The hooks of the models."""
 
-import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Final
@@ -13,7 +13,7 @@ from ksi_models.catalogue import Catalogue
 from ksi_models.handlers import Handlers
 from ksi_models.keys import Keys
 from ksi_models.lanes import Lanes
-from ksi_models.prices import Prices
+from ksi_models.prices import EXAMPLE, Prices
 from ksi_models.providers import Providers
 from ksi_models.recorder import Recorder
 from ksi_models.settings import ModelsSettings
@@ -22,6 +22,9 @@ from ksi_postgres.database import Database
 
 # Postgres may be away for as long as it likes.
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.5, max_delay_s=15.0, max_restarts=1_000_000)
+
+# What these say at `debug` has requests in it, with their headers.
+TALKATIVE: Final = ("aiohttp", "anthropic", "hpack", "httpcore", "httpx", "openai")
 
 
 @hookimpl
@@ -35,6 +38,8 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Take the keys out of the environment, and ask models while the daemon runs."""
     settings: ModelsSettings = plugin.settings
     keys = Keys(settings, plugin.home)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
     providers = Providers(settings, keys, plugin.home)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(providers.close)
@@ -54,7 +59,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         plugin.start_task("old rows", handlers.forget, FOR_EVER)
 
         async def read_prices() -> None:
-            await asyncio.to_thread(prices.prepare)
+            await prices.ready(settings.model, EXAMPLE if keys.set_variables() else "")
 
         plugin.start_task("prices", read_prices)
         yield

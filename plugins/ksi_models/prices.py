@@ -1,5 +1,6 @@
 """Tells what tokens cost, and how much models can read, as far as that is known."""
 
+import asyncio
 import functools
 import logging
 from typing import Any, Final
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 SOURCE: Final = "genai-prices"
 MILLION: Final = 1_000_000
 KNOWN_MODELS: Final = 1024
+EXAMPLE: Final = "openai:gpt-5"
 
 # What this plugin calls a provider, and what the table of prices does. `claude-cli` is not among
 # them: what its calls cost is a matter of the login.
@@ -63,10 +65,16 @@ class Prices:
 
     def __init__(self) -> None:
         self._known = functools.lru_cache(KNOWN_MODELS)(_look_up)
+        self._is_read = False
 
-    def prepare(self) -> None:
-        """Read the table, which takes a while: call it in a thread."""
-        self._known("openai:gpt-5")
+    async def ready(self, *models: str) -> None:
+        """Have the table read where one of these models may be in it; the first time takes a while.
+
+        Whoever asks for prices without that stops the loop meanwhile.
+        """
+        if not self._is_read and any(split(model)[0] in WINDOWS_OF for model in models):
+            await asyncio.to_thread(self._known, EXAMPLE)
+            self._is_read = True
 
     def price(self, model: str) -> ModelPrice:
         """Return the prices of a model."""

@@ -1,5 +1,6 @@
 """Models in a daemon: over the socket, among the other plugins."""
 
+import asyncio
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from ksi_client import AsyncClient, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
-from ksi_models.events import Message, ModelCall, ModelChunk, ModelResponse, TextPart
+from ksi_models.events import Message, ModelCall, ModelChunk, ModelListed, ModelResponse, TextPart
 
 SAID = {"role": "user", "parts": [{"kind": "text", "text": "hello"}]}
 
@@ -44,6 +45,34 @@ async def test_the_chunks_are_of_one_type_on_the_wire_and_in_the_daemon(
     ends = [c async for c in client.stream("model:call", call, result_type=ModelChunk)]
 
     assert isinstance(ends[-1], ModelResponse)
+
+
+async def running(client: AsyncClient) -> int:
+    """Return how many calls of test models are made just now."""
+    listed = await client.request("model:list", {"provider": "test"}, result_type=ModelListed)
+    return listed.providers[0].running
+
+
+async def test_a_call_that_is_cancelled_is_told_in_the_name_of_who_made_it(
+    daemon: Daemon, connect: Callable[..., Any], client: AsyncClient
+) -> None:
+    events = await client.subscribe("model:called")
+    other: AsyncClient = await connect()
+    script = '{"say": "some words in pieces", "chunks": 4, "delay_s": 30, "first_delay_s": 0}'
+    said = {"role": "user", "parts": [{"kind": "text", "text": script}]}
+    call = {"model": "test/script", "messages": [said]}
+
+    stream = other.stream("model:call", call, context={"conversation": "c9", "agent": "helper"})
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(anext(stream), name="reading")
+        while not await running(client):
+            pass
+        reading.cancel()
+    await stream.aclose()
+    event = await anext(aiter(events))
+
+    assert event.data["outcome"] == "cancelled"
+    assert (event.context.conversation, event.context.agent) == ("c9", "helper")
 
 
 async def test_the_daemon_tells_what_there_is(client: AsyncClient) -> None:

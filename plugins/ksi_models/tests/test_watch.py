@@ -37,7 +37,7 @@ async def test_one_timer_serves_many_waits() -> None:
         watch.begin(60.0, FOREVER)
         assert not watch.end()
     watch.close()
-    del loop.call_at  # type: ignore[method-assign]
+    del loop.call_at
 
     assert made == 1
 
