@@ -23,6 +23,7 @@ from ksi_models.providers.errors import Redact, brief, refusal, unchanged
 from ksi_models.providers.pydantic_messages import FINISHES, arguments_of, from_theirs, to_theirs
 
 MAX_MODELS: Final = 1000
+CACHING: Final = ("anthropic", "bedrock")  # those that cache only what they are told to
 
 
 def make_provider(name: str, key: str | None, base_url: str) -> Provider[Any]:
@@ -120,7 +121,7 @@ async def ask(
         async with model_request_stream(
             model,
             to_theirs(_system(model, question), question.messages),
-            model_settings=_settings(question),
+            model_settings=_settings(name, question),
             model_request_parameters=_parameters(model, question),
             instrument=False,
         ) as stream:
@@ -237,7 +238,7 @@ def _parameters(model: Model[Any], question: Question) -> ModelRequestParameters
     return parameters
 
 
-def _settings(question: Question) -> ModelSettings:
+def _settings(name: str, question: Question) -> ModelSettings:
     settings = question.settings
     chosen: dict[str, Any] = {
         "temperature": settings.temperature,
@@ -248,6 +249,8 @@ def _settings(question: Question) -> ModelSettings:
         "thinking": False if settings.thinking == "off" else settings.thinking,
         "tool_choice": settings.tool_choice if question.tools else None,
         "extra_body": settings.extra or None,
+        # Each step of a turn sends all that was said before: the second one pays for the first.
+        "cache": True if name in CACHING and question.conversation else None,
         "max_retries": 0,  # who calls makes the retries, and counts them
     }
     given = {name: value for name, value in chosen.items() if value is not None}

@@ -91,6 +91,17 @@ async def test_thinking_goes_back_with_its_signature(
     assert tool["content"][0]["tool_use_id"] == "toolu_1"
 
 
+async def test_a_conversation_is_cached_and_a_lone_question_is_not(
+    anthropic: PydanticAI, anthropic_server: FakeAnthropic
+) -> None:
+    await ask(anthropic, question("a", model="claude-opus-5-5", conversation="c", system="s"))
+    await ask(anthropic, question("a", model="claude-opus-5-5", system="s"))
+
+    cached, plain = map(str, anthropic_server.requests)
+    assert "cache_control" in cached
+    assert "cache_control" not in plain
+
+
 async def test_thinking_of_others_does_not_go_back(
     anthropic: PydanticAI, anthropic_server: FakeAnthropic
 ) -> None:
