@@ -1,6 +1,7 @@
 """Answers without any model: quotes what was said, with its source, or says that nothing was."""
 
 import asyncio
+import html
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Final
@@ -22,7 +23,11 @@ MAX_PASSAGE_CHARACTERS: Final = 500
 MAX_READ_CHARACTERS: Final = 1_000_000  # the newest; it takes a second or two to read them
 CONTEXT_TOKENS: Final = 200_000
 
-HEADING: Final = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+# How conversations set off what was looked up, and what sums up their beginning.
+FENCE: Final = re.compile(
+    r"^<(context|summary)( [^>\n]*)?>\n(.*?)\n</\1>", re.DOTALL | re.MULTILINE
+)
+ATTRIBUTE: Final = re.compile(r'(title|sources)="([^"]*)"')
 PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
 SENTENCE: Final = re.compile(r"(?<=[.!?…。！？])[\"'”’»)]*\s+|\n")
 QUESTION: Final = re.compile(r"[?？]\W*$")
@@ -94,9 +99,9 @@ def _newest(passages: Iterable[Passage], asked: str) -> list[Passage]:
 
 
 def passages_of(system: str | None, messages: list[tuple[int, Message]]) -> Iterator[Passage]:
-    """Yield what can be quoted, the newest first, then what stands under headings of the prompt.
+    """Yield what can be quoted: messages, the newest first, then what was looked up or summed up.
 
-    What stands above them tells a model what to do, and is nobody's statement.
+    Whatever else stands in a prompt tells a model what to do, and is nobody's statement.
     """
     for number, message in reversed(messages):
         if message.role == "system":
@@ -110,9 +115,10 @@ def passages_of(system: str | None, messages: list[tuple[int, Message]]) -> Iter
 
 
 def _sections(text: str) -> Iterator[Passage]:
-    pieces = HEADING.split(text)
-    for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
-        yield from _cut(body, title.strip())
+    for kind, attributes, body in FENCE.findall(text):
+        told = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(attributes)}
+        source = told.get("title") or f"the {kind}"
+        yield from _cut(body, f"{source} ({told['sources']})" if told.get("sources") else source)
 
 
 def _cut(text: str, source: str) -> Iterator[Passage]:

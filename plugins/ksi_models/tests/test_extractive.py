@@ -89,16 +89,20 @@ def test_it_never_quotes_itself() -> None:
     assert answer_to(about("Where was my sister born?", *talk)).count("Oslo") == 1
 
 
-def test_it_quotes_what_stands_under_headings_of_the_prompt() -> None:
+def test_it_quotes_what_was_looked_up_and_no_instructions() -> None:
     system = (
         "You are a helpful assistant for gardeners.\n\n"
-        "## What is remembered\n\nThe roses were planted in March.\n\n## Notes\n\nNothing."
+        '<context title="Roses &amp; more" sources="diary.md">\n'
+        "The roses were planted in March.\n</context>\n\n"
+        "<summary>\nThe hedge was cut by Ben.\n</summary>"
     )
 
     remembered = answer_to(about("When were the roses planted?", system=system))
+    summed_up = answer_to(about("Who cut the hedge?", system=system))
     instructed = answer_to(about("Who helps gardeners?", system=system))
 
-    assert "> The roses were planted in March.\n— What is remembered" in remembered
+    assert "> The roses were planted in March.\n— Roses & more (diary.md)" in remembered
+    assert "> The hedge was cut by Ben.\n— the summary" in summed_up
     assert ">" not in instructed
 
 
