@@ -64,13 +64,12 @@ class Fairness(RuleBasedStateMachine):
     def see(self) -> None:
         """Note who was served meanwhile, each in its turn."""
         new = [each for each in self.waiting if each[2].is_granted]
-        for each in new:
-            self.waiting.remove(each)
-            self.held.append(each[2])
+        self.waiting = [each for each in self.waiting if not each[2].is_granted]
+        for key, priority, ticket in new:
+            self.held.append(ticket)
             self.started.append(self.loop.now)
-            key, priority, _ = each
-            first = [p for k, p, _ in self.waiting if k == key]
-            assert all(priority <= other for other in first), "the lower number is first"
+            later = [other for name, other, _ in self.waiting if name == key]
+            assert all(priority <= other for other in later), "the lower number is first"
 
     @rule(target=tickets, key=st.sampled_from(KEYS), priority=st.integers(1, 3))
     def ask(self, key: str, priority: int) -> Any:
@@ -141,7 +140,7 @@ class Fairness(RuleBasedStateMachine):
 
 
 TestFairness = Fairness.TestCase
-TestFairness.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestFairness.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 async def test_keys_are_served_in_turn_however_many_calls_each_has() -> None:
