@@ -355,16 +355,19 @@ def _is_owner(context: Context) -> bool:
 
 
 def _own_subject(context: Context, request: e.ToolPermit) -> str:
-    """Return the agent that speaks of a child of its own.
+    """Return whom a context speaks for, which is to be the parent of what it speaks of.
 
     Raises:
-        Denied: It is no agent, or it speaks of somebody else.
+        Denied: It speaks for nobody, or of somebody else than a child of its own.
     """
-    if context.agent is None:
-        raise Denied("the owner says what may be called, and agents say it of their children")
-    own = f"agent:{context.agent}"
-    if request.parent != own or not request.subject.startswith("agent:"):
-        raise Denied(f"an agent speaks of its own children alone: agents with the parent {own!r}")
+    if context.agent is not None:
+        own = f"agent:{context.agent}"
+    elif context.conversation is not None:
+        own = f"conversation:{context.conversation}"
+    else:
+        raise Denied("the owner says what may be called, and who has something hands it on")
+    if request.parent != own or request.subject == own:
+        raise Denied(f"{own} speaks of its own children alone: those with the parent {own!r}")
     return own
 
 

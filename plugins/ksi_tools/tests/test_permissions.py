@@ -144,17 +144,23 @@ async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
     async with run(*MAIL) as client:
         await permit(client, "agent:a", allow=["mail_*"])
         await permit(client, "agent:other", allow=[])
+        await permit(client, "conversation:others", allow=["*"])
         child = {"allow": ["*"], "parent": "agent:a"}
 
         await permit(client, "agent:child", AGENT, **child)
         assert await allowed(client, {"agent": "child"}) == {"mail_read", "mail_send"}
+        await permit(client, "conversation:d", AGENT, **child)
+        own = {"allow": ["*"], "deny": ["mail_read"], "parent": "conversation:d"}
+        await permit(client, "conversation:e", {"conversation": "d"}, **own)
+        assert await allowed(client, {"conversation": "d"}) == {"mail_read", "mail_send"}
+        assert await allowed(client, {"conversation": "e"}) == {"mail_send"}
 
         for subject, context, words in (
             ("agent:a", AGENT, {"allow": ["*"]}),
             ("agent:a", AGENT, child),
             ("agent:child", AGENT, {"allow": ["*"]}),
             ("agent:other", AGENT, child),
-            ("conversation:c", AGENT, child),
+            ("conversation:others", AGENT, child),
             ("agent:x", AGENT, {"allow": ["*"], "parent": "agent:other"}),
             ("agent:child", {"agent": "child"}, child),
             ("agent:a", {"run": "r"}, {"allow": ["*"]}),
