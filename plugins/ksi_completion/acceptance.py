@@ -44,6 +44,9 @@ class Acceptance:
         settings: The plugin's.
         store: Records them.
         start: Starts the run of a turn.
+
+    Attributes:
+        expected: The turns that are about to begin here.
     """
 
     def __init__(self, settings: CompletionSettings, store: Store, start: Start) -> None:
@@ -51,6 +54,7 @@ class Acceptance:
         self._store = store
         self._start = start
         self._tasks: asyncio.TaskGroup | None = None
+        self.expected: set[str] = set()  # runs that are about to begin here
         self._handovers = asyncio.Semaphore(MAX_HANDOVERS)
 
     async def __aenter__(self) -> Self:
@@ -89,6 +93,7 @@ class Acceptance:
     def begin(self, ready: Next) -> None:
         """Hand a turn to the engine, without waiting; the sweep does it where this fails."""
         if self._tasks is not None:
+            self.expected.add(ready.run)
             self._tasks.create_task(self._hand_over(ready), name=f"begin {ready.run}")
 
     async def _hand_over(self, ready: Next) -> None:
@@ -97,6 +102,7 @@ class Acceptance:
                 with acting_as(ready.context):
                     await self._start(ready.run, ready.context)
             except KsiError as error:
+                self.expected.discard(ready.run)
                 log.warning(
                     "a turn could not be begun; it is tried again",
                     extra={"run": ready.run, "error": error.message},

@@ -37,10 +37,12 @@ class Following:
     Args:
         store: Knows what they have said.
         turns: Knows what they say.
+        gather_s: For how long text is gathered after a chunk.
     """
 
-    def __init__(self, store: Store, turns: Turns) -> None:
+    def __init__(self, store: Store, turns: Turns, gather_s: float) -> None:
         self._store = store
+        self._gather_s = gather_s
         self._turns = turns
         self._hub: Hub = turns.hub
 
@@ -51,6 +53,9 @@ class Following:
         while True:
             with self._turns.waiters.watching(run) as news:
                 live = self._hub.find(run)
+                if live is None and self._turns.is_expected(run):
+                    await asyncio.wait({news}, timeout=LOOK_AGAIN_S)
+                    live = self._hub.find(run)
                 chunks = (
                     self._follow_elsewhere(tenant, run, position, news)
                     if live is None
@@ -66,6 +71,7 @@ class Following:
     async def _follow_live(
         self, tenant: str, live: Live, position: Position
     ) -> AsyncGenerator[StreamChunk]:
+        loop = asyncio.get_running_loop()
         while True:
             if position.offset < live.first or not position.is_checked:
                 async for chunk in self._kept(tenant, live.run, position):
@@ -76,8 +82,12 @@ class Following:
                 yield live.result
             if live.result is not None or self._hub.find(live.run) is not live:
                 return
+            told_at = loop.time()
             if not live.has_news(position):
                 await live.news()
+            left_s = told_at + self._gather_s - loop.time()
+            if left_s > 0 and position.offset > 0 and live.result is None:
+                await asyncio.sleep(left_s)  # each chunk costs as much as what it says
 
     async def _follow_elsewhere(
         self, tenant: str, run: str, position: Position, ended: asyncio.Future[None]

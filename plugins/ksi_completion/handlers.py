@@ -55,7 +55,7 @@ class Handlers:
         self._news = news
         self._workflows = workflows
         self._bus = bus
-        self._following = Following(store, turns)
+        self._following = Following(store, turns, settings.gather_s)
         self._streams = 0
 
     @event_handler("completion:async")

@@ -64,7 +64,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     contexts = Contexts(conversations, plugin.bus, settings, calibration)
     summaries = Summaries(conversations, plugin.bus, settings)
     prompts = Prompts(contexts, summaries, calibration)
-    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance.begin, settled)
+    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance, settled)
     previews = Previews(conversations, contexts, Tooling(plugin.bus, settings.patience_s))
     sweep = Sweep(settings, store, acceptance, workflows, turns.give_up)
 

@@ -41,6 +41,7 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
         summary_timeout_s: How long a model may take to sum up.
         max_import_messages: Messages of a conversation that is brought in.
         max_import_bytes: Size of its messages.
+        gather_s: For how long text is gathered after each chunk of a stream; 0 is not at all.
         relay_s: How often what a turn says is handed to other daemons where somebody follows it.
     """
 
@@ -60,6 +61,7 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
     sweep_s: Annotated[float, Meta(gt=0)] = 2.0
     stream_buffer_bytes: Positive = 1024 * 1024
     max_streams: Positive = 2000
+    gather_s: Seconds = 0.01
     relay_s: Annotated[float, Meta(gt=0)] = 0.05
     max_context_tokens: Annotated[int, Meta(ge=0)] = 200_000
     max_added_tokens: Annotated[int, Meta(ge=0)] = 4000

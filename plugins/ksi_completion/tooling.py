@@ -24,6 +24,7 @@ from ksi_tools.events import (
 AGAIN_S: Final = 0.2
 MAX_AGAIN_S: Final = 2.0
 AWAY_S: Final = 10.0
+OFFER_S: Final = 10.0
 MAX_DESCRIBED: Final = 500
 
 Outcome = ToolResultPart | ToolCalled
@@ -49,6 +50,14 @@ class Tooling:
         """
         with acting_as(Context("", tenant=work.tenant)):
             await self._bus.request("tool:permit", work.permit)
+
+    async def offered_to(self, work: Work) -> tuple[ToolSchema, ...]:
+        """Return what a turn's model may call; what it was told a moment ago still holds."""
+        now = asyncio.get_running_loop().time()
+        if work.offer is None or now - work.offered_at > OFFER_S:
+            work.offer, work.offered_at = await self.offered(work.globs), now
+        work.tools = work.offer.is_parallel
+        return work.offer.schemas
 
     async def offered(self, globs: list[tuple[str, ...]]) -> Prepared:
         """Return what may be called that matches a glob of each list."""

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
 
 from ksi_completion import tokens
+from ksi_completion.acceptance import Acceptance
 from ksi_completion.events import (
     CompletionResult,
     StreamStatus,
@@ -24,7 +24,7 @@ from ksi_completion.news import News, Waiters
 from ksi_completion.prompts import Prompts
 from ksi_completion.relays import DIED, Relays
 from ksi_completion.settings import CompletionSettings
-from ksi_completion.store import Commit, Committed, Lost, Next, Store, result_of
+from ksi_completion.store import Commit, Committed, Lost, Store, result_of
 from ksi_completion.streams import Hub, Kind
 from ksi_completion.tooling import Outcome, Tooling
 from ksi_completion.work import (
@@ -83,7 +83,7 @@ class Turns:
         bus: Calls models and tools.
         news: Tells other daemons of their ends.
         prompts: Makes what the model is asked.
-        begin: Hands on a turn that may begin.
+        acceptance: Begins the next turn of a conversation.
         settled: Set once every plugin has started, with the tools that it brings.
     """
 
@@ -94,7 +94,7 @@ class Turns:
         bus: Bus,
         news: News,
         prompts: Prompts,
-        begin: Callable[[Next], None],
+        acceptance: Acceptance,
         settled: asyncio.Event,
     ) -> None:
         self.hub = Hub(settings.stream_buffer_bytes)
@@ -105,13 +105,17 @@ class Turns:
         self._bus = bus
         self._news = news
         self._prompts = prompts
-        self._begin = begin
+        self._acceptance = acceptance
         self._settled = settled
         self._tooling = Tooling(bus, settings.patience_s)
         self._works: dict[str, Work] = {}
         news.on("cancel", self._cancelled)
         news.on("ended", self.waiters.wake)
         news.on_missed(self.waiters.wake_all)
+
+    def is_expected(self, run: str) -> bool:
+        """Say whether a turn is about to begin here."""
+        return run in self._acceptance.expected
 
     def find(self, run: str) -> Work | None:
         """Return a turn that is at work here."""
@@ -129,6 +133,7 @@ class Turns:
         """Have a turn, from its first model call to its end."""
         run = current_run()
         work = self._works[run.id] = Work(run.id, run.tenant, self.hub.begin(run.id))
+        self._acceptance.expected.discard(run.id)
         self.waiters.wake(run.id)
         try:
             await self._settled.wait()
@@ -223,9 +228,7 @@ class Turns:
                 try:
                     if work.step == 1 and work.permit is not None and work.row["made_conversation"]:
                         await self._tooling.permit(work)
-                    offer = await self._tooling.offered(work.globs)
-                    work.tools = offer.is_parallel
-                    return await self._answer(work, offer.schemas)
+                    return await self._answer(work, await self._tooling.offered_to(work))
                 except TRANSIENT as error:
                     delay_s = max(settings.retry_s, error.retry_after_s or 0.0)
                     if loop.time() + delay_s > until:
@@ -350,7 +353,7 @@ class Turns:
         work.calls = tuple(part for part in parts if isinstance(part, ToolCallPart))
         if work.calls:
             with acting_as(work.context):
-                work.tools = (await self._tooling.offered(work.globs)).is_parallel
+                await self._tooling.offered_to(work)
             return self._to_do(work, None)
         committed = await self._store.commit(work.tenant, work.run, Commit(ends_as="succeeded"))
         return await self._after(work, committed)
@@ -534,7 +537,7 @@ class Turns:
     async def _note_end(self, work: Work, committed: Committed | None = None) -> None:
         """Tell of a turn's end, and begin the next."""
         if committed is not None and committed.next is not None:
-            self._begin(committed.next)
+            self._acceptance.begin(committed.next)
         row = await self._store.outcome_at_work(work.tenant, work.run)
         if row is None:
             return

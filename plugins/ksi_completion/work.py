@@ -60,6 +60,8 @@ class Work:
         self.calls: tuple[ToolCallPart, ...] = ()
         self.done: set[int] = set()
         self.tools: dict[str, bool] = {}
+        self.offer: Prepared | None = None
+        self.offered_at = 0.0
         self.stopping: str | None = None
         self.is_paused = False
         self._scope: asyncio.Timeout | None = None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import bench_journal
 import bench_store
+import completion
 import exchange
 import fanout
 import kernel
@@ -21,6 +22,7 @@ import workflows
 from report import Figure
 
 BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
+    "completion": completion.measure,
     "exchange": exchange.measure,
     "fanout": fanout.measure,
     "journal": bench_journal.measure,
