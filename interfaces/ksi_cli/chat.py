@@ -80,7 +80,8 @@ async def _talk(
         asking = _Asking(session, leaves=isinstance(person, LinesInput))
         loop.add_signal_handler(signal.SIGINT, asking.interrupt)
         try:
-            await asking.run(conversation_id)
+            with person.quiet():
+                await asking.run(conversation_id)
         except Left:
             pass
         finally:
@@ -135,8 +136,7 @@ class _Asking:
         """
         self._task = asyncio.current_task()
         if conversation_id is not None:
-            with self._session.person.quiet():
-                await chat_commands.resume(self._session, conversation_id)
+            await chat_commands.resume(self._session, conversation_id)
         while True:
             try:
                 line = await self._session.person.ask("> ")
@@ -146,8 +146,7 @@ class _Asking:
                 self._session.screen.say("(Ctrl-D leaves)")
                 continue
             if line.strip():
-                with self._session.person.quiet():
-                    await self._do(line)
+                await self._do(line)
 
     async def _do(self, line: str) -> None:
         try:

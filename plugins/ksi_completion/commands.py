@@ -173,7 +173,10 @@ def archive(
     undo: Annotated[bool, typer.Option("--undo", help="Take it out again.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Put a conversation away; it takes no turns until it is taken out again."""
+    """Put a conversation away, or take it out again.
+
+    Meanwhile it takes no turns.
+    """
     ask = e.ConversationArchive(conversation_id=conversation_id, archived=not undo)
     show_answer("conversation:archive", ask, e.Conversation, conversation_text, as_json=as_json)
 
@@ -310,7 +313,7 @@ def import_conversation(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a conversation of what `ksi conversation export` wrote as JSON."""
+    """Make a conversation of an export in JSON."""
     ask: dict[str, Any] = {"document": document_of(file)}
     if new_id:
         ask["new_id"] = new_id

@@ -186,7 +186,7 @@ def prices_text(priced: e.ModelPriced) -> str:
 def model_usage(
     *, by: By = "model", since: Since = "", until: Until = "", as_json: JsonFlag = False
 ) -> None:
-    """Show what models have been used for, and what that cost; as `ksi usage`."""
+    """Show what models have cost; as `ksi usage`."""
     usage(by=by, since=since, until=until, as_json=as_json)
 
 
