@@ -1,6 +1,7 @@
 """The watch: who ended a wait, and that nobody else's end is taken for its own."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -22,24 +23,23 @@ async def test_a_wait_that_takes_too_long_is_ended() -> None:
     assert task.cancelling() == 0
 
 
-async def test_one_timer_serves_many_waits() -> None:
+async def test_one_timer_serves_many_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, watch = asyncio.get_running_loop(), Watch()
-    made = 0
+    made: list[float] = []
     call_at = loop.call_at
 
-    def counting(*arguments: object) -> asyncio.TimerHandle:
-        nonlocal made
-        made += 1
-        return call_at(*arguments)  # type: ignore[arg-type]
+    def counting(when: float, *more: Any) -> asyncio.TimerHandle:
+        made.append(when)
+        return call_at(when, *more)
 
-    loop.call_at = counting  # type: ignore[method-assign, assignment]
-    for _ in range(1000):
-        watch.begin(60.0, FOREVER)
-        assert not watch.end()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", counting)
+        for _ in range(1000):
+            watch.begin(60.0, FOREVER)
+            assert not watch.end()
     watch.close()
-    del loop.call_at
 
-    assert made == 1
+    assert len(made) == 1
 
 
 async def test_a_limit_that_is_shorter_than_the_one_before_holds() -> None:
