@@ -22,27 +22,25 @@ def trace(file: str, line: str) -> None:
         traces.write(f"{line} {os.getpid()}\n".encode())
 
 
-async def strike(file: str, before_s: float, after_s: float) -> str:
-    """Have an effect, some time after the beginning and some time before the end."""
+async def strike(file: str, after_s: float, attempt: int) -> str:
+    """Have an effect, some time before the end; in a second attempt at once."""
     trace(file, "begin")
-    await asyncio.sleep(before_s)
     trace(file, "effect")
-    await asyncio.sleep(after_s)
-    return "struck"
+    if attempt == 1:
+        await asyncio.sleep(after_s)
+    return f"struck in attempt {attempt}"
 
 
 @tool(effects="effectful", name="strike")
-async def strike_once(
-    file: str, context: ToolContext, before_s: float = 0.0, after_s: float = 0.0
-) -> str:
+async def strike_once(file: str, context: ToolContext, after_s: float = 0.0) -> str:
     """Have an effect that must not be repeated."""
-    return f"{await strike(file, before_s, after_s)} in attempt {context.attempt}"
+    return await strike(file, after_s, context.attempt)
 
 
 @tool(effects="idempotent", name="set")
-async def put(file: str, context: ToolContext, before_s: float = 0.0, after_s: float = 0.0) -> str:
+async def put(file: str, context: ToolContext, after_s: float = 0.0) -> str:
     """Have an effect that may be repeated."""
-    return f"{await strike(file, before_s, after_s)} in attempt {context.attempt}"
+    return await strike(file, after_s, context.attempt)
 
 
 @hookimpl
