@@ -6,11 +6,11 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from msgspec import Struct
-from yarl import URL
 
 from ksi_models.events import Usage
 from ksi_models.keys import Keys, variables_of
@@ -228,9 +228,8 @@ class OpenAIWire:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = await self._headers()
         try:
-            url = URL(self._base + path)
             response = await self._open().request(
-                method, url, data=body, headers=headers, allow_redirects=False
+                method, self._base + path, data=body, headers=headers, allow_redirects=False
             )
         except (aiohttp.InvalidURL, ValueError) as error:
             raise ProviderError(
@@ -284,11 +283,13 @@ class OpenAIWire:
         )
 
     def _shown(self) -> str:
+        """Return where it is, without a password that may stand there."""
         try:
-            url = URL(self._base)
+            parts = urlsplit(self._base)
+            port = f":{parts.port}" if parts.port else ""
         except ValueError:
             return "its base_url"
-        return str(url.with_user(None).with_query(None)) if url.host else self.name
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
     async def _body(self, response: aiohttp.ClientResponse, most: int) -> bytes:
         told = await self._limited(response, most, cut=response.status != 200)
@@ -356,7 +357,7 @@ def _why(error: BaseException) -> str:
 def is_local(url: str) -> bool:
     """Tell whether a URL is of this machine."""
     try:
-        host = URL(url).host or ""
+        host = urlsplit(url).hostname or ""
     except ValueError:
         return False
     return host in ("localhost", "::1") or host.startswith("127.")

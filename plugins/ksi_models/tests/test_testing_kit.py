@@ -8,7 +8,7 @@ import pytest
 
 from ksi_client import AsyncClient, KsiError, UnixTransport
 from ksi_daemon.testing import DaemonProcess
-from ksi_models.events import ModelChunk, ModelResponse, TextDelta
+from ksi_models.events import ModelChunk, ModelResponse, TextDelta, TextPart
 from ksi_models.fakes.openai_server import FakeOpenAI, Reply
 from ksi_models.providers.openai_wire import OpenAIWire, Place
 from ksi_models.testing import FakeClaude, FakeOpenAIProcess, settings_for_fake
@@ -39,7 +39,7 @@ async def test_a_daemon_asks_the_fake_server(
 
     response = await answer(client)
 
-    assert response.message.parts[0].text == "scripted"  # type: ignore[union-attr]
+    assert response.message.parts == (TextPart("scripted"),)
     assert response.model == "fake:fake-large"
     assert len(fake_openai_process.log()["requests"]) == 1
 
@@ -47,7 +47,7 @@ async def test_a_daemon_asks_the_fake_server(
 async def test_a_daemon_asks_the_fake_command(client: AsyncClient, fake_claude: FakeClaude) -> None:
     response = await answer(client, "claude-cli/sonnet")
 
-    assert response.message.parts[0].text == "hello"  # type: ignore[union-attr]
+    assert response.message.parts == (TextPart("hello"),)
     assert len(fake_claude.runs) == 1
 
 
