@@ -27,10 +27,11 @@ Kind = type[StreamText] | type[StreamThinking]
 class Entry:
     """A run of text of one kind, in the pieces in which it came, or one other chunk."""
 
-    __slots__ = ("kind", "pieces", "single", "start", "units")
+    __slots__ = ("attempt", "kind", "pieces", "single", "start", "units")
 
-    def __init__(self, start: int, kind: Kind | None, single: Single | None) -> None:
+    def __init__(self, start: int, attempt: int, kind: Kind | None, single: Single | None) -> None:
         self.start = start
+        self.attempt = attempt
         self.kind = kind
         self.single = single
         self.pieces: list[str] = []
@@ -130,7 +131,7 @@ class Live:
             return
         last = self._entries[-1] if self._entries else None
         if last is None or last.kind is not kind or last.start < self.base:
-            last = Entry(self._end, kind, None)
+            last = Entry(self._end, self.attempt, kind, None)
             self._entries.append(last)
         last.pieces.append(text)
         last.units += len(text)
@@ -141,7 +142,7 @@ class Live:
 
     def add(self, single: Single) -> None:
         """Add a chunk that counts one."""
-        self._entries.append(Entry(self._end, None, single))
+        self._entries.append(Entry(self._end, self.attempt, None, single))
         self._end += 1
         self._bytes += 200
         if self._news:
@@ -218,7 +219,7 @@ class Live:
                 offset = position.offset
                 position.offset = entry.end
                 assert entry.kind is not None
-                yield entry.kind(attempt=self.attempt, offset=offset, text=text)
+                yield entry.kind(attempt=entry.attempt, offset=offset, text=text)
 
     def _from(self, position: Position) -> list[Entry]:
         entries = self._entries

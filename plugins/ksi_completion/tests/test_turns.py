@@ -610,3 +610,47 @@ async def test_turns_are_listed_page_by_page(client: AsyncClient) -> None:
     assert [turn["run_id"] for turn in of_one["turns"]] == [runs[3], runs[1]]
     with pytest.raises(InvalidData, match="cursor"):
         await client.request("completion:list", {"cursor": "nonsense"})
+
+
+# -- whose --------------------------------------------------------------------------------------
+
+
+async def test_turns_are_there_for_their_tenant_user_and_agent_alone(client: AsyncClient) -> None:
+    ann = {"user": "ann", "agent": "helper"}
+    request = {"prompt": "secret", "conversation_id": "c"}
+    accepted = await client.request("completion:async", request, context=ann)
+    run = accepted["run_id"]
+    await client.request("completion:wait", {"run_id": run}, context=ann)
+
+    for other in ({"user": "bob"}, {"tenant": "b"}, {"user": "ann", "agent": "other"}):
+        for event in ("status", "wait", "cancel"):
+            with pytest.raises(NotFound):
+                await client.request(f"completion:{event}", {"run_id": run}, context=other)
+        listed = await client.request("completion:list", {}, context=other)
+        assert listed["turns"] == []
+    with pytest.raises(NotFound):
+        await client.request("completion:async", request, context={"user": "bob"})
+
+
+async def test_turns_wait_for_one_another_only_so_deep(client: AsyncClient) -> None:
+    run: str | None = None
+    for _ in range(6):
+        context = {} if run is None else {"run": run}
+        accepted = await client.request("completion:async", {"prompt": "go"}, context=context)
+        run = accepted["run_id"]
+
+    with pytest.raises(Busy, match="max_depth"):
+        await client.request("completion:async", {"prompt": "go"}, context={"run": run})
+
+
+async def test_what_another_tenant_asks_is_answered_in_its_name(
+    client: AsyncClient, script: Script
+) -> None:
+    context = {"tenant": "b", "user": "ann"}
+    accepted = await client.request("completion:async", {"prompt": "hi"}, context=context)
+    data = {"run_id": accepted["run_id"]}
+    result = await client.request("completion:wait", data, context=context)
+
+    assert result["status"] == "succeeded"
+    assert (script.contexts[0].tenant, script.contexts[0].user) == ("b", "ann")
+    assert accepted["run_id"].startswith("b:")
