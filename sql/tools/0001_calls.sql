@@ -195,8 +195,6 @@ CREATE FUNCTION begin_call(
     OUT verdict text, OUT known call
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_tools, pg_catalog, pg_temp AS $$
-DECLARE
-    is_new boolean := false;
 BEGIN
     PERFORM ksi_workflows.hold(executor_id, held_epoch);
     SELECT * INTO known FROM call c WHERE (c.tenant, c.call_id) = (of_tenant, of_call) FOR UPDATE;
