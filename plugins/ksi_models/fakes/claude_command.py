@@ -169,8 +169,13 @@ class Fake:
 
     def fail_polite(self) -> None:
         """Stop in the middle, and clean up when it is to end."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit((self.folder / GOODBYE).touch()))
+        signal.signal(signal.SIGTERM, self.say_goodbye)
         self.fail_stall()
+
+    def say_goodbye(self, *_: Any) -> None:
+        """Clean up."""
+        (self.folder / GOODBYE).touch()
+        sys.exit()
 
     def fail_crash(self) -> None:
         """Break, and tell a secret."""
