@@ -269,3 +269,12 @@ def test_what_looks_like_a_key_is_not_told(key: str) -> None:
 )
 def test_the_words_of_a_refusal_are_found(body: str, told: str) -> None:
     assert message_of(body) == told
+
+
+@pytest.mark.parametrize("kind", ["text", "thinking"])
+def test_an_answer_that_is_too_large_is_refused(kind: str) -> None:
+    answer = AnswerBuilder(max_characters=10)
+    getattr(answer, kind)("x" * 10)
+
+    with pytest.raises(ProviderError, match="larger than 10"):
+        getattr(answer, kind)("x")
