@@ -138,12 +138,13 @@ def units_of(items: Sequence[Item]) -> Iterable[Unit]:
 def _own(item: Item) -> Item:
     """Return a message with the parts that its role can have; old thoughts are not sent again."""
     role, parts = item.message.role, item.message.parts
+    is_thinking = role == "assistant" and item.is_required
     kept = tuple(
         part
         for part in parts
         if not isinstance(part, ToolResultPart)
         and (role == "assistant" or not isinstance(part, ToolCallPart))
-        and (item.is_required or not isinstance(part, ThinkingPart))
+        and (is_thinking or not isinstance(part, ThinkingPart))
     )
     return item if len(kept) == len(parts) else _with(item, kept)
 
