@@ -74,6 +74,8 @@ def waiting(chunk: StatusChunk) -> str:
     """Say what a turn waits for."""
     words = _WAITS.get(chunk.waits_for, "waiting")
     told = one_line(chunk.message, 200)
+    if chunk.waits_for == "tool" and told and " " not in told:
+        return f"calling {told}"
     return told if told and chunk.waits_for not in {"retry", "model", "daemon"} else words
 
 

@@ -1,6 +1,9 @@
 """Which models there are and what they have cost: ``ksi model`` and ``ksi usage``."""
 
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, get_args
 
@@ -8,9 +11,11 @@ import typer
 
 from ksi_cli import completion, output
 from ksi_cli.connection import connect, show_answer
+from ksi_cli.findings import Finding, ok, warn
 from ksi_cli.output import JsonFlag, UsageError
 from ksi_daemon.protocol.errors import error_from
 from ksi_daemon.protocol.names import did_you_mean
+from ksi_daemon.protocol.paths import home_directory
 from ksi_models import events as e
 
 app = typer.Typer(rich_markup_mode=None, help="List models, check a login, see prices.")
@@ -147,6 +152,25 @@ def check_text(checked: e.ModelChecked) -> str:
     if checked.next_step and checked.next_step not in why:
         told += f"\nnext: {checked.next_step}"
     return told
+
+
+# -- for ksi doctor ------------------------------------------------------------------------------
+
+
+def logins() -> Iterator[Finding]:
+    """Look which providers this environment has a login for; keys themselves are never shown."""
+    from ksi_models.settings import KEY_VARIABLES  # noqa: PLC0415  only ksi doctor needs it
+
+    found = [f"${name}" for name in KEY_VARIABLES if os.environ.get(name)]
+    folder = home_directory() / "keys"
+    found += [f"keys/{output.displayed(path.name)}" for path in sorted(folder.glob("*"))]
+    if shutil.which("claude"):
+        found.append("the claude command")
+    if found:
+        yield ok("logins", f"there are: {', '.join(found)}")
+    else:
+        what = "there is no key, and no claude command, unless the daemon has others or a keyring"
+        yield warn("logins", what, "export ANTHROPIC_API_KEY=…")
 
 
 # -- prices --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi_cli.testing import Finished, KsiCommand
+from ksi_cli.testing import Finished, KsiCommand, install_distribution
 from ksi_cli.tests.terminal import ESCAPES, Terminal, terminal
 from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database, settings_for
@@ -32,11 +32,36 @@ ASKS = script(
 LOOKS = script({"say": "Let me look.", "calls": [{"name": "current_time"}]}, {"say": "It is late."})
 
 
+LAMP = """
+import asyncio
+
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_tools.api import Tools, tool
+
+
+@tool(effects="effectful", timeout_s=600.0)
+async def lamp() -> str:
+    '''Switch the lamp, which takes for ever.'''
+    await asyncio.Event().wait()
+
+
+@hookimpl
+def ksi_plugin():
+    return PluginInfo(requires=("tools",))
+
+
+@hookimpl
+async def ksi_lifespan(plugin):
+    with plugin.service(Tools).add(lamp, provider=plugin.name):
+        yield
+"""
+
+
 class Running:
     """A daemon with models for tests, and a command beside it."""
 
-    def __init__(self, home: Path, user_home: Path, arguments: list[str]) -> None:
-        self.process = DaemonProcess(home)
+    def __init__(self, home: Path, user_home: Path, site: str, arguments: list[str]) -> None:
+        self.process = DaemonProcess(home, environ={"PYTHONPATH": site})
         self.arguments = arguments
         self.ksi = KsiCommand(home, user_home)
 
@@ -59,6 +84,9 @@ def running(
         made = Running(
             Path(folder),
             tmp_path_factory.mktemp("user"),
+            install_distribution(
+                tmp_path_factory.mktemp("site"), "lamps", LAMP, {"ksi": {"lamps": "lamps"}}
+            ),
             [word for each in settings for word in ("--set", each)],
         )
         made.start()
@@ -331,6 +359,35 @@ def test_a_daemon_that_is_killed_in_the_middle_comes_back_and_the_answer_goes_on
         chat.until("150 out")
         chat.type("\x04")
         assert chat.wait() == 0
+
+
+def test_a_call_in_doubt_is_put_before_the_person(running: Running) -> None:
+    asked(running.ksi, "hello", "-c", "lamps")
+    running.ksi("tool", "permit", "conversation:lamps", "--allow", "lamp")
+    switches = script({"calls": [{"name": "lamp"}]}, {"say": "Let there be light."})
+    with running.chat("--resume", "lamps", "-m", "test/script") as chat:
+        chat.until(PROMPT)
+        chat.type(switches + "\r")
+        chat.until("calling lamp")
+        for _ in range(100):  # its intent is written just then
+            if running.ksi("tool", "calls", "--status", "running", "--json").json["calls"]:
+                break
+        running.process.kill()
+        running.start()
+        chat.until("ksi tool resolve")
+        chat.until("done, redo or drop>")
+        doubts = running.ksi("tool", "in-doubt").out
+        chat.type("perhaps\r")
+        chat.until("done: it has happened")
+        chat.type("done it is on\r")
+        chat.until("Let there be light.")
+        chat.until("tokens in")
+        chat.type("\x04")
+        assert chat.wait() == 0
+
+    assert "ksi tool resolve" in doubts
+    assert "lamp" in doubts
+    assert running.ksi("tool", "in-doubt").out == "no call is in doubt\n"
 
 
 def test_slash_commands_do_what_they_say(running: Running, tmp_path: Path) -> None:
