@@ -255,7 +255,7 @@ DECLARE
 BEGIN
     PERFORM ksi_workflows.hold(executor, epoch);
     -- Nothing rests on this that a later commit does not make last, and the model waits for it.
-    PERFORM set_config('synchronous_commit', 'off', true);
+    SET LOCAL synchronous_commit = off;
     PERFORM FROM conversation c JOIN turn t ON (t.tenant, t.conversation) = (c.tenant, c.id)
       WHERE t.tenant = of_tenant AND t.run = of_run FOR UPDATE OF c;
     SELECT t.* INTO at_work FROM turn t WHERE t.tenant = of_tenant AND t.run = of_run;
