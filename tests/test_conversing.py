@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from ksi_cli.terminal import ESCAPES, Terminal, terminal
 from ksi_cli.testing import Finished, KsiCommand, install_distribution
-from ksi_cli.tests.terminal import ESCAPES, Terminal, terminal
 from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database, settings_for
 
 WAIT_S = 30.0
 PROMPT = ">"  # the blank after it is a movement of the cursor
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
 
 
 def script(*steps: dict[str, Any]) -> str:
@@ -590,7 +590,7 @@ def test_a_script_for_each_shell_is_printed(ksi: KsiCommand, shell: str) -> None
 def test_the_terminal_of_the_tests_notices_what_never_comes(
     ksi: KsiCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ksi_cli.tests.terminal.WAIT_S", 0.1)
+    monkeypatch.setattr("ksi_cli.terminal.WAIT_S", 0.1)
     opened: Terminal
     with (
         terminal(ksi.line("chat"), ksi.environ) as opened,
