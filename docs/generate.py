@@ -91,10 +91,15 @@ def is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct)
 
 
+def code(text: str) -> str:
+    """Write a text as code in a cell of a table, where a bar would end it."""
+    return "`" + text.replace("|", "\\|") + "`"
+
+
 def brief(kind: Any) -> str:
     """Write a payload's fields in one cell of a table."""
     if not is_struct(kind):
-        return "any" if kind is Any else f"`{type_name(kind)}`"
+        return "any" if kind is Any else code(type_name(kind))
     names = [f"`{name}{'?' if default else ''}`" for name, _, default in fields_of(kind)]
     return ", ".join(names) or "—"
 
@@ -130,7 +135,7 @@ def settings_table(section: str, kind: type[Struct]) -> str:
     meanings = explained(kind)
     lines = [f"| `[{section}]` | default | what it is |", "|---|---|---|"]
     for name, _, default in fields_of(kind):
-        lines.append(f"| `{name}` | `{default}` | {meanings.get(name, '')} |")
+        lines.append(f"| `{name}` | {code(default)} | {meanings.get(name, '')} |")
     return "\n".join(lines)
 
 
@@ -140,7 +145,7 @@ def payload_section(title: str, kind: Any) -> Iterator[str]:
         yield f"{title}: {brief(kind)}.\n"
         return
     yield f"{title} `{kind.__name__}`: {flat(inspect.getdoc(kind) or '')}\n"
-    rows = [f"| `{n}` | `{t}` | {f'`{d}`' if d else ''} |" for n, t, d in fields_of(kind)]
+    rows = [f"| `{n}` | {code(t)} | {code(d) if d else ''} |" for n, t, d in fields_of(kind)]
     if rows:
         yield "\n".join(["| field | type | default |", "|---|---|---|", *rows, ""]).replace(
             " | None`", " \\| None`"

@@ -4,13 +4,11 @@
 -- A row is begun when a provider is asked, so that a daemon that dies meanwhile leaves one, too: it
 -- is `lost` when nobody has ended it in the time that a call may take.
 
-CREATE TYPE call_outcome AS ENUM ('begun', 'ok', 'failed', 'cancelled', 'lost');
-
 CREATE TABLE usage (
     tenant text NOT NULL,
     call text NOT NULL,
     ended_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    outcome call_outcome NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('begun', 'ok', 'failed', 'cancelled', 'lost')),
     error text,
     model_asked text NOT NULL,
     model text NOT NULL,
@@ -74,7 +72,7 @@ CREATE FUNCTION record(
     seen_first bigint, seen_last bigint, seen_sha256 text
 ) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_models, pg_catalog, pg_temp AS $$
-    INSERT INTO usage VALUES ($1, $2, $3, $4::call_outcome, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+    INSERT INTO usage VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
                               $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27,
                               $28, $29)
     ON CONFLICT (tenant, call) DO UPDATE
