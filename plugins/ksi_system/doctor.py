@@ -9,7 +9,8 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, distribution, entry_points, version
+from functools import partial
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,9 +72,14 @@ Check = Callable[[Patient], Iterable[Finding]]
 def examine(patient: Patient) -> Iterator[Finding]:
     """Run every check; one that breaks is a finding itself."""
     for check in CHECKS:
-        yield from _run(check.__name__, lambda check=check: check(patient))  # type: ignore[misc]
+        yield from _run(check.__name__, partial(check, patient))
     for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
-        yield from _run(point.name, lambda point=point: point.load()())  # type: ignore[misc]
+        yield from _run(point.name, partial(_call, point))
+
+
+def _call(point: EntryPoint) -> Iterable[Finding]:
+    found: Iterable[Finding] = point.load()()
+    return found
 
 
 def _run(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ def shown(*chunks: object, width: int = 40) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
     with RichScreen(console).answering() as answer:
         for chunk in chunks:
-            answer.show(chunk)  # type: ignore[arg-type]
+            answer.show(chunk)  # type: ignore[arg-type]  # of any kind
     return written(console)
 
 
@@ -141,7 +141,7 @@ def test_blocks_have_no_empty_lines_around_them() -> None:
 
 def completion(**given: object) -> Completion:
     known = {"run_id": "r", "conversation_id": "c", "request_id": "q", "turn": 1}
-    return Completion(**{**known, "status": "succeeded", **given})  # type: ignore[arg-type]
+    return Completion(**{**known, "status": "succeeded", **given})  # type: ignore[arg-type]  # as above
 
 
 def test_a_turn_is_accounted_for_in_a_line() -> None:
