@@ -504,7 +504,7 @@ def test_conversations_are_listed_read_found_and_looked_after(
 def test_models_usage_tools_and_turns_are_shown_in_80_columns(ksi: KsiCommand) -> None:
     asked(ksi, "hello")
 
-    assert "test/echo" in ksi("model", "list").out
+    assert "test/echo" in told(ksi("model", "list"))
     assert "answers" in told(ksi("model", "check", "test/echo"))
     assert "test/echo" in told(ksi("model", "prices"))
     assert "test/echo" in told(ksi("usage"))

@@ -142,6 +142,13 @@ def fields(pairs: Iterable[tuple[str, object]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)
 
 
+def paragraphs(text: str) -> str:
+    """Lay prose out in as many columns as the terminal has; an empty line parts paragraphs."""
+    columns = max(shutil.get_terminal_size().columns, 2 * _MIN_LAST_COLUMN)
+    parts = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join("\n".join(textwrap.wrap(part, columns)) for part in parts)
+
+
 def _wrapped(text: str, width: int, indent: int) -> str:
     lines = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
     return ("\n" + " " * indent).join(lines)

@@ -92,7 +92,7 @@ def list_text(listed: e.ModelListed, provider: str | None, limit: int | None) ->
         parts.append(output.table(("ALIAS", "MEANS"), aliases))
     parts.append(provider_table(listed.providers))
     if listed.hint:
-        parts.append(listed.hint)
+        parts.append(output.paragraphs(listed.hint))
     return "\n\n".join(filter(None, parts))
 
 

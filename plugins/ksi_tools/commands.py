@@ -77,7 +77,11 @@ def describe(name: Name, *, as_json: JsonFlag = False) -> None:
 def describe_text(found: e.ToolDescription) -> str:
     """Write a tool's page."""
     info = found.info
-    lines = [f"{info.name}  (of {info.provider}; {EFFECTS[info.effects]})", "", info.description]
+    lines = [
+        f"{info.name}  (of {info.provider}; {EFFECTS[info.effects]})",
+        "",
+        output.paragraphs(info.description),
+    ]
     fields = found.parameters.get("properties", {})
     required = found.parameters.get("required", ())
     rows = [
