@@ -148,7 +148,7 @@ def _said(words: str, files: list[Path]) -> dict[str, Any]:
         UsageError: There is nothing to ask, or a file can't be handed over.
     """
     piped = "" if words and words != "-" and not _is_piped() else _stdin(waits=words in ("", "-"))
-    texts = [] if words in ("", "-") else [words]
+    texts = [] if words in ("", "-") else [words]  # the question first, so that it is known as that
     attached: list[dict[str, Any]] = []
     total = 0
     for path in files:
@@ -163,14 +163,14 @@ def _said(words: str, files: list[Path]) -> dict[str, Any]:
             attached.append(part)
     if piped.strip():
         texts.append(piped)
-    prompt = "\n\n".join(texts)
-    if not prompt.strip() and not attached:
+    if not any(text.strip() for text in texts) and not attached:
         raise UsageError('there is nothing to ask; write, for example: ksi ask "What is a daemon?"')
-    if len(prompt) > MAX_PROMPT:
-        raise UsageError(f"that is too long: {len(prompt):,} characters of at most {MAX_PROMPT:,}")
-    if not attached:
-        return {"prompt": prompt}
-    text_parts = [{"kind": "text", "text": prompt}] if prompt.strip() else []
+    size = sum(map(len, texts))
+    if size > MAX_PROMPT:
+        raise UsageError(f"that is too long: {size:,} characters of at most {MAX_PROMPT:,}")
+    if len(texts) == 1 and not attached:
+        return {"prompt": texts[0]}
+    text_parts = [{"kind": "text", "text": text} for text in texts if text.strip()]
     return {"messages": [{"role": "user", "parts": [*text_parts, *attached]}]}
 
 

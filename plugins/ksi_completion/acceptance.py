@@ -11,7 +11,7 @@ import msgspec
 
 from ksi_completion import tokens
 from ksi_completion.events import CompletionAccepted, CompletionAsync
-from ksi_completion.messages import body_of, text_of
+from ksi_completion.messages import body_of
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Asked, Next, Said, Store, next_of
 from ksi_completion.work import TurnOptions
@@ -118,7 +118,7 @@ class Acceptance:
             request, prompt=None, messages=(), request_id=None, conversation_id=None
         )
         options = TurnOptions(asked=plain, permit=_permit_of(request, conversation, context))
-        prompt = text_of(messages[-1])
+        prompt = next((p.text for p in messages[-1].parts if isinstance(p, TextPart)), "")
         of_turn = msgspec.structs.replace(
             context, agent=agent, conversation=conversation, run=None, parent=None
         )

@@ -4,6 +4,7 @@ import asyncio
 import html
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from ksi_models.events import Message, TextPart, ToolResultPart, Usage
@@ -28,8 +29,11 @@ FENCE: Final = re.compile(
     r"^<(context|summary)( [^>\n]*)?>\n(.*?)\n</\1>", re.DOTALL | re.MULTILINE
 )
 ATTRIBUTE: Final = re.compile(r'(title|sources)="([^"]*)"')
+# A file that was handed over with a question, as `ksi ask --file` does it.
+FILE: Final = re.compile(r"\A([^\n]{1,200}):\n(`{3,})\n(.*)\n\2\Z", re.DOTALL)
 PARAGRAPH: Final = re.compile(r"\n[ \t]*\n")
-SENTENCE: Final = re.compile(r"(?<=[.!?…。！？])[\"'”’»)]*\s+|\n")
+# A line that goes on in small letters was only wrapped.
+SENTENCE: Final = re.compile(r"(?<=[.!?…。！？])[\"'”’»)]*\s+|\n(?![ \t]*[a-zäöüàéèß(])")
 QUESTION: Final = re.compile(r"[?？]\W*$")
 
 
@@ -68,21 +72,32 @@ class Extractive:
 
 def answer_to(question: Question) -> str:
     """Return the quotes that answer a question, or that there are none."""
-    asked, earlier = _asked(question.messages)
-    found = best_passages(asked, _newest(passages_of(question.system, earlier), asked), MAX_QUOTES)
+    asked, attached, earlier = _asked(question.messages)
+    passages = chain(_attachments(attached), passages_of(question.system, earlier))
+    found = best_passages(asked, _newest(passages, asked), MAX_QUOTES)
     if not found:
         return NOTHING
     quotes = [f"{_quoted(passage.text)}\n— {passage.source}" for passage in found]
     return "\n\n".join([WHO, *quotes])
 
 
-def _asked(messages: tuple[Message, ...]) -> tuple[str, list[tuple[int, Message]]]:
-    """Return what is asked, and the messages, numbered, that are not that."""
+def _asked(
+    messages: tuple[Message, ...],
+) -> tuple[str, list[str], list[tuple[int, Message]]]:
+    """Return what is asked, what was handed over with it, and the other messages, numbered."""
     numbered = list(enumerate(messages, 1))
     for number, message in reversed(numbered):
         if message.role == "user":
-            return _text(message), [each for each in numbered if each[0] != number]
-    return "", numbered
+            texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+            others = [each for each in numbered if each[0] != number]
+            return "".join(texts[:1]), texts[1:], others
+    return "", [], numbered
+
+
+def _attachments(texts: Iterable[str]) -> Iterator[Passage]:
+    for text in texts:
+        file = FILE.match(text)
+        yield from _cut(file[3], file[1]) if file else _cut(text, "what came with the question")
 
 
 def _newest(passages: Iterable[Passage], asked: str) -> list[Passage]:

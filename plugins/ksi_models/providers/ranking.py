@@ -30,11 +30,13 @@ STOP_WORDS: Final = frozenset(
     """
     a about above after again all also am an and any are as ask at be because been before being
     below between both but by came can cannot come could did do does doing don done down each
-    else ever explain few find for from further get give go good got had has have having he
+    else ever explain few find for from further get give go good got had happen happened
+    happening happens has have having he
     hello help her here hers hey hi him his how i if in into is it its just kindly know last let
-    like long look made make many may me mean might mine more most much must my need no nor not
-    now of off ok okay on once one only or other our ours out over own please really remember
-    right said same say says see shall she should show so some such sure take tell than thank
+    like long look made make many may me mean means meant might mine more most much must my need
+    no nor not now of off ok okay on once one only or other our ours out over own please really
+    remember right said same say says see shall she should show so some such sure take tell than
+    thank
     thanks that the their them then there these they thing things think this those through to
     told too under until up us very want was way we well were what when where which while who
     whom whose why will with without would yes yet you your yours

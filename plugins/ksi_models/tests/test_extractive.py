@@ -139,3 +139,14 @@ def test_any_text_is_answered_by_what_was_said(texts: list[str], asked: str) -> 
 def test_words_are_compared_without_their_endings_and_accents() -> None:
     assert words_of("deployed deploying deploys") == ["deploy"] * 3
     assert words_of("Café CAFE") == ["cafe", "cafe"]
+
+
+def test_it_quotes_a_file_that_came_with_the_question_by_its_name() -> None:
+    file = "house.md:\n````\nThe roof is of slate.\n\n```\nKeys hang beside the door.\n```\n````"
+    asked = Message("user", (TextPart("Where are the keys?"), TextPart(file)))
+
+    told = answer_to(question(asked, model="extractive"))
+
+    assert "> Keys hang beside the door." in told
+    assert "— house.md" in told
+    assert "slate" not in told
