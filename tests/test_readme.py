@@ -18,7 +18,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 PRINT_TIMEOUT_S = 20.0
 # What is another at every start; nothing else may differ. Whether something is waited for depends
 # on how fast the machine is.
-VARYING = (r"\(pid \d+\)", r"done in \d+ s")
+VARYING = (r"\(pid \d+\)", r"done in \d+ s", r"· \d+\.\d s$")
 WAITING = re.compile(r"^waiting for .*\n", re.MULTILINE)
 
 
@@ -67,7 +67,7 @@ class Newcomer:
 
 def steady(text: str) -> str:
     for pattern in VARYING:
-        text = re.sub(pattern, "…", text)
+        text = re.sub(pattern, "…", text, flags=re.MULTILINE)
     return WAITING.sub("", text)
 
 
@@ -94,13 +94,15 @@ def test_a_newcomer_sees_what_the_readme_shows(checkout: Checkout) -> None:
     the_plugin_answers(newcomer)
     the_client_sees_its_events(newcomer)
 
+    the_client_has_turns(newcomer)
+
     assert newcomer.run(".venv/bin/ksi stop").startswith("KSI has stopped")
     assert checkout.run("status").returncode == 3
 
 
 def the_plugin_answers(newcomer: Newcomer) -> None:
     """Put the smallest plugin where an installer would, and ask it."""
-    plugin, _ = blocks_in("python")
+    plugin, _, _ = blocks_in("python")
     site = newcomer.checkout.user_home / "site"
     metadata = site / "my_plugin-1.0.dist-info"
     metadata.mkdir(parents=True)
@@ -117,7 +119,7 @@ def the_plugin_answers(newcomer: Newcomer) -> None:
 
 def the_client_sees_its_events(newcomer: Newcomer) -> None:
     """Run the client of the README until it has printed an event of the plugin."""
-    _, program = blocks_in("python")
+    _, program, _ = blocks_in("python")
     with newcomer.begin(program.text) as client:
         try:
             for _ in range(200):
@@ -129,6 +131,17 @@ def the_client_sees_its_events(newcomer: Newcomer) -> None:
             assert client.stdout.readline() == "my:custom:event {'answer': 42}\n"
         finally:
             client.kill()
+
+
+def the_client_has_turns(newcomer: Newcomer) -> None:
+    """Run the turns of the README, with a model that is there."""
+    program = blocks_in("python")[2].text
+    model = "claude-cli/sonnet"
+    assert model in program
+    with newcomer.begin(program.replace(model, "test/echo")) as client:
+        told, _ = client.communicate(timeout=PRINT_TIMEOUT_S)
+
+    assert told == "Explain quantum computing 3 0.0\nAnd shorter?"
 
 
 def test_what_is_compared_differs_in_nothing_but_what_varies() -> None:

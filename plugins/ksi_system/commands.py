@@ -147,6 +147,7 @@ def welcome(report: StartReport) -> str:
     how = "runs already" if report.already_running else "is ready"
     next_steps = (
         (f"{ksi} status", "how it is"),
+        (f"{ksi} chat", "talk to a model"),
         (f"{ksi} events", "what it can do"),
         (f"{ksi} logs -f", "what it writes"),
         (f"{ksi} stop", "the end"),

@@ -112,7 +112,7 @@ def text_of(message: Message) -> str:
     """Return a message's text, or what its tool calls came to."""
     said = [part.text for part in message.parts if isinstance(part, TextPart)]
     results: list[Any] = [getattr(part, "content", "") for part in message.parts]
-    return "".join(said) or "\n".join(text for text in results if text)
+    return "\n\n".join(said) or "\n".join(text for text in results if text)
 
 
 def pieces_of(text: str, count: int) -> list[str]:
