@@ -12,6 +12,7 @@ import msgspec
 from ksi_completion import tokens
 from ksi_completion.events import CompletionAccepted, CompletionAsync
 from ksi_completion.messages import body_of
+from ksi_completion.outputs import check_schema
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Asked, Next, Said, Store, next_of
 from ksi_completion.work import TurnOptions
@@ -70,7 +71,7 @@ class Acceptance:
         """Record a turn; it begins at once where no other one is open in its conversation.
 
         Raises:
-            InvalidData: There is nothing in it to answer.
+            InvalidData: There is nothing in it to answer, or no answer could fit its schema.
             Conflict: The request's id is another's, or the conversation is archived.
             NotFound: The conversation is another user's.
             Busy: Too many turns wait, or too many wait for one another.
@@ -111,6 +112,7 @@ class Acceptance:
     def _asked(self, request: CompletionAsync, context: Context) -> Asked:
         messages = self._messages(request)
         _check_bounds(request, context)
+        check_schema(request.output_schema)
         agent = request.agent or context.agent
         bound = context.conversation if is_bound(context) else None
         conversation = request.conversation_id or bound or secrets.token_hex(8)

@@ -45,6 +45,7 @@ SUMMARY_SHARE: Final = 4  # the part of what messages have that a summary takes 
 SMALL_SHARE: Final = 10  # the part of what messages have that may fall out without a summary
 AFTER_SUMMARY: Final = 0.6  # how full the messages' part is once a summary was made
 MAX_MESSAGES: Final = 5000
+PRIORITY: Final = 1000  # of a turn that has none
 MAX_PROMPT_CHARACTERS: Final = 4000  # of what contributors are told of the question
 _ENDS: Final = re.compile(
     r"</(?=\s*(?:context|summary|previous_summary|conversation)\b)", re.IGNORECASE
@@ -68,6 +69,7 @@ class Asking(Struct, frozen=True, kw_only=True):
         tools: What it may call.
         settings: How it is to answer.
         output_schema: What its text is to follow.
+        priority: Its place among those that wait for a model's slot, the lowest first.
         more: Messages that are not in the conversation yet.
     """
 
@@ -81,6 +83,7 @@ class Asking(Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSchema, ...] = ()
     settings: ModelSettings = ModelSettings()
     output_schema: dict[str, Any] | None = None
+    priority: int | None = None
     more: tuple[Message, ...] = ()
 
 
@@ -216,6 +219,7 @@ class Contexts:
                 tools=asking.tools,
                 settings=asking.settings,
                 output_schema=asking.output_schema,
+                priority=asking.priority or PRIORITY,
                 seen=_seen(asking.conversation, sent),
             ),
             described=described,

@@ -30,7 +30,8 @@ class CompletionAsync(Struct, frozen=True, kw_only=True, omit_defaults=True):
     were accepted; ``priority`` counts among those that wait for a model's slot, 1 first. ``tools``
     are globs that narrow what the conversation may call. With a ``request_id`` asking twice is
     asking once. ``system``, ``model``, ``agent`` and ``settings`` hold for this turn, and for the
-    conversation where it is made.
+    conversation where it is made. With an ``output_schema``, a JSON
+    Schema, the answer is JSON that fits it.
     """
 
     prompt: Prompt | None = None

@@ -36,6 +36,7 @@ class Prompts:
             tools=schemas,
             settings=work.model_settings,
             output_schema=work.options.output_schema,
+            priority=work.options.priority,
         )
         built = await self._contexts.build(asking)
         if built.wants_summary is not None and await self._summaries.summarize(asking, built):

@@ -20,6 +20,8 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
         max_turn_s: How long a turn may take from its beginning on, without what it waits for a
             person; a turn's own ``timeout_s`` may be less.
         max_repeats: How often a turn may make the same tool call, or say the same.
+        output_retries: How often a model is told that its answer does not fit the turn's
+            ``output_schema``, and asked again.
         max_depth: How many turns may wait for one another, each asked for within the one before.
         max_parallel_tools: Tool calls without effects that one turn makes at once.
         patience_s: How long a turn goes on trying when no model answers.
@@ -53,6 +55,7 @@ class CompletionSettings(Struct, frozen=True, kw_only=True):
     max_turn_usd: Annotated[float, Meta(ge=0)] = 0.0
     max_turn_s: Annotated[float, Meta(gt=0)] = 3600.0
     max_repeats: Positive = 10
+    output_retries: Annotated[int, Meta(ge=0)] = 2
     max_depth: Annotated[int, Meta(ge=0)] = 5
     max_parallel_tools: Positive = 8
     patience_s: Seconds = 120.0

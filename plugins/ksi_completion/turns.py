@@ -21,6 +21,7 @@ from ksi_completion.events import (
 )
 from ksi_completion.messages import body_of, decode_parts
 from ksi_completion.news import News, Waiters
+from ksi_completion.outputs import MISFIT, given_up, misfit_of, objection
 from ksi_completion.prompts import Prompts
 from ksi_completion.relays import DIED, Relays
 from ksi_completion.settings import CompletionSettings
@@ -45,7 +46,6 @@ from ksi_daemon.protocol import (
     Cancelled,
     ErrorBody,
     Failed,
-    InvalidData,
     KsiError,
     TimedOut,
     Unavailable,
@@ -313,8 +313,11 @@ class Turns:
             )
         )
         marks = tuple(marks_of(message))
-        trouble = check_answer(work, marks, self._settings) or _misfit(work, message)
-        is_end = not work.calls and trouble is None
+        trouble = check_answer(work, marks, self._settings)
+        misfit = self._misfit(work, message.parts) if trouble is None else None
+        if misfit is not None:
+            marks = (*marks, MISFIT)
+        is_end = not work.calls and trouble is None and misfit is None
         commit = Commit(
             step=work.step,
             parts=message.parts,
@@ -335,7 +338,23 @@ class Turns:
         if trouble is not None and committed.verdict != "over":
             await self._end(work, "failed", trouble.body)
             return Thought(number=committed.number, is_over=True)
+        if misfit is not None and committed.verdict == "ok":
+            return await self._object(work, misfit, work.row["marks"].count(MISFIT))
         return await self._after(work, committed)
+
+    def _misfit(self, work: Work, parts: tuple[Part, ...]) -> str | None:
+        return None if work.calls else misfit_of(work.options.output_schema, parts)
+
+    async def _object(self, work: Work, misfit: str, before: int) -> Thought:
+        """Tell the model that its answer does not fit, unless it was told too often before."""
+        if before >= self._settings.output_retries:
+            await self._end(work, "failed", given_up(misfit, before).body)
+            return Thought(is_over=True)
+        parts = objection(misfit)
+        said = Commit(
+            step=work.step, place=1, role="user", parts=parts, tokens=tokens.of_parts(parts)
+        )
+        return await self._after(work, await self._store.commit(work.tenant, work.run, said))
 
     async def _after(self, work: Work, committed: Committed) -> Thought:
         """Go on with what a step's commit says."""
@@ -355,6 +374,9 @@ class Turns:
             with acting_as(work.context):
                 await self._tooling.offered_to(work)
             return self._to_do(work, None)
+        misfit = self._misfit(work, parts)
+        if misfit is not None:
+            return await self._object(work, misfit, work.row["marks"].count(MISFIT) - 1)
         committed = await self._store.commit(work.tenant, work.run, Commit(ends_as="succeeded"))
         return await self._after(work, committed)
 
@@ -584,21 +606,6 @@ def _results_commit(
         units=len(results),
         attempt=work.live.attempt,
     )
-
-
-def _misfit(work: Work, message: Message) -> KsiError | None:
-    """Return why an answer is not what the turn was to put out."""
-    if work.options.output_schema is None or work.calls:
-        return None
-    text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return InvalidData(
-            f"the answer is not JSON, as its output_schema wants it: {error}",
-            details={"kind": "output"},
-        )
-    return None
 
 
 def _cancelled(work: Work) -> ErrorBody:

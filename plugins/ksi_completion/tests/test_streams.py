@@ -79,7 +79,8 @@ def apply(live: Live, kept: list[Any], what: str, text: str) -> None:
 def test_a_follower_has_in_the_end_what_was_said_whenever_it_reads(
     operations: list[tuple[str, str]],
 ) -> None:
-    live, reader, late, kept = Live("r", 1_000_000), Reader(), Reader(), []
+    live, reader, late = Live("r", 1_000_000), Reader(), Reader()
+    kept: list[Any] = []
 
     for what, text in operations:
         apply(live, kept, what, text)
@@ -99,7 +100,9 @@ def test_a_follower_has_in_the_end_what_was_said_whenever_it_reads(
 def test_what_another_daemon_hands_on_comes_to_the_same_from_any_offset(
     operations: list[tuple[str, str]], data: st.DataObject
 ) -> None:
-    live, kept, handed = Live("r", 1_000_000), [], []
+    live = Live("r", 1_000_000)
+    kept: list[Any] = []
+    handed: list[Any] = []
     relay = Position()
     for what, text in operations:
         apply(live, kept, what, text)

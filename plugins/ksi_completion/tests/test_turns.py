@@ -250,6 +250,15 @@ async def test_a_conversation_takes_only_so_many_waiting_turns(
     script.gate.set()
 
 
+async def test_the_priority_of_a_turn_is_that_of_its_model_calls(
+    client: AsyncClient, script: Script
+) -> None:
+    await ended(client, (await ask(client, priority=7))["run_id"])
+    await ended(client, (await ask(client))["run_id"])
+
+    assert [call.priority for call in script.calls] == [7, ModelCall().priority]
+
+
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
