@@ -13,7 +13,7 @@ import pytest
 from ksi_cli.testing import blocks_of, commands_of
 
 GUIDE = Path(__file__).resolve().parent.parent / "plugins" / "README.md"
-COMMAND_TIMEOUT_S = 40
+COMMAND_TIMEOUT_S = 120
 
 
 class Terminal:
@@ -64,7 +64,7 @@ def fits(expected: str, written: str) -> bool:
     return re.fullmatch(pattern, written.strip(), re.DOTALL) is not None
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_guide_does_what_it_says(terminal: Terminal) -> None:
     ran = 0
     for block in blocks_of(GUIDE):
