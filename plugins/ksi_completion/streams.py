@@ -197,10 +197,12 @@ class Live:
         All that has come of a text since is one chunk: a follower that is slow gets the rest at
         once. Its position must not be before `first`.
         """
-        void = min((at for attempt, at in self._voids if attempt > position.attempt), default=None)
-        if void is not None and position.offset > void:
-            position.offset, position.entry = void, None
-            yield StreamRestarted(attempt=self.attempt, offset=void, why=self.why)
+        voids = [(at, -attempt) for attempt, at in self._voids if attempt > position.attempt]
+        if voids:
+            void, attempt = min(voids)  # what is said from there on is of that attempt, or later
+            if position.offset > void:
+                position.offset, position.entry = void, None
+                yield StreamRestarted(attempt=-attempt, offset=void, why=self.why)
         position.attempt = self.attempt
         yield from self._texts(position)
         if self._status is not None and position.status != self._status_number:

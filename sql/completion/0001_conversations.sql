@@ -67,7 +67,7 @@ CREATE TABLE turn (
     PRIMARY KEY (tenant, conversation, number),
     FOREIGN KEY (tenant, conversation) REFERENCES conversation ON DELETE CASCADE,
     UNIQUE (run),
-    UNIQUE (tenant, request_id),
+    UNIQUE (request_id, tenant),
     CHECK (status IN ('waiting', 'running', 'paused', 'succeeded', 'failed', 'cancelled'))
 );
 CREATE INDEX turn_open ON turn (tenant, conversation, number)
@@ -97,7 +97,7 @@ CREATE TABLE message (
     FOREIGN KEY (tenant, conversation) REFERENCES conversation ON DELETE CASCADE,
     CHECK (role IN ('system', 'user', 'assistant', 'tool'))
 );
-CREATE UNIQUE INDEX message_step ON message (tenant, run, step, place) WHERE step IS NOT NULL;
+CREATE UNIQUE INDEX message_step ON message (run, step, place) WHERE step IS NOT NULL;
 CREATE INDEX message_words ON message USING gin (to_tsvector('simple', body));
 SELECT ksi_postgres.protect('message');
 

@@ -3,6 +3,10 @@
 -- Whatever changes a conversation's turns holds the lock of the conversation's row, so that turns
 -- have an order, and one alone is at work. What the daemon at work writes is fenced besides.
 
+-- A run's id is unique among all tenants. What is looked up by it is compared with the tenant in a
+-- way that no index serves: before there are statistics, one that begins with the tenant looks as
+-- good as that of the runs, and would be read from end to end.
+
 SET LOCAL search_path = ksi_completion, public, pg_temp;
 
 -- Begins the first of a conversation's open turns, unless one is at work or a lock holds.
@@ -30,6 +34,18 @@ BEGIN
     next_context := head.context;
 END $$;
 COMMENT ON FUNCTION claim_next IS 'begins the next turn of a conversation, if one may begin';
+
+-- Two statements, each with an index of its own: as one join it could read all conversations.
+CREATE FUNCTION lock_conversation_of(of_tenant text, of_run text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+DECLARE
+    locked text;
+BEGIN
+    SELECT t.conversation INTO locked FROM turn t
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant;
+    PERFORM FROM conversation c WHERE (c.tenant, c.id) = (of_tenant, locked) FOR UPDATE;
+END $$;
+COMMENT ON FUNCTION lock_conversation_of IS 'holds the conversation of a turn until the transaction ends; returns nothing';
 
 -- Gives what was said its numbers, up to a turn.
 CREATE FUNCTION take_said(of_tenant text, of_conversation text, up_to bigint) RETURNS bigint
@@ -89,7 +105,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock(
         hashtextextended('ksi_completion ' || of_tenant || ' ' || of_request, 0));
     is_made := false;
-    SELECT t.* INTO known FROM turn t WHERE (t.tenant, t.request_id) = (of_tenant, of_request);
+    SELECT t.* INTO known FROM turn t
+     WHERE t.request_id = of_request AND t.tenant IS NOT DISTINCT FROM of_tenant;
     IF FOUND THEN
         verdict := CASE WHEN known.digest = of_digest THEN 'same' ELSE 'other' END;
         SELECT known.run, known.conversation, known.number, known.status
@@ -98,7 +115,7 @@ BEGIN
     END IF;
     IF of_parent IS NOT NULL THEN
         SELECT t.depth + 1 INTO of_depth FROM turn t
-         WHERE t.tenant = of_tenant AND t.run = of_parent;
+         WHERE t.run = of_parent AND t.tenant IS NOT DISTINCT FROM of_tenant;
         of_depth := coalesce(of_depth, 0);
         IF of_depth > max_depth THEN
             verdict := 'deep';
@@ -238,7 +255,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalo
             - coalesce(extract(epoch FROM clock_timestamp() - t.paused_at), 0),
         t.first_message, c.last_message, t.stopping, t.waits_for, t.waits_call, NULL)::turn_state
       FROM turn t JOIN conversation c ON (c.tenant, c.id) = (t.tenant, t.conversation)
-     WHERE t.tenant = of_tenant AND t.run = of_run
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
 $$;
 COMMENT ON FUNCTION state_of IS 'what the daemon at work has to know of a turn';
 
@@ -256,9 +273,8 @@ BEGIN
     PERFORM ksi_workflows.hold(executor, epoch);
     -- Nothing rests on this that a later commit does not make last, and the model waits for it.
     SET LOCAL synchronous_commit = off;
-    PERFORM FROM conversation c JOIN turn t ON (t.tenant, t.conversation) = (c.tenant, c.id)
-      WHERE t.tenant = of_tenant AND t.run = of_run FOR UPDATE OF c;
-    SELECT t.* INTO at_work FROM turn t WHERE t.tenant = of_tenant AND t.run = of_run;
+    PERFORM lock_conversation_of(of_tenant, of_run);
+    SELECT t.* INTO at_work FROM turn t WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant;
     IF NOT FOUND THEN
         state.verdict := 'over';
         RETURN state;
@@ -267,7 +283,8 @@ BEGIN
         RETURN state_of(of_tenant, of_run);
     END IF;
     SELECT m.parts INTO found_parts FROM message m
-     WHERE (m.tenant, m.run, m.step, m.place) = (of_tenant, of_run, at_step, 0);
+     WHERE (m.run, m.step, m.place) = (of_run, at_step, 0)
+       AND m.tenant IS NOT DISTINCT FROM of_tenant;
     again := at_work.opened >= at_step AND found_parts IS NULL;
     IF found_parts IS NULL THEN
         PERFORM take_said(of_tenant, at_work.conversation, at_work.number);
@@ -293,7 +310,7 @@ DECLARE
     now_attempt integer;
 BEGIN
     PERFORM ksi_workflows.hold(executor, epoch);
-    UPDATE turn t SET attempt = t.attempt + 1 WHERE t.tenant = of_tenant AND t.run = of_run
+    UPDATE turn t SET attempt = t.attempt + 1 WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
     RETURNING t.attempt INTO now_attempt;
     RETURN now_attempt;
 END $$;
@@ -312,7 +329,7 @@ BEGIN
     UPDATE turn t
        SET status = of_status, error = of_error, ended_at = clock_timestamp(), waits_for = NULL,
            waits_call = NULL, paused_at = NULL, marks = '{}'
-     WHERE t.tenant = of_tenant AND t.run = of_run
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
     RETURNING * INTO ended;
     SELECT min(t.number) INTO next_open FROM turn t
      WHERE (t.tenant, t.conversation) = (of_tenant, ended.conversation)
@@ -339,16 +356,16 @@ DECLARE
     at_work turn;
 BEGIN
     PERFORM ksi_workflows.hold(executor, epoch);
-    PERFORM FROM conversation c JOIN turn t ON (t.tenant, t.conversation) = (c.tenant, c.id)
-      WHERE t.tenant = of_tenant AND t.run = of_run FOR UPDATE OF c;
-    SELECT t.* INTO at_work FROM turn t WHERE t.tenant = of_tenant AND t.run = of_run;
+    PERFORM lock_conversation_of(of_tenant, of_run);
+    SELECT t.* INTO at_work FROM turn t WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant;
     IF NOT FOUND OR at_work.status NOT IN ('running', 'paused') THEN
         verdict := 'over';
         RETURN;
     END IF;
     IF of_parts IS NOT NULL THEN
         SELECT m.number INTO message_number FROM message m
-         WHERE (m.tenant, m.run, m.step, m.place) = (of_tenant, of_run, at_step, at_place);
+         WHERE (m.run, m.step, m.place) = (of_run, at_step, at_place)
+           AND m.tenant IS NOT DISTINCT FROM of_tenant;
         IF NOT FOUND THEN
             UPDATE conversation c
                SET last_message = c.last_message + 1, messages = c.messages + 1,
@@ -406,7 +423,7 @@ BEGIN
            paused_s = t.paused_s
                + coalesce(extract(epoch FROM clock_timestamp() - t.paused_at), 0),
            paused_at = CASE WHEN of_status = 'paused' THEN clock_timestamp() END
-     WHERE t.tenant = of_tenant AND t.run = of_run AND t.status IN ('running', 'paused')
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant AND t.status IN ('running', 'paused')
     RETURNING CASE WHEN t.stopping IS NULL THEN 'ok' ELSE 'stopping' END INTO why;
     RETURN coalesce(why, 'over');
 END $$;
@@ -418,9 +435,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, 
 DECLARE
     asked turn;
 BEGIN
-    PERFORM FROM conversation c JOIN turn t ON (t.tenant, t.conversation) = (c.tenant, c.id)
-      WHERE t.tenant = of_tenant AND t.run = of_run FOR UPDATE OF c;
-    SELECT t.* INTO asked FROM turn t WHERE t.tenant = of_tenant AND t.run = of_run;
+    PERFORM lock_conversation_of(of_tenant, of_run);
+    SELECT t.* INTO asked FROM turn t WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant;
     IF NOT FOUND THEN
         verdict := 'not_found';
     ELSIF asked.status IN ('succeeded', 'failed', 'cancelled') THEN
@@ -445,7 +461,7 @@ DECLARE
 BEGIN
     UPDATE turn t
        SET status = 'cancelled', ended_at = clock_timestamp(), stopping = why
-     WHERE t.tenant = of_tenant AND t.run = of_run
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
     RETURNING * INTO ended;
     SELECT min(t.number) INTO first_open FROM turn t
      WHERE (t.tenant, t.conversation) = (of_tenant, ended.conversation)
@@ -490,10 +506,11 @@ SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
            t.cost_usd, t.has_unknown_cost, t.attempt, t.units,
            t.has_output, t.accepted_at, t.started_at, t.ended_at,
            (SELECT m.parts FROM message m
-             WHERE m.tenant = of_tenant AND m.run = of_run AND m.step IS NOT NULL AND m.place = 0
+             WHERE m.run = of_run AND m.step IS NOT NULL
+               AND m.tenant IS NOT DISTINCT FROM of_tenant AND m.place = 0
              ORDER BY m.step DESC LIMIT 1)
       FROM turn t JOIN conversation c ON (c.tenant, c.id) = (t.tenant, t.conversation)
-     WHERE t.tenant = of_tenant AND t.run = of_run
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
 $$;
 COMMENT ON FUNCTION outcome IS 'how a turn ended, or how it stands';
 
@@ -527,7 +544,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_completion, pg_catalo
            s.usage, s.cost_usd, s.units, s.attempt, s.starts_at
       FROM (SELECT m.*, (sum(m.units) OVER (ORDER BY m.step, m.place) - m.units)::bigint AS starts_at
               FROM message m
-             WHERE m.tenant = of_tenant AND m.run = of_run AND m.step IS NOT NULL) s
+             WHERE m.run = of_run AND m.step IS NOT NULL
+               AND m.tenant IS NOT DISTINCT FROM of_tenant) s
      ORDER BY s.step, s.place
 $$;
 COMMENT ON FUNCTION said_by_turn IS 'the messages that a turn has made, with their place in its stream';

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ksi_completion.events import (
@@ -76,6 +76,12 @@ def apply(live: Live, kept: list[Any], what: str, text: str) -> None:
 
 
 @given(OPERATIONS)
+@example(
+    [
+        *(("text", "a"), ("read", ""), ("restart", ""), ("text", "a")),
+        *(("step", ""), ("restart", ""), ("read", "")),
+    ]
+)
 def test_a_follower_has_in_the_end_what_was_said_whenever_it_reads(
     operations: list[tuple[str, str]],
 ) -> None:
