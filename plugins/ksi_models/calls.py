@@ -425,7 +425,11 @@ class Calls:
         Raises:
             Unavailable: It has an answer that can't be recorded.
         """
-        await self._prices.ready(work.model)
+        try:
+            await self._prices.ready(work.model)
+        except asyncio.CancelledError:
+            self._end_later(work)
+            raise
         row = work.row(outcome, None if error is None else _kind(error), self._prices)
         try:
             await self._recorder.write(row)
@@ -437,10 +441,9 @@ class Calls:
 
     def _end_later(self, work: Work) -> None:
         """Have it recorded that a call was cancelled: who cancels does not wait for that."""
-        if work.answer is None:
-            row = work.row("cancelled", "cancelled", self._prices)
-            self._recorder.later(row)
-            self._tell(work, row)
+        row = work.row("cancelled", "cancelled", self._prices)
+        self._recorder.later(row)
+        self._tell(work, row)
 
     def _tell(self, work: Work, row: CallRow) -> None:
         with acting_as(work.context):  # a stream that is closed is not closed in its own context

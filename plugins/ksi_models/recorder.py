@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import structs
 
-from ksi_daemon.protocol import KsiError, Unavailable
+from ksi_daemon.protocol import InvalidData, KsiError, Unavailable
 from ksi_models.store import Beginning, CallRow, Store
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Recorder:
         while True:
             try:
                 await self._store.record(row, self._timeout_s)
+            except InvalidData:
+                raise  # it will never be taken
             except KsiError as error:
                 log.warning("what a call took can't be recorded yet", extra={"why": error.message})
                 await asyncio.sleep(delay)
@@ -96,7 +98,11 @@ class Recorder:
             await self._write_begun()
             while self._waiting:
                 row = self._waiting[0]
-                await self._until_written(row)
+                try:
+                    await self._until_written(row)
+                except Exception as error:  # noqa: BLE001  no row may keep the others from being written
+                    self.dropped += 1
+                    _log_lost(row, f"it can't be written: {type(error).__name__}")
                 if self._waiting and self._waiting[0] is row:
                     self._waiting.popleft()
 

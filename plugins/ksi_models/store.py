@@ -75,11 +75,12 @@ class Store:
 
     async def begin(self, beginning: Beginning, timeout_s: float) -> None:
         """Note that a provider is asked, so that there is a row whatever becomes of the daemon."""
-        await self._database.execute(SQL["begin"], *beginning, timeout_s=timeout_s)
+        await self._database.execute(SQL["begin"], *map(_kept, beginning), timeout_s=timeout_s)
 
     async def record(self, row: CallRow, timeout_s: float) -> None:
         """Keep what a call took; a row that is there already is left as it is."""
-        await self._database.execute(SQL["record"], *structs.astuple(row), timeout_s=timeout_s)
+        values = map(_kept, structs.astuple(row))
+        await self._database.execute(SQL["record"], *values, timeout_s=timeout_s)
 
     async def sums(self, tenant: str | None, asked: ModelUsage) -> ModelUsed:
         """Sum up a tenant's calls, or those of each tenant; then they are told apart."""
@@ -108,6 +109,15 @@ class Store:
         """Delete some of the rows that are too old; says how many."""
         count: int = await self._database.fetchval(SQL["forget"], older_than, FORGOTTEN_AT_ONCE)
         return count
+
+
+def _kept(value: Any) -> Any:
+    """Return a value as Postgres can hold it: some of them come from providers, and may be odd."""
+    if isinstance(value, str):
+        if value.isascii() and "\x00" not in value:
+            return value
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    return value
 
 
 def _sum(row: Any, keys: tuple[str, ...]) -> UsageRow:

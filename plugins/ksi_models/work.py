@@ -24,6 +24,7 @@ from ksi_models.provider import Answered, Provider
 from ksi_models.slots import Ticket
 from ksi_models.store import Beginning, CallOutcome, CallRow
 
+MAX_TOKENS: Final = 10**12  # what a provider counts past that is nonsense, which sums can't hold
 BYTES_PER_TOKEN: Final = 4  # where nobody has counted; of English text about that
 
 
@@ -247,10 +248,11 @@ def usage_of(row: CallRow) -> Usage:
 
 
 def _summed(parts: list[Usage]) -> Usage:
-    if len(parts) == 1:
+    if len(parts) == 1 and max(msgspec.structs.astuple(parts[0])) <= MAX_TOKENS:
         return parts[0]
     names = Usage.__struct_fields__
-    return Usage(**{name: sum(getattr(part, name) for part in parts) for name in names})
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
+    return Usage(**{name: min(count, MAX_TOKENS) for name, count in sums.items()})
 
 
 def tokens_of(size_bytes: int) -> int:

@@ -10,11 +10,22 @@ import pytest
 
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import InvalidData, Unavailable
-from ksi_models.events import ModelUsage, ModelUsed
+from ksi_models.events import ModelUsage, ModelUsed, Usage
+from ksi_models.provider import Answered
 from ksi_models.recorder import Recorder
 from ksi_models.settings import ModelsSettings
 from ksi_models.store import CallRow, Store
-from ksi_models.tests.kit import Acting, Bench, context, fail, running, say, stall, until
+from ksi_models.tests.kit import (
+    Acting,
+    Bench,
+    context,
+    fail,
+    running,
+    said,
+    say,
+    stall,
+    until,
+)
 from ksi_postgres.database import Database
 
 Make = Callable[..., Bench]
@@ -207,3 +218,75 @@ async def test_old_rows_are_forgotten(bench: Make, database: Database) -> None:
     gone = await made.store.forget(timedelta(0))
 
     assert (kept, gone, await made.rows()) == (0, 1, [])
+
+
+# -- what can't be written as it is ------------------------------------------------------------
+
+
+async def test_no_row_keeps_others_from_being_written(bench: Make) -> None:
+    def odd(served: str, tokens: int) -> Any:
+        async def act(question: Any) -> Any:
+            yield Answered(
+                message=said("hi").message,
+                finish="stop",
+                usage=Usage(input_tokens=tokens, output_tokens=1),
+                served=served,
+            )
+
+        return act
+
+    made = bench(Acting("a", odd("m\x00", 1), odd("m\ud800", 2), odd("m", 10**30), say("fine")))
+    async with running(made), asyncio.timeout(20):
+        for _ in range(4):
+            await made.call("a:m\x00", context=context("c1"), purpose="chat")
+
+    rows = await made.rows()
+    assert [row["outcome"] for row in rows] == ["ok"] * 4
+    assert [row["input_tokens"] for row in rows] == [1, 2, 10**12, 10]
+    assert (await used(made)).total.input_tokens == 10**12 + 13
+    assert made.recorder.waiting == 0
+
+
+async def test_a_call_that_is_cancelled_after_its_answer_has_a_row(bench: Make) -> None:
+    answered = asyncio.Event()
+
+    async def act(question: Any) -> Any:
+        try:
+            yield said("paid for")
+        finally:
+            answered.set()
+            await asyncio.Event().wait()
+
+    made = bench(Acting("a", act))
+    async with running(made), asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(made.call("a:m"))
+        await answered.wait()
+        task.cancel()
+        await until(lambda: made.called)
+        await until(lambda: not made.recorder.waiting)
+
+    (row,) = await made.rows()
+    assert (row["outcome"], row["input_tokens"], row["output_tokens"]) == ("cancelled", 10, 5)
+
+
+async def test_a_row_that_is_refused_is_lost_loudly_and_alone(
+    bench: Make, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Choosy(Store):
+        async def record(self, row: CallRow, timeout_s: float) -> None:
+            if row.model == "a:odd":
+                raise ValueError("no such row")
+            await super().record(row, timeout_s)
+
+    made = bench(Acting("a", say("hi")))
+    made.calls._recorder = made.recorder = Recorder(Choosy(database), 5.0)
+    async with running(made), asyncio.timeout(20):
+        with pytest.raises(ValueError, match="no such row"):
+            await made.call("a:odd")
+        await made.call("a:even")
+        await until(lambda: not made.recorder.waiting)
+
+    assert made.recorder.dropped == 1
+    outcomes = {row["model"]: row["outcome"] for row in await made.rows()}
+    assert outcomes == {"a:even": "ok", "a:odd": "begun"}
+    assert "a call's row is lost" in caplog.text
