@@ -28,6 +28,6 @@ bench:
 docs:
     .venv/bin/python docs/generate.py
 
-# Kill the daemon at 200 random points of durable work, and keep the result beside the benchmarks.
+# Kill the daemon at 200 random points of durable work, and at 200 of turns; keep the results beside the benchmarks.
 faults:
-    FAULT_KILLS=200 FAULT_DOWN_S=10 FAULT_REPORT=tests/benchmarks/faults.md .venv/bin/python -m pytest -q plugins/ksi_workflows/tests/test_kills.py plugins/ksi_workflows/tests/test_faults.py
+    FAULT_KILLS=200 FAULT_DOWN_S=10 FAULT_REPORT=tests/benchmarks/faults.md FAULT_REPORT_TURNS=tests/benchmarks/faults_turns.md .venv/bin/python -m pytest -q plugins/ksi_workflows/tests/test_kills.py plugins/ksi_workflows/tests/test_faults.py plugins/ksi_completion/tests/test_kills.py plugins/ksi_completion/tests/test_outages.py

@@ -17,15 +17,18 @@ from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
-KILLS = int(os.environ.get("FAULT_KILLS", "5"))
-TURNS = 4  # at work at each kill, each at another point
+KILLS = int(os.environ.get("FAULT_KILLS", "20"))
 REPORT = os.environ.get("FAULT_REPORT_TURNS", "")
 CALLS = ("look 1", "pay 1", "set 1", "pay 2", "look 2")
+PAYMENTS = {"pay 1": "1:1", "pay 2": "2:1"}  # by step and index
 TOOLS = {"look": "errand_look", "pay": "errand_pay", "set": "errand_set"}
+MESSAGES = 3 + 2 + 3  # of a turn: the model's, and the results of each group of calls
 CALL_S = 0.01
+ANSWER_S = 0.15  # what the first model call takes with all around it, and the last
+MOST_OPEN = 4  # turns that are at work as another one begins
 SETTINGS = (
     "daemon.plugins=system,postgres,workflows,models,tools,completion,errand",
-    "workflows.max_recovery_attempts=20",
+    "workflows.max_recovery_attempts=100",
     "models.find_local=false",
     "completion.sweep_s=0.5",
 )
@@ -36,6 +39,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.turns = 0
+        self.amid = 0
         self.lost = 0
         self.kept_messages = 0
         self.redone_messages = 0
@@ -79,98 +83,149 @@ async def ask(client: AsyncClient, event: str, data: Any) -> Any:
             await asyncio.sleep(error.retry_after_s or 0.1)
 
 
-async def messages_of(fleet: Fleet, run: str) -> dict[tuple[int, int], str]:
-    """Return the messages that a turn has made."""
-    sql = "SELECT step, place, parts FROM ksi_completion.message WHERE run = $1 AND step > 0"
-    return {(row[0], row[1]): row[2] for row in await fleet.query(sql, run)}
-
-
 class Errand:
-    """A turn that is killed at some point, and what it was then."""
+    """A turn that the daemon is killed amid, perhaps more than once, and what is known of it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.run = ""
-        self.before: dict[tuple[int, int], str] = {}
+        self.kept: dict[tuple[int, int], str] = {}
+        self.doubts: set[str] = set()
 
-    async def begin(self, client: AsyncClient) -> None:
-        """Have the turn accepted."""
-        request = {"prompt": script(self.file), "model": "test/script", "tools": ["errand_*"]}
-        self.run = (await ask(client, "completion:async", request))["run_id"]
+    def see(self, messages: dict[tuple[int, int], str], tally: Tally) -> None:
+        """Compare the messages that the turn has with those that it had."""
+        tally.redone_messages += sum(messages.get(key) != parts for key, parts in self.kept.items())
+        self.kept = messages
 
-    async def finish(self, client: AsyncClient, fleet: Fleet, tally: Tally) -> None:
-        """Let the turn end, with a person for what is in doubt, and count."""
-        doubts: set[str] = set()
-        while True:
-            data = {"run_id": self.run, "timeout_s": 0.3}
-            result = await ask(client, "completion:wait", data)
-            if result["status"] not in ("waiting", "running", "paused"):
-                break
-            listed = await ask(client, "tool:in_doubt", {})
-            for call in listed["calls"]:
-                if call["run_id"] == self.run and call["call_id"] not in doubts:
-                    doubts.add(call["call_id"])
-                    verdict = {"call_id": call["call_id"], "verdict": "done", "content": "looked"}
-                    await ask(client, "tool:resolve", verdict)
-        self._note(result, await messages_of(fleet, self.run), doubts, tally)
-
-    def _note(
-        self, result: Any, after: dict[tuple[int, int], str], doubts: set[str], tally: Tally
-    ) -> None:
+    def note(self, result: Any, tally: Tally) -> None:
+        """Count what came of the turn, and what its tools have left."""
         effects, begun = counts(self.file, "effect"), counts(self.file, "begin")
         tally.turns += 1
         tally.lost += result["status"] != "succeeded"
-        tally.wrong += result["text"] != "That is all." or len(after) != EXPECTED_MESSAGES
-        tally.kept_messages += len(self.before)
-        tally.redone_messages += sum(after.get(key) != parts for key, parts in self.before.items())
-        tally.doubts += len(doubts)
-        for what in ("pay 1", "pay 2"):
+        tally.wrong += result["text"] != "That is all." or len(self.kept) != MESSAGES
+        tally.doubts += len(self.doubts)
+        for what, place in PAYMENTS.items():
+            is_doubtful = f"{self.run}:{place}" in self.doubts
             tally.effects += effects[what]
             tally.effects_twice += effects[what] > 1 or begun[what] > 1
-            if effects[what] == 0 and not doubts:
-                tally.unlisted_doubts += 1
+            tally.unlisted_doubts += effects[what] == 0 and not is_doubtful
         tally.repeated += sum(begun[what] - 1 for what in CALLS if begun[what] > 1)
-        tally.hit[len(self.before)] += 1
 
 
-async def kill_amid(errands: list[Errand], client: AsyncClient, daemon: DaemonProcess) -> None:
-    """Begin turns one after the other, and kill the daemon amid them."""
-    for errand in errands:
-        await errand.begin(client)
-        await asyncio.sleep(random.uniform(0.0, 0.12))  # the moment is what is tested
-    await asyncio.to_thread(daemon.kill)
+class Errands:
+    """All turns of the test."""
 
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        self.tally = Tally()
+        self._fleet = fleet
+        self._folder = folder
+        self._all: dict[str, Errand] = {}
+        self._open: list[Errand] = []
 
-EXPECTED_MESSAGES = 3 + 2 + 3  # the model's, and the results of each group of calls
+    async def begin(self, client: AsyncClient, wanted: int) -> None:
+        """Begin a turn, and wait until it has made so many calls, or is making the last."""
+        errand = Errand(self._folder.with_suffix(f".{len(self._all)}"))
+        request = {"prompt": script(errand.file), "model": "test/script", "tools": ["errand_*"]}
+        errand.run = (await ask(client, "completion:async", request))["run_id"]
+        self._all[errand.run] = errand
+        self._open.append(errand)
+        while counts(errand.file, "begin").total() < wanted:  # noqa: ASYNC110  others write it
+            await asyncio.sleep(0.002)
+
+    def calls_begun(self) -> int:
+        """Count the calls that were begun."""
+        return sum(counts(errand.file, "begin").total() for errand in self._all.values())
+
+    async def kill_amid(self, client: AsyncClient, daemon: DaemonProcess) -> None:
+        """Begin a turn, and kill the daemon at some point of it."""
+        wanted = random.randrange(len(CALLS) + 1)
+        await self.begin(client, wanted)
+        span_s = ANSWER_S if wanted in (0, len(CALLS)) else 3 * CALL_S
+        await asyncio.sleep(random.uniform(0.0, span_s))  # the moment is what is tested
+        await asyncio.to_thread(daemon.kill)
+        await self.look()
+        for each in self._open:
+            self.tally.amid += 1
+            self.tally.kept_messages += len(each.kept)
+            self.tally.hit[len(each.kept)] += 1
+
+    async def settle(self, client: AsyncClient, most: int) -> None:
+        """Wait until few turns are open, with a person who decides what is in doubt."""
+        while True:
+            listed = await ask(client, "tool:in_doubt", {})
+            for call in listed["calls"]:
+                self._all[call["run_id"]].doubts.add(call["call_id"])
+                verdict = {"call_id": call["call_id"], "verdict": "done", "content": "looked"}
+                await ask(client, "tool:resolve", verdict)
+            await self.look()
+            if len(self._open) <= most:
+                return
+            await asyncio.sleep(0.05)
+
+    async def look(self) -> None:
+        """See what the turns have made, and which are open."""
+        runs = [errand.run for errand in self._open]
+        made: dict[str, dict[tuple[int, int], str]] = {run: {} for run in runs}
+        for run, step, place, parts in await self._fleet.query(
+            "SELECT run, step, place, parts FROM ksi_completion.message "
+            "WHERE run = ANY ($1) AND step > 0",
+            runs,
+        ):
+            made[run][step, place] = parts
+        for errand in self._open:
+            errand.see(made[errand.run], self.tally)
+        rows = await self._fleet.query(
+            "SELECT run FROM ksi_completion.turn "
+            "WHERE run = ANY ($1) AND status IN ('waiting', 'running', 'paused')",
+            runs,
+        )
+        still = {row[0] for row in rows}
+        self._open = [errand for errand in self._open if errand.run in still]
+
+    async def note_all(self, client: AsyncClient) -> None:
+        """Count what came of all."""
+        for run, errand in self._all.items():
+            sql = (
+                "SELECT step, place, parts FROM ksi_completion.message WHERE run = $1 AND step > 0"
+            )
+            rows = await self._fleet.query(sql, run)
+            errand.see({(row[0], row[1]): row[2] for row in rows}, self.tally)
+            result = await ask(client, "completion:wait", {"run_id": run, "timeout_s": 0})
+            errand.note(result, self.tally)
 
 
 @pytest.mark.timeout(120 + 8 * KILLS)
 async def test_no_turn_is_lost_and_no_effect_is_had_twice_whenever_the_daemon_is_killed(
     work: Path, database_logins: Logins
 ) -> None:
-    fleet, tally, began = Fleet(database_logins, *SETTINGS), Tally(), time.monotonic()
-    waiting: list[Errand] = []
+    fleet, began = Fleet(database_logins, *SETTINGS), time.monotonic()
+    errands = Errands(fleet, work)
+    tally = errands.tally
     with fleet.daemon() as daemon:
-        for kill in range(KILLS + 1):
+        for _ in range(KILLS):
             await fleet.start(daemon)
             async with fleet.client(daemon) as client:
-                for errand in waiting:
-                    await errand.finish(client, fleet, tally)
-                if kill < KILLS:
-                    waiting = [Errand(work.with_suffix(f".{kill}.{n}")) for n in range(TURNS)]
-                    await kill_amid(waiting, client, daemon)
-            for errand in waiting:
-                errand.before = await messages_of(fleet, errand.run)
+                await errands.settle(client, MOST_OPEN)
+                await errands.kill_amid(client, daemon)
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as client:
+            await errands.settle(client, 0)
+            await errands.note_all(client)
         daemon.stop()
 
     _report(tally, time.monotonic() - began)
-    assert tally.turns == KILLS * TURNS
+    assert tally.turns == KILLS
+    assert_sound(tally)
+    assert tally.kept_messages > 0
+
+
+def assert_sound(tally: Tally) -> None:
+    """Check that nothing was lost, made again or had twice."""
     assert tally.lost == 0
     assert tally.wrong == 0
     assert tally.redone_messages == 0
     assert tally.effects_twice == 0
     assert tally.unlisted_doubts == 0
-    assert tally.kept_messages > 0
 
 
 def _report(tally: Tally, took_s: float) -> None:
@@ -180,8 +235,9 @@ def _report(tally: Tally, took_s: float) -> None:
     Path(REPORT).write_text(
         "# Kills of the daemon amid turns\n\n"
         f"{datetime.now(UTC):%Y-%m-%d}, by `just faults`: kill -9 of the daemon at {KILLS} "
-        f"random moments, {TURNS} turns at work each time: {tally.turns} turns with five tool "
-        f"calls, two of them effectful, in {took_s:.0f} s.\n\n"
+        f"random points of {tally.turns} turns with five tool calls, two of them effectful, in "
+        f"{took_s:.0f} s. Turns that were amid their work are counted at each kill: {tally.amid}."
+        "\n\n"
         "| what | count |\n|---|---|\n"
         f"| accepted turns that were lost | {tally.lost} |\n"
         f"| wrong answers, or messages too many or too few | {tally.wrong} |\n"
@@ -192,6 +248,6 @@ def _report(tally: Tally, took_s: float) -> None:
         f"| calls in doubt, all listed | {tally.doubts} |\n"
         f"| effects not had, and not listed as in doubt | {tally.unlisted_doubts} |\n"
         f"| calls without effect, or with the same, made again | {tally.repeated} |\n\n"
-        f"Kills by how many messages the turn had made: {spread}.\n",
+        f"Turns by how many messages they had made at a kill: {spread}.\n",
         encoding="utf-8",
     )
