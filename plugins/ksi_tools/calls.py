@@ -28,7 +28,7 @@ from ksi_tools import events as e
 from ksi_tools.registry import Tools
 from ksi_tools.settings import ToolsSettings
 from ksi_tools.store import Ending, Fenced, Intent, Known, Ledger, whose_of
-from ksi_tools.text import Arguments, Text, clean, read_arguments, text_of
+from ksi_tools.text import Arguments, Text, clean, keepable, read_arguments, text_of
 from ksi_tools.tool import ToolContext
 
 log = logging.getLogger(__name__)
@@ -189,13 +189,26 @@ class Calls:
     async def _recorded(
         self, request: e.ToolCall, arguments: Arguments, context: Context
     ) -> e.ToolCalled | None:
-        """Return what came of a call whose tool is not there any more, or has changed."""
+        """Return what came of a call whose tool is not there any more, or has changed.
+
+        Raises:
+            Unavailable: It may have had its effect, and nobody knows yet; or it is to be made
+                again. Whoever took it for one that was never made might make another.
+        """
         if request.call_id is None:
             return None
-        whose = whose_of(context)
-        for known in await self._ledger.calls(whose, call_id=request.call_id):
-            is_same = (known.name, known.digest) == (request.name, arguments.digest)
-            if is_same and known.status not in ("running", "lost", "due"):
+        for known in await self._ledger.calls(whose_of(context), call_id=request.call_id):
+            if (known.name, known.digest) != (request.name, arguments.digest):
+                continue
+            is_running = known.status == "running" and known.effects == "effectful"
+            if is_running or known.status == "due":
+                raise Unavailable(
+                    f"the call {known.call_id} of {known.name} has been begun, and the tool can't "
+                    "be called now: ask again",
+                    retry_after_s=1.0,
+                    details={"kind": "begun"},
+                )
+            if known.status not in ("running", "lost"):
                 return _told(known)
         return None
 
@@ -335,7 +348,7 @@ class Calls:
         try:
             result = await self._done(execution, self._context(intent, attempt))
         except Effect as effect:
-            return _ending(execution, effect, _ms_since(started))
+            return _ending(execution, effect, _ms_since(started), self._settings)
         finally:
             _INSIDE.reset(token)
         duration_ms = _ms_since(started)
@@ -493,18 +506,26 @@ def _denied(intent: Intent) -> Denied:
     )
 
 
-def _ending(execution: Execution, effect: Effect, duration_ms: float) -> Ending:
+def _ending(
+    execution: Execution, effect: Effect, duration_ms: float, settings: ToolsSettings
+) -> Ending:
     """Say how a call ended that has no result.
 
     What nobody knows the end of is in doubt; where a repetition does no harm it has failed, and is
     done when it is asked for again, if it was only cancelled.
     """
-    body = effect.error.body
-    why = clean(body.message)
+    text = text_of(
+        effect.error.message,
+        execution.intent.call_id,
+        settings.max_content_chars,
+        settings.max_output_bytes,
+    )
+    body = keepable(effect.error.body, settings.max_content_chars)
+    why = body.message
     if effect.is_unknown and execution.intent.tool.effects == "effectful":
         return Ending("in_doubt", Text(IN_DOUBT.format(why=why)), duration_ms, body, why)
     status = "lost" if execution.why_cancelled is not None else "failed"
-    return Ending(status, Text(why, len(why.encode())), duration_ms, body, why)
+    return Ending(status, text, duration_ms, body, why)
 
 
 def _told(call: Known) -> e.ToolCalled:

@@ -1,6 +1,5 @@
 """Makes tools of typed Python functions."""
 
-import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -12,6 +11,7 @@ from msgspec import Struct
 from ksi_daemon.protocol import InvalidData
 from ksi_tools.events import Effects
 from ksi_tools.schemas import flattened
+from ksi_tools.threads import in_thread
 from ksi_tools.tool import Tool, ToolContext, check_tool_name, told_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -109,7 +109,7 @@ def tool_of(function: Callable[..., Any], provider: str) -> Tool:
         given = {context_name: context} if context_name else {}
         if inspect.iscoroutinefunction(function):
             return await function(**arguments, **given)
-        return await asyncio.to_thread(function, **arguments, **given)
+        return await in_thread(lambda: function(**arguments, **given))
 
     def question(arguments: dict[str, Any]) -> str:
         return str(function(**arguments))

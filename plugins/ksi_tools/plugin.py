@@ -31,7 +31,9 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     workflows = plugin.service(Workflows)
     database = plugin.service(Database)
     ledger = Ledger(database, lambda: workflows.office)
-    tools = Tools(plugin.daemon.router, plugin.bus, settings.max_registered)
+    tools = Tools(
+        plugin.daemon.router, plugin.bus, settings.max_registered, settings.max_output_bytes
+    )
     tools.add(builtin, provider=plugin.name)
     for name, declared in settings.events.items():
         tools.add_event(

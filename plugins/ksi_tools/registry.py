@@ -1,12 +1,14 @@
 """Which tools there are, and whose."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any, Protocol, Self
 
 import msgspec
 from msgspec import Struct
 
 from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import payload_of
 from ksi_daemon.protocol import Busy, Conflict, NotFound
 from ksi_daemon.protocol.names import check_name, did_you_mean, nearest
 from ksi_daemon.router import Router
@@ -130,12 +132,16 @@ class Tools:
         router: Knows who answers an event, and which plugins are there.
         bus: Sends the events that are tools.
         max_registered: How many tools the clients of a tenant may register.
+        max_output_bytes: How much of a stream is kept.
     """
 
-    def __init__(self, router: Router, bus: Bus, max_registered: int) -> None:
+    def __init__(
+        self, router: Router, bus: Bus, max_registered: int, max_output_bytes: int
+    ) -> None:
         self._router = router
         self._bus = bus
         self._max_registered = max_registered
+        self._max_output_bytes = max_output_bytes
         self._tools: dict[str, Tool] = {}
         self._events: dict[str, EventSource] = {}
         self._of_clients: dict[tuple[str, str], EventSource] = {}
@@ -327,11 +333,11 @@ class Tools:
         check: Callable[[dict[str, Any]], Any] = route.convert
         if schema is not None:
             check = checker_of(source.name, schema)
-        bus = self._bus
+        bus, limit = self._bus, self._max_output_bytes
 
         async def execute(arguments: Any, context: ToolContext) -> Any:
             if route.streams:
-                return [chunk async for chunk in bus.stream(source.event, arguments)]
+                return await gathered(bus.stream(source.event, arguments), limit)
             return await bus.request(source.event, arguments)
 
         return Tool(
@@ -346,6 +352,23 @@ class Tools:
             tenant=source.tenant,
             event=source.event,
         )
+
+
+async def gathered(chunks: AsyncGenerator[Any], max_bytes: int) -> list[Any]:
+    """Return the chunks of a stream, which is read to its end; what is too much is left out."""
+    kept: list[Any] = []
+    size = left_out = 0
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            plain = payload_of(chunk)
+            size += len(msgspec.json.encode(plain))
+            if size <= max_bytes:
+                kept.append(plain)
+            else:
+                left_out += 1
+    if left_out:
+        kept.append(f"[… {left_out} more chunks (tools.max_output_bytes)]")
+    return kept
 
 
 def _plain(schema: dict[str, Any] | None) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import msgspec
 from msgspec import Struct
 
 from ksi_daemon.event_system import payload_of
-from ksi_daemon.protocol import InvalidData
+from ksi_daemon.protocol import ErrorBody, InvalidData
 from ksi_daemon.protocol.wire import DECODE_ERRORS, ENCODE_ERRORS
 
 PIECE_CHARS: Final = 100_000
+MAX_ERROR_CHARS: Final = 10_000
 
 _ORDERED: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -98,6 +99,20 @@ def _told(result: Any) -> str:
         return msgspec.json.encode(payload_of(result)).decode()
     except ENCODE_ERRORS as error:
         return f"(what it returned can't be told in JSON: {type(result).__name__}, {error})"
+
+
+def keepable(error: ErrorBody, max_chars: int) -> ErrorBody:
+    """Return an error as it can be kept and told: of a tool's own making, it may hold anything."""
+    details = error.details
+    try:
+        if details is not None and len(msgspec.json.encode(details)) > max_chars:
+            details = None
+    except ENCODE_ERRORS:
+        details = None
+    message = clean(error.message)
+    if len(message) > MAX_ERROR_CHARS:
+        message = f"{message[:MAX_ERROR_CHARS]}…"
+    return ErrorBody(error.code, message, error.retry_after_s, details)
 
 
 def clean(text: str) -> str:

@@ -318,7 +318,8 @@ BEGIN
         verdict := 'not_so';
     ELSE
         UPDATE call c
-           SET status = to_status, content = text_content, size_bytes = text_bytes, why = reason,
+           SET status = to_status, content = text_content, error = NULL, size_bytes = text_bytes,
+               why = reason,
                ended_at = CASE WHEN to_status = 'due' THEN NULL ELSE clock_timestamp() END,
                is_signal_due = c.run IS NOT NULL
          WHERE (c.tenant, c.call_id) = (of_tenant, of_call)
