@@ -32,7 +32,7 @@ async def run(session: Session, line: str) -> None:
 
 
 async def _model(session: Session, rest: str) -> None:
-    """Show which model answers, or choose another: /model openai:gpt-5."""
+    """Show which model answers, or choose another: /model openai:gpt-6.1-terra."""
     if rest:
         found = await session.request("model:describe", model=rest)
         session.model = rest

@@ -17,8 +17,8 @@ Answer = TypeVar("Answer")
 
 BUILTIN: Final = "builtin/extractive"
 CLAUDE: Final = "claude-cli/sonnet"
-ANTHROPIC: Final = "anthropic:claude-sonnet-4-5"
-OPENAI: Final = "openai:gpt-5-mini"
+ANTHROPIC: Final = "anthropic:claude-sonnet-5-5"
+OPENAI: Final = "openai:gpt-6.1-terra"
 LOCAL: Final = ("ollama", "vllm", "llama-cpp", "lm-studio", "local")
 EMBEDDERS: Final = ("embed", "bge-", "minilm", "e5-")  # models that can't talk
 HINT: Final = (
@@ -69,6 +69,7 @@ class Catalogue:
 
     def __init__(self, settings: ModelsSettings, providers: ProviderTable, prices: Prices) -> None:
         self._settings = settings
+        self._fallbacks = {id_of(name): chain for name, chain in settings.fallbacks.items()}
         self._providers = providers
         self._prices = prices
         self._default: Default | None = None
@@ -105,10 +106,11 @@ class Catalogue:
                 self._expand(each.strip(), (*path, name), found)
             return
         self.check_id(name)
+        name = id_of(name)
         if name in found:
             return
         found[name] = None
-        for each in _chain(self._settings.fallbacks.get(name, ())):
+        for each in _chain(self._fallbacks.get(name, ())):
             if each.strip() not in found:
                 self._expand(each.strip(), (*path, name), found)
 
@@ -193,7 +195,7 @@ class Catalogue:
 
     def describe(self, provider: str, known: KnownModel, default: str) -> ModelInfo:
         """Describe a model that a provider has."""
-        model = f"{provider}{'/' if provider in SLASHED else ':'}{known.name}"
+        model = id_of(f"{provider}:{known.name}")
         price = self._prices.price(model)
         return ModelInfo(
             id=model,
@@ -232,6 +234,12 @@ class Catalogue:
                 await self.models_of(found)
             self._known.setdefault(key, KnownModel(name=name))
         return self._known.get(key)
+
+
+def id_of(name: str) -> str:
+    """Return a model's id as it is written: with a colon, or a slash where it is one of ours."""
+    provider, own = split(name)
+    return f"{provider}{'/' if provider in SLASHED else ':'}{own}" if own else name
 
 
 async def why_not(provider: Provider) -> str | None:

@@ -62,10 +62,12 @@ class Handlers:
         if not asked and request.provider is not None:
             asked = [self._provider(request.provider)]
         default = await self._catalogue.default()
+        is_real = default.hint is None
+        chosen = self._catalogue.expand(default.model)[0] if is_real else default.model
         await self._prices.ready(*(f"{each.name}:" for each in asked))
         async with asyncio.TaskGroup() as tasks:
             looks = [
-                tasks.create_task(self._look(each, default.model), name=f"look: {each.name}")
+                tasks.create_task(self._look(each, chosen), name=f"look: {each.name}")
                 for each in asked
             ]
         found = [look.result() for look in looks]

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 SOURCE: Final = "genai-prices"
 MILLION: Final = 1_000_000
 KNOWN_MODELS: Final = 1024
-EXAMPLE: Final = "openai:gpt-5"
+EXAMPLE: Final = "openai:gpt-6.1-terra"
 
 # What this plugin calls a provider, and what the table of prices does. `claude-cli` is not among
 # them: what its calls cost is a matter of the login.

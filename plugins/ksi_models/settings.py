@@ -81,7 +81,7 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
         model: The model that is asked where none is named, as an id or an alias; without it the
             first that is there of a claude login, an Anthropic key, an OpenAI key, a local server.
         aliases: Names of one's own for a model, or for several, each asked where those before it
-            can't answer: ``fast = ["openai:gpt-5-mini", "local:qwen3"]``.
+            can't answer: ``fast = ["openai:gpt-6.1-terra", "local:qwen3"]``.
         fallbacks: The models that are asked where the one of that id can't answer.
         providers: What is to be known of a provider, by its name: ``[models.providers.NAME]``.
         find_local: Whether servers on this machine are looked for: Ollama, vLLM, llama.cpp and LM

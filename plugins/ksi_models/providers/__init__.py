@@ -15,7 +15,7 @@ from ksi_models.settings import ModelsSettings, ProviderSettings
 OPENAI_URL: Final = "https://api.openai.com/v1"
 # Where servers on this machine listen by themselves.
 PORTS: Final = {"ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234}
-BUILTIN: Final = ("builtin", "replay", "test")
+BUILTIN: Final = ("builtin", "replay")
 
 
 class Providers:
@@ -51,7 +51,10 @@ class Providers:
         return self._made[name]
 
     def all(self) -> list[Provider]:
-        """Return those that are there or could easily be, those of the settings first."""
+        """Return those that are there or could easily be, those of the settings first.
+
+        Those for tests are there as well, and found by who names them.
+        """
         known = self._keys.set_variables()
         with_keys = (n for n in pydantic.NAMES if any(v in known for v in variables_of(n)))
         ours = ("claude-cli", "anthropic", "openai", *with_keys, *PORTS, *BUILTIN)

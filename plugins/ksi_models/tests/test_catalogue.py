@@ -89,6 +89,15 @@ def test_aliases_may_stand_for_several_models_and_for_each_other() -> None:
     assert made.aliases["fast"] == ("a:small", "b:small", "a:big")
 
 
+def test_an_id_is_told_as_it_is_written_however_it_was_asked_for() -> None:
+    made = catalogue(
+        there("claude-cli"), there("openai"), fallbacks={"claude-cli:opus": "openai/gpt-5"}
+    )
+
+    assert made.expand("claude-cli:opus") == ("claude-cli/opus", "openai:gpt-5")
+    assert made.expand("claude-cli/opus") == ("claude-cli/opus", "openai:gpt-5")
+
+
 def test_a_circle_of_aliases_is_told() -> None:
     made = catalogue(there("a"), aliases={"x": "y", "y": ("a:1", "x")})
 

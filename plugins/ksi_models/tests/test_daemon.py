@@ -81,6 +81,7 @@ async def test_the_daemon_tells_what_there_is(client: AsyncClient) -> None:
     prices = await client.request("model:prices", {"model": "openai:gpt-5-mini"})
 
     assert listed["default"]
+    assert not [each["id"] for each in listed["models"] if each["provider"] == "test"]
     assert described["id"] == "test/echo"
     assert prices["prices"][0]["input_usd"] == 0.25
 

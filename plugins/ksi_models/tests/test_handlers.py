@@ -68,6 +68,7 @@ async def test_models_are_listed_with_prices_and_those_that_can_t_be_asked_with_
 
     models = {model.id: model for model in listed.models}
     assert set(models) == {"openai:gpt-5-mini", "builtin/extractive"}
+    assert [model.id for model in listed.models if model.is_default] == ["openai:gpt-5-mini"]
     assert models["openai:gpt-5-mini"].input_usd == 0.25
     assert models["openai:gpt-5-mini"].context_tokens == 400_000
     assert {each.name: each.why_not for each in listed.providers} == {
