@@ -48,7 +48,8 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     news = News(store)
 
     async def start(run: str, context: Context) -> None:
-        await workflows.start(turns.turn, id=key_of(context.tenant, run))
+        # The sweep begins it again where it was forgotten: a turn's own writes come later.
+        await workflows.start(turns.turn, id=key_of(context.tenant, run), is_light=True)
 
     settled = asyncio.Event()
 

@@ -20,8 +20,8 @@ SELECT * FROM ksi_completion.state_of($1, $2);
 SELECT ksi_completion.begin_anew($1, $2, $3, $4);
 
 -- name: commit
--- Is it kept, and how does the turn go on?
-SELECT * FROM ksi_completion.commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+-- Is it kept, and how does the turn go on, or did it end?
+SELECT verdict, message_number, next_run, next_context, (ended).* FROM ksi_completion.commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
                                     $15, $16, $17, $18, $19, $20, $21);
 
 -- name: set_waiting
@@ -58,7 +58,8 @@ SELECT * FROM ksi_completion.at_work($1, $2);
 
 -- name: tell
 -- Tells every daemon.
-SELECT pg_notify('ksi_completion', word) FROM unnest($1::text[]) AS word;
+SELECT pg_notify('ksi_completion', word)
+  FROM unnest($1::text[]) AS word, set_config('synchronous_commit', 'off', true);
 
 -- name: hand_on
 -- Hands what a turn says to other daemons.

@@ -100,11 +100,12 @@ class Due(Struct, frozen=True):
 
 
 class Committed(Struct, frozen=True):
-    """What is kept: ``verdict`` is ok, more, ended, stopping or over."""
+    """What is kept: ``verdict`` is ok, more, ended, stopping or over; how the turn ended."""
 
     verdict: str
     number: int | None
     next: Next | None
+    result: CompletionResult | None = None
 
 
 class Store:
@@ -272,7 +273,8 @@ class Store:
             commit.ends_as,
             _json(commit.error),
         )
-        return Committed(row["verdict"], row["message_number"], _next(row))
+        result = result_of(row) if row["verdict"] == "ended" else None
+        return Committed(row["verdict"], row["message_number"], _next(row), result)
 
     async def _at_work(self, sql: str, *args: Any) -> Any:
         """Ask until Postgres answers: what was done must not be lost because it is away.

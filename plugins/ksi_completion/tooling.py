@@ -15,8 +15,6 @@ from ksi_models.events import ToolCallPart, ToolResultPart, ToolSchema
 from ksi_tools.events import (
     ToolCall,
     ToolCalled,
-    ToolDescribe,
-    ToolDescribed,
     ToolList,
     ToolListed,
 )
@@ -25,7 +23,7 @@ AGAIN_S: Final = 0.2
 MAX_AGAIN_S: Final = 2.0
 AWAY_S: Final = 10.0
 OFFER_S: Final = 10.0
-MAX_DESCRIBED: Final = 500
+MAX_OFFERED: Final = 500
 
 Outcome = ToolResultPart | ToolCalled
 
@@ -61,23 +59,21 @@ class Tooling:
 
     async def offered(self, globs: list[tuple[str, ...]]) -> Prepared:
         """Return what may be called that matches a glob of each list."""
-        listed = await self._bus.request("tool:list", ToolList(), result_type=ToolListed)
-        infos = [info for info in listed.tools if info.is_allowed and is_wanted(info.name, globs)]
-        if not infos:
-            return Prepared(schemas=(), is_parallel={})
-        described = await self._bus.request(
-            "tool:describe",
-            ToolDescribe(names=tuple(info.name for info in infos[:MAX_DESCRIBED])),
-            result_type=ToolDescribed,
+        listed = await self._bus.request(
+            "tool:list", ToolList(schemas=True), result_type=ToolListed
         )
+        found = [
+            (info, parameters)
+            for info, parameters in zip(listed.tools, listed.schemas, strict=True)
+            if info.is_allowed and is_wanted(info.name, globs)
+        ][:MAX_OFFERED]
         return Prepared(
             schemas=tuple(
-                ToolSchema(each.info.name, each.info.description, each.parameters)
-                for each in described.tools
+                ToolSchema(info.name, info.description, parameters) for info, parameters in found
             ),
             is_parallel={
-                each.info.name: each.info.effects == "read_only" and not each.info.is_interactive
-                for each in described.tools
+                info.name: info.effects == "read_only" and not info.is_interactive
+                for info, _ in found
             },
         )
 

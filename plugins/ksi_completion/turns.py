@@ -560,10 +560,12 @@ class Turns:
         """Tell of a turn's end, and begin the next."""
         if committed is not None and committed.next is not None:
             self._acceptance.begin(committed.next)
-        row = await self._store.outcome_at_work(work.tenant, work.run)
-        if row is None:
-            return
-        result = result_of(row)
+        result = None if committed is None else committed.result
+        if result is None:
+            row = await self._store.outcome_at_work(work.tenant, work.run)
+            if row is None:
+                return
+            result = result_of(row)
         work.live.finish(result)
         self.tell_end(result)
         if committed is not None:

@@ -19,10 +19,14 @@ CallId = Annotated[str, Meta(min_length=1, max_length=300)]
 
 
 class ToolList(Struct, frozen=True, kw_only=True):
-    """List the tools that the caller may call; with ``all_tools`` the others too."""
+    """List the tools that the caller may call; with ``all_tools`` the others too.
+
+    With ``schemas`` the answer has the JSON Schemas of their arguments.
+    """
 
     pattern: str = "*"
     all_tools: bool = False
+    schemas: bool = False
 
 
 class ToolInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,10 +41,11 @@ class ToolInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_interactive: bool = False
 
 
-class ToolListed(Struct, frozen=True, kw_only=True):
-    """Tools by name."""
+class ToolListed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tools by name, and the schema of each where they were asked for."""
 
     tools: tuple[ToolInfo, ...]
+    schemas: tuple[dict[str, Any], ...] = ()
 
 
 class ToolDescribe(Struct, frozen=True, kw_only=True):

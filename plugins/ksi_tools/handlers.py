@@ -97,9 +97,10 @@ class Handlers:
         context = _context()
         found = [each for each in self._tools.all(context.tenant) if matches(each.name, pattern)]
         allowed = await self._allowed(context, found)
-        infos = (each.info(is_allowed=each.name in allowed) for each in found)
+        shown = [each for each in found if each.name in allowed or request.all_tools]
         return e.ToolListed(
-            tools=tuple(info for info in infos if info.is_allowed or request.all_tools)
+            tools=tuple(each.info(is_allowed=each.name in allowed) for each in shown),
+            schemas=tuple(each.parameters for each in shown) if request.schemas else (),
         )
 
     @event_handler("tool:describe")

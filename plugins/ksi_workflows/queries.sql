@@ -31,6 +31,12 @@ SELECT ksi_workflows.forget_runs($1, $2, $3, $4);
 SELECT verdict, deadline_ms
   FROM ksi_workflows.start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
 
+-- name: start_run_lightly
+-- Accepts a run that its starter would start again if Postgres forgot it: nobody waits for the disk.
+SELECT verdict, deadline_ms
+  FROM set_config('synchronous_commit', 'off', true),
+       ksi_workflows.start_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
 -- name: end_run
 -- Records a run's outcome; was it this daemon's to record?
 SELECT ksi_workflows.end_run($1, $2, $3, $4, $5, $6);
@@ -87,7 +93,8 @@ SELECT attempt, executor, step_number, step, begun_at, why, traceback
 
 -- name: announce
 -- Tells the other daemons what happened to runs.
-SELECT pg_notify('ksi_workflows', word) FROM unnest($1::text[]) AS word;
+SELECT pg_notify('ksi_workflows', word)
+  FROM unnest($1::text[]) AS word, set_config('synchronous_commit', 'off', true);
 
 -- name: send_signal
 -- Leaves a signal for a run.

@@ -38,6 +38,7 @@ Answer = TypeVar("Answer")
 
 FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 1.0
+SURELY_NEW_S: Final = 0.5
 DEADLINE_MARGIN_S: Final = 5.0  # the engine's own deadline lies behind ours, which says why
 
 Interruption = Literal["cancelled", "stopping", "lost"]
@@ -68,6 +69,7 @@ class Run:
         self._threads = threads
         self._max_output_bytes = limit
         self._owner = dispatched.owner
+        self._is_fresh = dispatched.is_fresh
         self._number = 0
         self._unpreemptible = 0
 
@@ -121,6 +123,8 @@ class Run:
 
     async def _begin(self, number: int, name: str) -> tuple[str | None, str | None] | None:
         """Return what was recorded of a step; ``None`` when it is to be called."""
+        if self._is_surely_new(number):
+            return None
         while True:
             verdict, output, error = await self._persist(
                 lambda: self._store.begin_step(self.id, self._owner, number, name)
@@ -140,6 +144,16 @@ class Run:
                 return None
             # The process stood still since it asked, and another may have taken over.
             await self._persist(self._store.renew)
+
+    def _is_surely_new(self, number: int) -> bool:
+        """Say whether nothing can be recorded of a step, as its run was started here just now."""
+        return (
+            number == 1
+            and self._is_fresh
+            and self.interruption is None
+            and time.monotonic() - self.began_at < SURELY_NEW_S
+            and self._store.lease.is_fresh
+        )
 
     def _replay(self, recorded: tuple[str | None, str | None], kind: Any) -> Any:
         output, error = recorded

@@ -23,13 +23,17 @@ FORGET_BATCHES: Final = 20
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
-    """How a run is started; ``queue`` is ``None`` for at once."""
+    """How a run is started; ``queue`` is ``None`` for at once.
+
+    ``is_light`` is for a run that its starter starts again should Postgres crash and forget it.
+    """
 
     queue: str | None = None
     key: str | None = None
     priority: int | None = None
     delay_s: float = 0.0
     timeout_s: float | None = None
+    is_light: bool = False
 
 
 class Store:
@@ -137,7 +141,7 @@ class Store:
     ) -> tuple[str, int | None]:
         """Accept a run; say whether it was there before, and its deadline."""
         verdict, deadline_ms = await self._row(
-            "start_run",
+            "start_run_lightly" if options.is_light else "start_run",
             run,
             creator,
             attributes.decode(),

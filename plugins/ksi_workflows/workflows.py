@@ -191,11 +191,14 @@ class Workflows:
         queue: str | None = None,
         timeout_s: float | None = None,
         tenant: str | None = None,
+        is_light: bool = False,
     ) -> str:
         """Start a run, and return its id once the run is recorded.
 
         Inside of a run this is a step: it starts the same run each time. See `events.WorkflowStart`
-        for the arguments; ``tenant`` is that of the event being handled unless given.
+        for the arguments; ``tenant`` is that of the event being handled unless given. One that
+        ``is_light`` may be forgotten when Postgres itself crashes within the next second: who
+        starts it so starts it again.
 
         Raises:
             NotFound: No plugin has registered the workflow.
@@ -226,6 +229,7 @@ class Workflows:
             delay_s=delay_s,
             priority=priority,
             timeout_s=None if limit_s is None else limit_s + DEADLINE_MARGIN_S,
+            is_light=is_light,
         )
         if inside is None:
             await self._start(run_id, envelope, attributes, options)

@@ -342,6 +342,50 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION end_turn IS 'ends a turn and begins the next one';
 
+CREATE TYPE turn_outcome AS (
+    run text,
+    conversation text,
+    request_id text,
+    number bigint,
+    status text,
+    agent text,
+    parent text,
+    owner text,
+    model text,
+    waits_for text,
+    waits_call text,
+    stopping text,
+    error text,
+    steps integer,
+    tool_calls integer,
+    usage text,
+    cost_usd numeric,
+    has_unknown_cost boolean,
+    attempt integer,
+    units bigint,
+    has_output boolean,
+    accepted_at timestamptz,
+    started_at timestamptz,
+    ended_at timestamptz,
+    parts text
+);
+
+CREATE FUNCTION outcome(of_tenant text, of_run text) RETURNS SETOF turn_outcome
+LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
+SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
+    SELECT t.run, t.conversation, t.request_id, t.number, t.status, t.agent, t.parent, c.owner,
+           coalesce(t.served, t.model), t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
+           t.cost_usd, t.has_unknown_cost, t.attempt, t.units,
+           t.has_output, t.accepted_at, t.started_at, t.ended_at,
+           (SELECT m.parts FROM message m
+             WHERE m.run = of_run AND m.step IS NOT NULL
+               AND m.tenant IS NOT DISTINCT FROM of_tenant AND m.place = 0
+             ORDER BY m.step DESC LIMIT 1)
+      FROM turn t JOIN conversation c ON (c.tenant, c.id) = (t.tenant, t.conversation)
+     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
+$$;
+COMMENT ON FUNCTION outcome IS 'how a turn ended, or how it stands';
+
 -- Keeps what came of a step, once, and ends the turn where it is to end; a turn to which something
 -- was said meanwhile goes on instead of succeeding. Without parts it keeps nothing.
 CREATE FUNCTION commit(
@@ -349,7 +393,8 @@ CREATE FUNCTION commit(
     of_role text, of_parts text, of_body text, of_tokens integer, of_units bigint,
     of_attempt integer, of_model text, of_usage text, of_cost numeric, is_model_call boolean,
     total_usage text, of_calls integer, of_marks text[], ends_as text, of_error text,
-    OUT verdict text, OUT message_number bigint, OUT next_run text, OUT next_context text
+    OUT verdict text, OUT message_number bigint, OUT next_run text, OUT next_context text,
+    OUT ended turn_outcome
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
 DECLARE
@@ -402,6 +447,7 @@ BEGIN
     ELSIF ends_as IS NOT NULL THEN
         SELECT e.next_run, e.next_context INTO next_run, next_context
           FROM end_turn(of_tenant, of_run, ends_as, of_error) e;
+        SELECT o.* INTO ended FROM outcome(of_tenant, of_run) o;
         verdict := 'ended';
     ELSIF at_work.stopping IS NOT NULL THEN
         verdict := 'stopping';
@@ -469,50 +515,6 @@ BEGIN
     PERFORM take_said(of_tenant, ended.conversation, coalesce(first_open - 1, ended.number));
 END $$;
 COMMENT ON FUNCTION end_turn_waiting IS 'ends a turn that has not begun';
-
-CREATE TYPE turn_outcome AS (
-    run text,
-    conversation text,
-    request_id text,
-    number bigint,
-    status text,
-    agent text,
-    parent text,
-    owner text,
-    model text,
-    waits_for text,
-    waits_call text,
-    stopping text,
-    error text,
-    steps integer,
-    tool_calls integer,
-    usage text,
-    cost_usd numeric,
-    has_unknown_cost boolean,
-    attempt integer,
-    units bigint,
-    has_output boolean,
-    accepted_at timestamptz,
-    started_at timestamptz,
-    ended_at timestamptz,
-    parts text
-);
-
-CREATE FUNCTION outcome(of_tenant text, of_run text) RETURNS SETOF turn_outcome
-LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
-SET search_path = ksi_completion, pg_catalog, pg_temp AS $$
-    SELECT t.run, t.conversation, t.request_id, t.number, t.status, t.agent, t.parent, c.owner,
-           coalesce(t.served, t.model), t.waits_for, t.waits_call, t.stopping, t.error, t.steps, t.tool_calls, t.usage,
-           t.cost_usd, t.has_unknown_cost, t.attempt, t.units,
-           t.has_output, t.accepted_at, t.started_at, t.ended_at,
-           (SELECT m.parts FROM message m
-             WHERE m.run = of_run AND m.step IS NOT NULL
-               AND m.tenant IS NOT DISTINCT FROM of_tenant AND m.place = 0
-             ORDER BY m.step DESC LIMIT 1)
-      FROM turn t JOIN conversation c ON (c.tenant, c.id) = (t.tenant, t.conversation)
-     WHERE t.run = of_run AND t.tenant IS NOT DISTINCT FROM of_tenant
-$$;
-COMMENT ON FUNCTION outcome IS 'how a turn ended, or how it stands';
 
 CREATE FUNCTION list_turns(
     of_tenant text, of_user text, of_conversation text, of_agent text, statuses text[],

@@ -26,9 +26,6 @@ from ksi_tools.events import (
     ToolAnswer,
     ToolCall,
     ToolCalled,
-    ToolDescribe,
-    ToolDescribed,
-    ToolDescription,
     ToolInfo,
     ToolList,
     ToolListed,
@@ -148,7 +145,8 @@ class Toolbox:
     @event_handler("tool:list")
     def list(self, request: ToolList) -> ToolListed:
         """List them."""
-        return ToolListed(tools=tuple(map(self._info, self.tools)))
+        schemas = tuple({"type": "object"} for _ in self.tools) if request.schemas else ()
+        return ToolListed(tools=tuple(map(self._info, self.tools)), schemas=schemas)
 
     def _info(self, name: str) -> ToolInfo:
         effects: Any = self.tools[name][0]
@@ -158,16 +156,6 @@ class Toolbox:
             effects="read_only" if effects == "ask" else effects,
             provider="toolbox",
             is_interactive=effects == "ask",
-        )
-
-    @event_handler("tool:describe")
-    def describe(self, request: ToolDescribe) -> ToolDescribed:
-        """Tell their schemas."""
-        schema = {"type": "object"}
-        return ToolDescribed(
-            tools=tuple(
-                ToolDescription(info=self._info(n), parameters=schema) for n in request.names
-            )
         )
 
     @event_handler("tool:call")

@@ -28,6 +28,8 @@ MAX_LIST_BYTES: Final = 16 * 1024 * 1024
 MAX_EMBED_BYTES: Final = 256 * 1024 * 1024
 MAX_QUIRKS: Final = 1000
 WRAPPING: Final = 64  # so many bytes of the wire may stand around one of an answer
+GATHER_S: Final = 0.016  # for so long what comes is gathered, where it comes faster than that
+QUICK_READS: Final = 3  # once so many in a row came faster
 END_TIMEOUT_S: Final = 0.02  # for the end of an answer that is complete, to keep its connection
 
 Answer = TypeVar("Answer")
@@ -206,11 +208,17 @@ class OpenAIWire:
         """Yield the events that come at once; also bytes that carry no text are bounded."""
         events = EventReader()
         taken, most = 0, WRAPPING * chunks.answer.max_characters
+        clock, quick = asyncio.get_running_loop().time, 0
+        asked_at = clock()
         async for data in response.content.iter_any():
             taken += len(data)
             if taken > most:
                 raise TooLarge
+            quick = quick + 1 if clock() - asked_at < GATHER_S else 0
             yield events.feed(data)
+            if quick > QUICK_READS and not chunks.is_complete:
+                await _gather(response)
+            asked_at = clock()
         yield events.close()
 
     async def _finish(self, response: aiohttp.ClientResponse) -> None:
@@ -348,6 +356,18 @@ class OpenAIWire:
             new = self._base.startswith("https://api.openai.com/")
             self._quirks[model] = Quirks(completion_tokens=new)
         return self._quirks[model]
+
+
+async def _gather(response: aiohttp.ClientResponse) -> None:
+    """Leave what comes with the kernel for a moment: each read costs as much as what it brings."""
+    connection = response.connection
+    if connection is None or connection.protocol is None:  # all of it is here
+        return
+    connection.protocol.pause_reading()
+    try:
+        await asyncio.sleep(GATHER_S)
+    finally:
+        connection.protocol.resume_reading()
 
 
 def _why(error: BaseException) -> str:

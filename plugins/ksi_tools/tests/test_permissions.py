@@ -75,6 +75,11 @@ async def test_without_a_word_only_what_is_read_only_may_be_called(run: Run) -> 
         listed = await client.request("tool:list", {"all_tools": True}, context=AGENT)
         shown = {each["name"]: each.get("is_allowed", True) for each in listed["tools"]}
         assert shown["mail_send"] is False
+        listed = await client.request("tool:list", {"schemas": True}, context=AGENT)
+        names = [{"names": [each["name"]]} for each in listed["tools"]]
+        told = [await client.request("tool:describe", each, context=AGENT) for each in names]
+        assert "mail_send" not in {each["name"] for each in listed["tools"]}
+        assert listed["schemas"] == [each["tools"][0]["parameters"] for each in told]
 
 
 async def test_a_word_allows_by_globs_and_its_denial_wins(run: Run) -> None:
