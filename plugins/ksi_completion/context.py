@@ -14,6 +14,7 @@ from ksi_completion.conversations import Conversations, Stored, Window
 from ksi_completion.events import CompletionContext, ContextAdded
 from ksi_completion.fitting import Fitted, Item, TooLong, fit, shortened
 from ksi_completion.messages import decode_parts, digest_of, text_of
+from ksi_completion.outputs import is_objection
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import InvalidData
@@ -259,7 +260,7 @@ class Contexts:
         if most <= 0:
             return ""
         users = (item.message for item in reversed(items) if item.message.role == "user")
-        question = next((text_of(message) for message in users), "")
+        question = next((text_of(each) for each in users if not is_objection(each)), "")
         request = CompletionContext(
             conversation_id=asking.conversation,
             run_id=asking.run,

@@ -6,10 +6,11 @@ import jsonschema_rs
 import msgspec
 
 from ksi_daemon.protocol import Failed, InvalidData
-from ksi_models.events import Part, TextPart
+from ksi_models.events import Message, Part, TextPart
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
 MAX_TOLD_CHARACTERS: Final = 500
+OBJECTION: Final = "The answer does not fit the JSON Schema that it is to follow: "
 MISFIT: Final = "misfit"  # a turn's mark for an answer that did not fit; other marks are digests
 
 # Schemas come from strangers: their patterns are matched in linear time, by an engine that knows no
@@ -56,11 +57,14 @@ def misfit_of(schema: dict[str, Any] | None, parts: tuple[Part, ...]) -> str | N
 
 def objection(misfit: str) -> tuple[Part, ...]:
     """Return what a model is told whose answer does not fit."""
-    text = (
-        f"The answer does not fit the JSON Schema that it is to follow: {misfit}\n"
-        "Answer again, with nothing but the JSON that fits."
-    )
+    text = f"{OBJECTION}{misfit}\nAnswer again, with nothing but the JSON that fits."
     return (TextPart(text),)
+
+
+def is_objection(message: Message) -> bool:
+    """Say whether a message is what a model is told of its answer, and no user's."""
+    part = message.parts[0] if message.parts else None
+    return isinstance(part, TextPart) and part.text.startswith(OBJECTION)
 
 
 def given_up(misfit: str, retries: int) -> Failed:

@@ -22,7 +22,9 @@ REPORT = os.environ.get("FAULT_REPORT_TURNS", "")
 CALLS = ("look 1", "pay 1", "set 1", "pay 2", "look 2")
 PAYMENTS = {"pay 1": "1:1", "pay 2": "2:1"}  # by step and index
 TOOLS = {"look": "errand_look", "pay": "errand_pay", "set": "errand_set"}
-MESSAGES = 3 + 2 + 3  # of a turn: the model's, and the results of each group of calls
+OUTPUT = {"done": True}
+SCHEMA = {"type": "object", "required": ["done"]}
+MESSAGES = 4 + 2 + 3 + 1  # the model's, the results of each group of calls, and what does not fit
 CALL_S = 0.01
 ANSWER_S = 0.15  # what the first model call takes with all around it, and the last
 MOST_OPEN = 4  # turns that are at work as another one begins
@@ -53,7 +55,7 @@ class Tally:
 
 
 def script(file: Path) -> str:
-    """Return what the model is to do: two answers that call, and one that is the end."""
+    """Return what the model is to do: two answers that call, one that does not fit, and the end."""
 
     def call(what: str) -> dict[str, Any]:
         kind = what.partition(" ")[0]
@@ -62,8 +64,9 @@ def script(file: Path) -> str:
 
     first = {"say": "First.", "calls": [call(what) for what in CALLS[:2]], "chunks": 3}
     second = {"say": "Then.", "calls": [call(what) for what in CALLS[2:]], "chunks": 3}
-    last = {"say": "That is all.", "chunks": 5, "delay_s": 0.005}
-    return json.dumps({"steps": [first, second, last]})
+    third = {"say": "Nearly.", "chunks": 2}
+    last = {"say": json.dumps(OUTPUT), "chunks": 5, "delay_s": 0.005}
+    return json.dumps({"steps": [first, second, third, last]})
 
 
 def counts(file: Path, kind: str) -> Counter[str]:
@@ -102,7 +105,7 @@ class Errand:
         effects, begun = counts(self.file, "effect"), counts(self.file, "begin")
         tally.turns += 1
         tally.lost += result["status"] != "succeeded"
-        tally.wrong += result["text"] != "That is all." or len(self.kept) != MESSAGES
+        tally.wrong += result.get("output") != OUTPUT or len(self.kept) != MESSAGES
         tally.doubts += len(self.doubts)
         for what, place in PAYMENTS.items():
             is_doubtful = f"{self.run}:{place}" in self.doubts
@@ -125,7 +128,12 @@ class Errands:
     async def begin(self, client: AsyncClient, wanted: int) -> None:
         """Begin a turn, and wait until it has made so many calls, or is making the last."""
         errand = Errand(self._folder.with_suffix(f".{len(self._all)}"))
-        request = {"prompt": script(errand.file), "model": "test/script", "tools": ["errand_*"]}
+        request = {
+            "prompt": script(errand.file),
+            "model": "test/script",
+            "tools": ["errand_*"],
+            "output_schema": SCHEMA,
+        }
         errand.run = (await ask(client, "completion:async", request))["run_id"]
         self._all[errand.run] = errand
         self._open.append(errand)

@@ -4,14 +4,18 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ksi_client import AsyncClient, InvalidData
+from ksi_completion.events import CompletionContext, ContextAdded
 from ksi_completion.outputs import check_schema, misfit_of
 from ksi_completion.tests.doubles import Script, Toolbox, calling
 from ksi_completion.tests.test_turns import ask, ended, followed, text_of, words_of
+from ksi_daemon.event_system import event_contributor
+from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import InvalidData as Refused
+from ksi_daemon.testing import module_plugin
 from ksi_models.events import TextPart, ThinkingPart
 
 SCHEMA = {
@@ -20,9 +24,11 @@ SCHEMA = {
     "required": ["age"],
     "additionalProperties": False,
 }
+WORDS = st.sampled_from(["", "object", "array", "string", "integer", "#", "#/items", "(", "a+$"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers(-5, 5) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=4,
 )
 
 
@@ -81,6 +87,35 @@ async def test_a_turn_whose_model_finds_no_answer_that_fits_fails_and_says_so(
     assert "output" not in result
     assert after["text"] == "hello"
     assert words_of(script.calls[2].messages)[0] == "how old?"
+
+
+class TestContributors:
+    """What plugins that add to a prompt are asked about."""
+
+    @pytest.fixture
+    def asked(self) -> list[str]:
+        """The questions that they were told."""
+        return []
+
+    @pytest.fixture
+    def ksi_plugins(self, ksi_plugins: list[EntryPoint], asked: list[str]) -> list[EntryPoint]:
+        """Load one more."""
+
+        @event_contributor("completion:context")
+        async def add(request: CompletionContext) -> ContextAdded:
+            asked.append(request.prompt)
+            return ContextAdded(title="t", text="x")
+
+        return [*ksi_plugins, module_plugin("contributor", add=add)]
+
+    async def test_they_are_told_the_users_question_and_not_what_does_not_fit(
+        self, client: AsyncClient, script: Script, asked: list[str]
+    ) -> None:
+        script.say("seven", '{"age": 7}')
+
+        await ended(client, (await ask(client, "how old?", output_schema=SCHEMA))["run_id"])
+
+        assert asked == ["how old?", "how old?"]
 
 
 async def test_answers_that_call_tools_are_not_held_to_the_schema(
@@ -147,6 +182,8 @@ def test_an_answer_that_is_nested_too_deep_does_not_fit() -> None:
     assert misfit_of(schema, (TextPart("[" * 100_000 + "]" * 100_000),)) is not None
 
 
+# However busy the machine is.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["type", "items", "enum", "$ref", "pattern"]), VALUES))
 def test_any_object_is_a_schema_or_refused_and_holds_any_answer_without_breaking(
     schema: dict[str, Any],
