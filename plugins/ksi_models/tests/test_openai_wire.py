@@ -81,6 +81,20 @@ async def test_what_comes_in_one_read_leaves_as_one(
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_what_comes_fast_is_gathered_and_none_of_it_lost(
+    fake_openai: FakeOpenAI, wire: OpenAIWire
+) -> None:
+    text = " ".join(map(str, range(200)))
+    fake_openai.script(Reply(text=text, chunks=100, delay_s=0.001))
+
+    deltas, end = await ask(wire, question("Count"))
+
+    texts = [d.text for d in deltas if isinstance(d, TextDelta)]
+    assert 1 < len(texts) < 60
+    assert len(texts[0]) < len(text) / 20  # what comes first does not wait
+    assert "".join(texts) == said(end) == text
+
+
 async def test_thinking_comes_apart_from_text(
     fake_openai: FakeOpenAI, wire: OpenAIWire, field: str
 ) -> None:
