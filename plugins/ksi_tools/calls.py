@@ -275,7 +275,9 @@ class Calls:
         if execution.why_cancelled is not None:
             raise Cancelled(f"{intent.tool.name} was cancelled")
         self._ledger.check_open()
-        verdict, known = await self._begun(execution)
+        verdict, times, known = await self._begun(execution)
+        if verdict == "run":
+            return await self._done_once(execution, times)
         if verdict == "denied":
             raise _denied(intent)
         if verdict == "at_work":
@@ -288,16 +290,18 @@ class Calls:
             raise _other(intent.call_id)
         if verdict in ("asked", "doubted"):
             self.tell_doubted(known)
-        if verdict != "run":
-            return _told(known)
-        ending = await self._effect(execution, known.attempts)
+        return _told(known)
+
+    async def _done_once(self, execution: Execution, times: int) -> e.ToolCalled:
+        intent = execution.intent
+        ending = await self._effect(execution, times)
         if not await self._persist(lambda: self._ledger.end(intent, ending)):
             raise Unavailable(
                 f"the call {intent.call_id} is not this daemon's any more", retry_after_s=1.0
             )
-        return self._ended_as(intent, ending, is_repeated=known.attempts > 1)
+        return self._ended_as(intent, ending, is_repeated=times > 1)
 
-    async def _begun(self, execution: Execution) -> tuple[str, Known | None]:
+    async def _begun(self, execution: Execution) -> tuple[str, int, Known | None]:
         """Write the intent, as often as it takes to know that it is written.
 
         One that may be written, and of which nobody knows, would be in doubt without need.

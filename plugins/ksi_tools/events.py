@@ -218,12 +218,14 @@ class ToolPermit(Struct, frozen=True, kw_only=True):
 
     What is read-only may be called unless ``allow`` is set; whatever else needs to be allowed. A
     ``parent`` bounds its child: nothing that the parent may not. ``deny`` wins over ``allow``.
+    With ``forget`` nothing is said of it any more; its children may call what is read-only.
     """
 
     subject: Subject
     allow: Globs | None = None
     deny: Globs = ()
     parent: Subject | None = None
+    forget: bool = False
 
 
 class ToolPermissions(Struct, frozen=True, kw_only=True):

@@ -269,6 +269,8 @@ class Handlers:
     async def permit(self, request: e.ToolPermit) -> e.ToolPermitted:
         """Say what an agent, or a conversation, may call."""
         context = _context()
+        if request.forget:
+            return await self._forget(context, request)
         only_parent = None if _is_owner(context) else _own_subject(context, request)
         words = Permission(request.allow, request.deny, request.parent)
         verdict = await self._permissions.say(context.tenant, request.subject, words, only_parent)
@@ -276,6 +278,14 @@ class Handlers:
             raise Denied(HOW_NOT[verdict].format(subject=request.subject))
         if verdict != "ok":
             raise InvalidData(HOW_NOT[verdict].format(subject=request.subject))
+        return await self._permitted(context.tenant, request.subject)
+
+    async def _forget(self, context: Context, request: e.ToolPermit) -> e.ToolPermitted:
+        if not _is_owner(context):
+            raise Denied("only the owner has what was said of somebody forgotten")
+        if (request.allow, request.deny, request.parent) != (None, (), None):
+            raise InvalidData("forget goes without allow, deny and parent")
+        await self._permissions.forget(context.tenant, request.subject)
         return await self._permitted(context.tenant, request.subject)
 
     @event_handler("tool:permissions")

@@ -1,6 +1,6 @@
 -- name: begin
 -- May this call be made, and what is known of it?
-SELECT (b.verdict) AS verdict, (b.known).*
+SELECT b.verdict, b.times, (b.known).*
   FROM ksi_tools.begin_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) b;
 
 -- name: end
@@ -47,6 +47,10 @@ SELECT ksi_tools.forget_calls($1, $2);
 -- name: permit
 -- Says what a subject may call.
 SELECT ksi_tools.permit($1, $2, $3, $4, $5, $6);
+
+-- name: forget_permission
+-- Says nothing of a subject any more.
+SELECT ksi_tools.forget_permission($1, $2);
 
 -- name: permission
 -- What is said of a subject?

@@ -270,14 +270,18 @@ class Tools:
         )
         if not is_theirs:
             raise NotFound(f"no tool {name!r} is registered")
+        self._drop(tenant, name)
+
+    def _drop(self, tenant: str, name: str) -> None:
         del self._of_clients[tenant, name]
+        self._made.pop(f"{tenant} {name}", None)
 
     def prune(self) -> None:
         """Drop the tools of connections that are gone."""
         routes = self._router.routes
         for key, source in list(self._of_clients.items()):
             if source.route is not None and routes.get(source.event) is not source.route:
-                del self._of_clients[key]
+                self._drop(*key)
 
     # -- what is there --------------------------------------------------------------------------
 

@@ -153,8 +153,10 @@ class Ledger:
             raise Unavailable("calls can't be recorded: Postgres is away", retry_after_s=0.5)
         self._office()
 
-    async def begin(self, intent: Intent) -> tuple[str, Known | None]:
-        """Write an intent; return the verdict, and the call as it is known.
+    async def begin(self, intent: Intent) -> tuple[str, int, Known | None]:
+        """Write an intent; return the verdict, the how manieth time the call is made, and the call.
+
+        One that is to be made now is not told of but by that number.
 
         Raises:
             Fenced: The lease is another's.
@@ -176,7 +178,8 @@ class Ledger:
             tool.is_interactive,
             intent.question,
         )
-        return row["verdict"], None if row["call_id"] is None else _known(row)
+        known = None if row["call_id"] is None else _known(row)
+        return row["verdict"], row["times"] or 0, known
 
     async def end(self, intent: Intent, ending: Ending) -> bool:
         """Write what came of a call; return whether it was still the caller's.
@@ -296,6 +299,10 @@ class Permissions:
                 SQL["permit"], tenant, subject, allow, list(words.deny), words.parent, only_parent
             )
         )
+
+    async def forget(self, tenant: str, subject: str) -> None:
+        """Say nothing of a subject any more."""
+        await self._database.execute(SQL["forget_permission"], tenant, subject)
 
     async def find(self, tenant: str, subject: str) -> Permission:
         """Return what is said of a subject."""

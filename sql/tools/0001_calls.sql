@@ -168,6 +168,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION permit IS 'says what a subject may call; or why that can''t be said';
 
+-- Who bears the name next is somebody else: nothing is left to him.
+CREATE FUNCTION forget_permission(of_tenant text, of_subject text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_tools, pg_catalog, pg_temp AS $$
+    DELETE FROM permission p WHERE (p.tenant, p.subject) = (of_tenant, of_subject)
+$$;
+COMMENT ON FUNCTION forget_permission IS 'says nothing of a subject any more';
+
 CREATE FUNCTION find_permission(of_tenant text, of_subject text) RETURNS SETOF permission
 LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
 SET search_path = ksi_tools, pg_catalog, pg_temp AS $$
@@ -182,7 +189,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                     WHERE e.id = executor_id AND e.epoch = held_epoch AND e.ended_at IS NULL)
 $$;
 
--- Writes the intent of a call, or says what is known of it. Called again with the same attempt it
+-- Writes the intent of a call, and says the how manieth time it is made; or says what is known of
+-- it. Called again with the same attempt it
 -- answers the same: the connection may have broken before the caller knew.
 --
 -- A caller that asks anew, of the very daemon that has the call, does so only where that daemon
@@ -192,7 +200,7 @@ CREATE FUNCTION begin_call(
     tool text, tool_effects text, args text, args_digest bytea,
     of_run text, of_conversation text, of_agent text,
     may_all boolean, is_interactive boolean, question text,
-    OUT verdict text, OUT known call
+    OUT verdict text, OUT times integer, OUT known call
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_tools, pg_catalog, pg_temp AS $$
 BEGIN
@@ -214,7 +222,10 @@ BEGIN
         RETURNING * INTO known;
         IF FOUND THEN
             verdict := CASE WHEN is_interactive THEN 'asked' ELSE 'run' END;
-            known.arguments := ''; -- the caller has them
+            times := 1;
+            IF NOT is_interactive THEN
+                known := NULL; -- the caller has all of it, and to tell it takes time
+            END IF;
             RETURN;
         END IF;
         SELECT * INTO known FROM call c
@@ -230,7 +241,8 @@ BEGIN
     IF known.status = 'running' THEN
         IF known.attempt = with_attempt THEN
             verdict := 'run';
-            known.arguments := '';
+            times := known.attempts;
+            known := NULL;
             RETURN;
         ELSIF (known.executor, known.epoch) <> (executor_id, held_epoch)
               AND is_alive(known.executor, known.epoch) THEN
@@ -259,9 +271,9 @@ BEGIN
            effects = tool_effects, attempts = c.attempts + 1, begun_at = clock_timestamp(),
            ended_at = NULL, why = NULL, is_signal_due = false
      WHERE (c.tenant, c.call_id) = (of_tenant, of_call)
-    RETURNING c.* INTO known;
+    RETURNING c.attempts INTO times;
     verdict := 'run';
-    known.arguments := '';
+    known := NULL;
 END $$;
 COMMENT ON FUNCTION begin_call IS 'writes the intent of a call, or says what came of it before';
 

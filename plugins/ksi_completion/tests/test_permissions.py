@@ -64,3 +64,19 @@ async def test_what_a_token_names_is_not_permitted(client: AsyncClient, connect:
     await bob.request("conversation:create", {"conversation_id": "c", "tools": ["*"]})
 
     assert (await permitted(client, "c"))["allow"] is None
+
+
+async def test_who_makes_a_conversation_anew_gets_nothing_of_the_one_that_was_deleted(
+    client: AsyncClient, connect: Any
+) -> None:
+    token = await client.request(
+        "token:create",
+        {"name": "t", "ttl_s": 60, "grants": {"call": ["conversation:*"]}, "user": "bob"},
+    )
+    bob = await connect(token=token["token"])
+    await client.request("conversation:create", {"conversation_id": "c", "tools": ["*"]})
+    await client.request("conversation:delete", {"conversation_id": "c"})
+
+    await bob.request("conversation:create", {"conversation_id": "c"})
+
+    assert (await permitted(client, "c"))["allow"] is None

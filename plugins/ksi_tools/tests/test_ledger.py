@@ -83,7 +83,7 @@ class World:
         try:
             if twice:
                 await daemon.ledger.begin(intent)
-            verdict, known = await daemon.ledger.begin(intent)
+            verdict, _, known = await daemon.ledger.begin(intent)
         except Fenced:
             return
         if verdict == "run":
@@ -192,7 +192,7 @@ async def test_an_intent_whose_answer_got_lost_is_not_in_doubt(database: Databas
     intent = world.intent("a")
 
     verdicts = [(await daemon.ledger.begin(intent))[0] for _ in range(3)]
-    other, _ = await daemon.ledger.begin(world.intent("a"))
+    other, _, _ = await daemon.ledger.begin(world.intent("a"))
 
     assert verdicts == ["run", "run", "run"]
     assert other == "doubted"  # this daemon has nothing in flight under that id any more
@@ -205,10 +205,10 @@ async def test_a_call_that_was_left_is_asked_for_anew_and_not_only_swept(
     for daemon in world.daemons:
         await daemon.start()
     first, second = world.daemons
-    begun, _ = await first.ledger.begin(world.intent("a"))
+    begun, _, _ = await first.ledger.begin(world.intent("a"))
     await first.taken_over()
 
-    verdict, known = await second.ledger.begin(world.intent("a"))
+    verdict, _, known = await second.ledger.begin(world.intent("a"))
 
     assert begun == "run"
     assert verdict == "doubted"
@@ -250,6 +250,6 @@ async def test_an_error_is_kept_as_it_was(database: Database) -> None:
 
     await daemon.ledger.end(intent, Ending("failed", Text("later"), 1.0, body, "later"))
 
-    _, known = await daemon.ledger.begin(world.intent("a"))
+    _, _, known = await daemon.ledger.begin(world.intent("a"))
     assert known is not None
     assert known.error_body == body

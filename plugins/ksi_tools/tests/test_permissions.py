@@ -267,3 +267,20 @@ async def test_a_child_never_has_more_than_its_parent_whatever_is_said(database:
                             for who in (child, parent)
                         ]
                         assert not may[0] or may[1], (plan, child, parent, name, effects)
+
+
+async def test_what_was_said_of_somebody_is_forgotten_by_the_owners_word_alone(run: Run) -> None:
+    async with run(*MAIL) as client:
+        await permit(client, "agent:a", allow=["mail_*"])
+        await permit(client, "agent:b", allow=["*"], parent="agent:a")
+        with pytest.raises(Denied, match="forgotten"):
+            await permit(client, "agent:b", context=AGENT, forget=True)
+        with pytest.raises(InvalidData, match="forget"):
+            await permit(client, "agent:a", allow=["*"], forget=True)
+
+        said = await permit(client, "agent:a", forget=True)
+
+        assert (said["allow"], said["parent"]) == (None, None)
+        assert "mail_send" not in await allowed(client, AGENT)
+        assert "mail_send" not in await allowed(client, {"agent": "b"})
+        assert "mail_read" in await allowed(client, {"agent": "b"})
