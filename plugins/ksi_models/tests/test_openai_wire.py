@@ -80,7 +80,6 @@ async def test_what_comes_in_one_read_leaves_as_one(
     assert len(deltas) < 500
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 async def test_what_comes_fast_is_gathered_and_none_of_it_lost(
     fake_openai: FakeOpenAI, wire: OpenAIWire
 ) -> None:
@@ -95,6 +94,7 @@ async def test_what_comes_fast_is_gathered_and_none_of_it_lost(
     assert "".join(texts) == said(end) == text
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 async def test_thinking_comes_apart_from_text(
     fake_openai: FakeOpenAI, wire: OpenAIWire, field: str
 ) -> None:
