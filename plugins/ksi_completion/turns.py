@@ -578,7 +578,10 @@ class Turns:
         self._news.tell("ended", result.run_id)
 
 
-_NOT_DONE: Final = "this was not done: the turn ended before"
+_NOT_DONE: Final = (
+    "There is no result: the turn ended before. It may have been done all the same; look before "
+    "you do it again."
+)
 
 
 def texts_of(parts: tuple[Part, ...]) -> list[tuple[Kind, str]]:

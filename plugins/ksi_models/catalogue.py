@@ -27,6 +27,7 @@ HINT: Final = (
 )
 SLASHED: Final = frozenset({"builtin", "claude-cli", "replay", "test"})
 MAX_CANDIDATES: Final = 20
+MAX_KNOWN: Final = 10_000
 LOOK_TIMEOUT_S: Final = 5.0
 FOUND_FOR_S: Final = 60.0
 NOTHING_FOR_S: Final = 10.0
@@ -232,6 +233,8 @@ class Catalogue:
             found = self._providers.find(provider)
             if found is not None:
                 await self.models_of(found)
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()  # whoever asks may make up any number of names
             self._known.setdefault(key, KnownModel(name=name))
         return self._known.get(key)
 

@@ -447,6 +447,9 @@ async def test_a_turn_is_cancelled_in_a_tool_and_its_calls_are_closed(
     assert answer["status"] == "cancelled"
     assert len(toolbox.calls) == 2
     assert_sane(script.calls[-1].messages)
+    sent, long_one, _ = [part.content for part in results_of(script.calls[-1].messages)]
+    assert sent == "sent"
+    assert "may have been done all the same" in long_one
 
 
 async def test_cancelling_what_has_ended_changes_nothing(client: AsyncClient) -> None:
