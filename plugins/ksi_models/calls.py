@@ -237,6 +237,8 @@ class Calls:
         except (asyncio.CancelledError, GeneratorExit):
             self._end_later(work)
             raise
+        finally:
+            self._leave(work)  # also the queue, where it waits in one
 
     def _begin(self, work: Work) -> None:
         """Count an attempt, and have the first one noted where it may cost something."""

@@ -189,3 +189,69 @@ async def test_a_turn_fails_when_a_provider_stays_away_and_what_the_user_said_st
     assert await user_messages(client) == ["remember me", "do you?"]
     asked = [message["content"] for message in fake_openai.calls[-1].body["messages"]]
     assert asked == ["remember me", "do you?"]
+
+
+async def cancelled_once(client: AsyncClient, run: str, waits_for: str) -> Any:
+    """Cancel a turn once it waits for something; return how it ended."""
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "status" and chunk["waits_for"] == waits_for:
+            break
+    answer = await client.request("completion:cancel", {"run_id": run})
+    assert answer["status"] == "cancelled"
+    return await ended(client, run)
+
+
+@pytest.mark.parametrize("stage", ["retry", "circuit"])
+async def test_a_turn_that_waits_for_its_provider_is_cancelled(
+    stage: str, client: AsyncClient, fake_openai: FakeOpenAI
+) -> None:
+    fake_openai.script(Reply(status=503, error="down for good", times=1000))
+    accepted = await ask(client, "hello", conversation_id="c")
+
+    result = await cancelled_once(client, accepted["run_id"], stage)
+
+    assert result["status"] == "cancelled"
+    assert await user_messages(client) == ["hello"]
+
+
+class TestOneSlot:
+    """A provider that serves one at a time."""
+
+    @pytest.fixture
+    def ksi_settings(self, ksi_settings: list[str]) -> list[str]:
+        """Point the daemon at it."""
+        return [*ksi_settings, "models.max_concurrent=1", "models.slot_timeout_s=1"]
+
+    async def test_a_turn_that_waits_for_a_slot_is_cancelled_and_the_slot_goes_on(
+        self, client: AsyncClient, fake_openai: FakeOpenAI
+    ) -> None:
+        fake_openai.script(Reply(text="one", fault="stall_middle"), Reply(text="three"))
+        first = await ask(client, "first", conversation_id="a")
+        await fake_openai.until_asked(1)
+
+        second = await ask(client, "second", conversation_id="c")
+        result = await cancelled_once(client, second["run_id"], "slot")
+        third = await ask(client, "third", conversation_id="c")
+        await client.request("completion:cancel", {"run_id": first["run_id"]})
+
+        assert result["status"] == "cancelled"
+        assert (await ended(client, third["run_id"]))["text"] == "three"
+        assert len(fake_openai.calls) == 2
+        assert await user_messages(client) == ["second", "third"]
+
+    async def test_a_turn_that_waited_too_long_for_a_slot_tries_again_and_has_left_the_queue(
+        self, client: AsyncClient, fake_openai: FakeOpenAI
+    ) -> None:
+        fake_openai.script(Reply(text="one", fault="stall_middle"), Reply(text="two"))
+        first = await ask(client, "first", conversation_id="a")
+        await fake_openai.until_asked(1)
+
+        start = {"start": {"prompt": "second", "conversation_id": "c"}}
+        stream = client.stream("completion:stream", start)
+        async for chunk in stream:
+            if chunk["kind"] == "status" and chunk["waits_for"] == "retry":
+                break
+        await client.request("completion:cancel", {"run_id": first["run_id"]})
+        chunks = [chunk async for chunk in stream]
+
+        assert chunks[-1]["text"] == "two"
