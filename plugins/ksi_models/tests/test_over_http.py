@@ -26,7 +26,7 @@ from ksi_models.testing import settings_for_fake
 SAID = (Message(role="user", parts=(TextPart("hello"),)),)
 FAST = [
     "models.retry_first_s=0.01",
-    "models.circuit_open_s=0.05",
+    "models.circuit_open_s=0.2",
     "models.first_token_timeout_s=1",
     "models.idle_timeout_s=1",
 ]
@@ -104,7 +104,8 @@ async def test_a_server_that_stalls_is_left_in_time(
 async def test_a_server_that_fails_for_a_while_is_left_alone_and_found_again(
     client: AsyncClient, fake_openai: FakeOpenAI
 ) -> None:
-    fake_openai.script(Reply(status=500, times=6), Reply(text="back", times=100))
+    # All calls fail at first: an answer to one would tell that the server is there.
+    fake_openai.script(Reply(status=500, times=9), Reply(text="back", times=100))
 
     async with asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(chunks_of(client), name=f"call {n}") for n in range(8)]
@@ -112,7 +113,7 @@ async def test_a_server_that_fails_for_a_while_is_left_alone_and_found_again(
     ends = [call.result()[-1] for call in calls]
     assert all(isinstance(end, ModelResponse) for end in ends)
     assert "circuit" in [reason for call in calls for reason in reasons(call.result())]
-    assert len(fake_openai.requests) == 6 + 8
+    assert len(fake_openai.requests) == 9 + 8
 
 
 class TestOneSlot:
