@@ -37,7 +37,7 @@ HASTY = (
     "models.retry_first_s=0.05",
     "models.retry_max_s=0.1",
     "models.circuit_failures=2",
-    "models.circuit_open_s=0.1",
+    "models.circuit_open_s=0.2",
     "models.circuit_timeout_s=1.2",
     "completion.retry_s=0.05",
 )
