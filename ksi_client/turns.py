@@ -215,7 +215,7 @@ class Following:
         offset: int = 0,
     ) -> None:
         self.run_id = run_id
-        self.offset = offset
+        self.offset: int = offset
         self._start = start
         self._attempt = 1
         self._has_begun = False

@@ -400,7 +400,7 @@ def test_slash_commands_do_what_they_say(running: Running, tmp_path: Path) -> No
         commands = [
             ("/hlp", "did you mean /help?"),
             ("/model test/lorem-3", "from now on test/lorem-3 answers"),
-            ("/model", "test/echo"),
+            ("/model", "builtin/extractive"),
             ("/retry", "lorem ipsum dolor"),
             (f"/export {tmp_path}/a.md", "written: "),
             (f"/export {tmp_path}/a.md", "exists; name another file"),
@@ -506,7 +506,8 @@ def test_conversations_are_listed_read_found_and_looked_after(
 def test_models_usage_tools_and_turns_are_shown_in_80_columns(ksi: KsiCommand) -> None:
     asked(ksi, "hello")
 
-    assert "test/echo" in told(ksi("model", "list"))
+    assert "builtin/extractive" in told(ksi("model", "list"))
+    assert "test/echo" in told(ksi("model", "list", "test"))
     assert "answers" in told(ksi("model", "check", "test/echo"))
     assert "test/echo" in told(ksi("model", "prices"))
     assert "test/echo" in told(ksi("usage"))
@@ -576,7 +577,7 @@ def test_a_shell_is_told_commands_options_models_and_conversations(ksi: KsiComma
     assert completed(ksi, "ksi conv") == ["conversation"]
     assert {"list", "export"} <= set(completed(ksi, "ksi conversation "))
     assert "--model" in completed(ksi, "ksi ask --mo")
-    assert "test/echo" in completed(ksi, "ksi ask --model test/e")
+    assert "builtin/extractive" in completed(ksi, "ksi ask --model buil")
     assert made in completed(ksi, "ksi conversation show ")
     assert completed(ksi, "ksi nosuch x") == []
 

@@ -29,13 +29,13 @@ class Newcomer:
         self.checkout = checkout
         self.environ = dict(checkout.environ)
 
-    def run(self, command: str) -> str:
+    def run(self, command: str, typed: str = "") -> str:
         """Run a command, and return what it shows in the terminal."""
         done = subprocess.run(
             shlex.split(command),
             env=self.environ,
             cwd=self.checkout.root,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,6 +51,14 @@ class Newcomer:
         for command, expected in commands_of(session):
             shown = self.run(command)
             assert steady(shown) == steady(expected), f"$ {command}\n{shown}"
+
+    def converse(self, session: str) -> None:
+        """Type the lines of a session that stand after ``>``, and compare what is shown."""
+        command, *lines = session.splitlines()
+        typed = "".join(f"{line[2:]}\n" for line in lines if line.startswith("> "))
+        expected = "\n".join(line for line in lines if not line.startswith("> "))
+        shown = self.run(command.removeprefix("$ "), typed)
+        assert steady(shown) == steady(expected), shown
 
     def begin(self, program: str) -> "subprocess.Popen[str]":
         """Run a program in Python, in which ``await`` may stand anywhere, beside the test."""
@@ -83,6 +91,8 @@ def test_a_newcomer_sees_what_the_readme_shows(checkout: Checkout) -> None:
     # The first start is pip's; with uv it is made in test_bootstrap.py.
     for block in blocks_in("console"):
         newcomer.follow(block.text)
+    for block in blocks_in("text"):
+        newcomer.converse(block.text)
 
     home = Home(checkout.home)
     pid = home.running_pid()

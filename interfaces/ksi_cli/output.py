@@ -86,7 +86,8 @@ def encode_json(value: Any) -> str:
 
 
 def note(text: str) -> None:
-    """Say something that is no part of the answer."""
+    """Say something that is no part of the answer, after what was said of that."""
+    sys.stdout.flush()
     sys.stderr.write(f"{clean(text)}\n")
 
 

@@ -74,3 +74,4 @@ def notes_installed(
     write_entry_points(tmp_path, notes="notes_plugin")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCES}")
     monkeypatch.setenv("KSI_DATABASE_URL", database_logins.admin)
+    monkeypatch.setenv("KSI_DAEMON_PLUGINS", ",".join(("system", *NEEDED, "notes")))

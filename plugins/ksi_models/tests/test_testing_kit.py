@@ -60,6 +60,7 @@ async def test_no_command_outlives_a_daemon_that_is_killed(
     daemon_process: DaemonProcess, fake_claude: FakeClaude, database_logins: Logins
 ) -> None:
     settings = [*settings_for(database_logins), *fake_claude.settings, "models.find_local=false"]
+    settings.append("daemon.plugins=system,postgres,models")
     daemon_process.start(*(word for setting in settings for word in ("--set", setting)))
     async with AsyncClient(UnixTransport(daemon_process.socket)) as client:
         request = {"messages": [SAID], "model": "claude-cli/child"}
