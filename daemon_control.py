@@ -63,7 +63,7 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
     ("imports", ("-c", "from importlinter.cli import lint_imports_command as run; run()")),
-    ("pytest", ("-m", "pytest", "-q", "-n", "auto")),
+    ("pytest", ("-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal")),
 )
 
 

@@ -1,5 +1,6 @@
 """The documentation: what is generated is up to date, and every event and setting is in it."""
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from msgspec import Struct
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def generate() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
@@ -22,8 +23,14 @@ def generate() -> ModuleType:
     return module
 
 
-async def test_the_generated_tables_are_up_to_date(generate: ModuleType) -> None:
-    files = generate.generated(*await generate.routes_and_settings())
+@pytest.fixture(scope="module")
+def told(generate: ModuleType) -> Any:
+    """What a daemon with all plugins answers and reads."""
+    return asyncio.run(generate.routes_and_settings())
+
+
+def test_the_generated_tables_are_up_to_date(generate: ModuleType, told: Any) -> None:
+    files = generate.generated(*told)
 
     stale = [
         str(path.relative_to(ROOT))
@@ -34,16 +41,16 @@ async def test_the_generated_tables_are_up_to_date(generate: ModuleType) -> None
     assert ROOT / "plugins" / "ksi_system" / "README.md" in files
 
 
-async def test_every_event_and_every_setting_has_its_sentence(generate: ModuleType) -> None:
-    routes, settings = await generate.routes_and_settings()
+def test_every_event_and_every_setting_has_its_sentence(generate: ModuleType, told: Any) -> None:
+    routes, settings = told
 
     assert [route.name for route in routes if not route.doc] == []
     for section, kind in settings.items():
         assert set(generate.explained(kind)) == set(kind.__struct_fields__), section
 
 
-async def test_every_payload_says_what_it_is(generate: ModuleType) -> None:
-    routes, _ = await generate.routes_and_settings()
+def test_every_payload_says_what_it_is(generate: ModuleType, told: Any) -> None:
+    routes, _ = told
     kinds = {kind for route in routes for kind in (route.data_type, route.result_type)}
 
     silent = [kind for kind in kinds if generate.is_struct(kind) and not kind.__doc__]
