@@ -325,8 +325,9 @@ def install(handle: int, developing: bool) -> None:
     if tool is not None:
         command = [tool, "pip", "install", "--python", str(PYTHON)]
     else:
+        # Of thousands of modules a few hundred are imported: they are compiled then.
         command = [str(PYTHON), "-I", "-m", "pip", "install", "--disable-pip-version-check"]
-        command += ["--no-user", "--no-input", "--progress-bar", "off"]
+        command += ["--no-compile", "--no-user", "--no-input", "--progress-bar", "off"]
     run("installing what it needs", handle, *command, "--editable", what)
 
 
