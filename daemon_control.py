@@ -57,13 +57,16 @@ COMMANDS = {
     "test": "install what tests need, then run every check and test",
 }
 
+# One more than there are processors: many tests wait for a process to start or to end.
+WORKERS = str((os.cpu_count() or 1) + 1)
+
 # The one list of what `test`, `just check` and `just test` run; pytest is last for its summary.
 CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ruff", ("-m", "ruff", "check", ".")),
     ("format", ("-m", "ruff", "format", "--check", ".")),
     ("mypy", ("-m", "mypy")),
     ("imports", ("-c", "from importlinter.cli import lint_imports_command as run; run()")),
-    ("pytest", ("-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal")),
+    ("pytest", ("-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal")),
 )
 
 
