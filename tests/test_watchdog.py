@@ -19,13 +19,13 @@ def block(until: threading.Event) -> None:
     assert until.wait(10)
 
 
-async def test_a_blocked_loop_is_reported_with_the_guilty_plugin_and_its_stack(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_blocked_loop_is_reported_with_the_guilty_plugin_and_its_stack() -> None:
     reported = threading.Event()
+    records: list[logging.LogRecord] = []
 
     class Reported(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
             reported.set()
 
     handler = Reported()
@@ -40,7 +40,8 @@ async def test_a_blocked_loop_is_reported_with_the_guilty_plugin_and_its_stack(
 
         beating.cancel()
     logging.getLogger("ksi_daemon.watchdog").removeHandler(handler)
-    record = next(r for r in caplog.records if r.message == "the event loop is blocked")
+    (record,) = records
+    assert record.getMessage() == "the event loop is blocked"
     assert vars(record)["plugin"] == "guilty"
     assert "in block" in vars(record)["stack"]
     assert (watchdog.stalls, watchdog.last_stall) == (1, "guilty blocked the loop")

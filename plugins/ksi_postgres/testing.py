@@ -87,7 +87,7 @@ async def fresh_database(server: TestServer, template: str = TEMPLATE) -> Logins
             template,
         )
         await connection.execute(query)
-        if template == TEMPLATE:
+        if template != "template0":
             await _open(connection, name)
     finally:
         await connection.close()
@@ -178,10 +178,18 @@ def postgres_server(_postgres_loop: _Loop) -> Iterator[TestServer]:
             _postgres_loop.run(server.stop())
 
 
+@pytest.fixture(scope="session")
+def database_template() -> str:
+    """The name of the database that each test gets a copy of; override it for another."""
+    return TEMPLATE
+
+
 @pytest.fixture
-def database_logins(_postgres_loop: _Loop, postgres_server: TestServer) -> Iterator[Logins]:
+def database_logins(
+    _postgres_loop: _Loop, postgres_server: TestServer, database_template: str
+) -> Iterator[Logins]:
     """A database of the test's own, migrated, and how to reach it."""
-    logins = _postgres_loop.run(fresh_database(postgres_server))
+    logins = _postgres_loop.run(fresh_database(postgres_server, database_template))
     yield logins
     _postgres_loop.run(drop_database(postgres_server, logins))
 

@@ -98,6 +98,7 @@ class Calls:
         tools: What can be called.
         ledger: Keeps intents and outcomes.
         is_fresh: Says whether nobody can have taken over from this daemon yet.
+        ready: Waits until calls can be recorded; raises `Unavailable` while Postgres is away.
         bus: Publishes.
     """
 
@@ -107,12 +108,14 @@ class Calls:
         tools: Tools,
         ledger: Ledger,
         is_fresh: Callable[[], bool],
+        ready: Callable[[], Awaitable[None]],
         bus: Bus,
     ) -> None:
         self._settings = settings
         self._tools = tools
         self._ledger = ledger
         self._is_fresh = is_fresh
+        self._ready = ready
         self._bus = bus
         self._slots = asyncio.Semaphore(settings.max_running)
         self._waiting = 0
@@ -274,7 +277,7 @@ class Calls:
         intent = execution.intent
         if execution.why_cancelled is not None:
             raise Cancelled(f"{intent.tool.name} was cancelled")
-        self._ledger.check_open()
+        await self._ready()
         verdict, times, known = await self._begun(execution)
         if verdict == "run":
             return await self._done_once(execution, times)

@@ -47,7 +47,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     def is_fresh() -> bool:
         return workflows.store.lease.is_fresh
 
-    async with Calls(settings, tools, ledger, is_fresh, plugin.bus) as calls:
+    async with Calls(settings, tools, ledger, is_fresh, workflows.ready, plugin.bus) as calls:
         handlers = Handlers(settings, tools, calls, ledger, Permissions(database), plugin.bus)
         plugin.offer(tools)
         plugin.add(handlers)

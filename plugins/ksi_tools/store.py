@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 from msgspec import Struct
 
-from ksi_daemon.protocol import Context, ErrorBody, Unavailable
+from ksi_daemon.protocol import Context, ErrorBody
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries
 from ksi_tools.events import CallRecord
@@ -142,16 +142,6 @@ class Ledger:
             if error.sqlstate == FENCED:
                 raise Fenced(str(error)) from error
             raise
-
-    def check_open(self) -> None:
-        """See whether calls can be recorded now.
-
-        Raises:
-            Unavailable: Postgres is away, or this daemon is not in office.
-        """
-        if not self._database.is_up:
-            raise Unavailable("calls can't be recorded: Postgres is away", retry_after_s=0.5)
-        self._office()
 
     async def begin(self, intent: Intent) -> tuple[str, int, Known | None]:
         """Write an intent; return the verdict, the how manieth time the call is made, and the call.

@@ -302,7 +302,7 @@ class Workflows:
     async def _start(
         self, run_id: str, envelope: Envelope, attributes: dict[str, Any], options: RunOptions
     ) -> None:
-        await self._ready()
+        await self.ready()
         creator = uuid.uuid4().hex
         inputs = msgspec.json.encode({"args": [envelope], "kwargs": {}})
         try:
@@ -317,8 +317,8 @@ class Workflows:
         if verdict == "new" and options.queue is None:
             self.runner.begin(Dispatched(run_id, creator, envelope, deadline_ms, is_fresh=True))
 
-    async def _ready(self) -> None:
-        """Wait for the launch.
+    async def ready(self) -> None:
+        """Wait until the engine has been launched, and this daemon is in office.
 
         Raises:
             Unavailable: Postgres is away, or this daemon runs no workflows any more.
@@ -326,7 +326,7 @@ class Workflows:
         if self._is_closed:
             raise Unavailable("this daemon starts no runs any more", retry_after_s=1.0)
         if not self._database.is_up:
-            raise Unavailable("runs can't be recorded: Postgres is away", retry_after_s=0.5)
+            raise Unavailable("nothing can be recorded: Postgres is away", retry_after_s=0.5)
         await self._opened.wait()
         if self._is_closed:
             raise Unavailable("this daemon starts no runs any more", retry_after_s=1.0)
@@ -413,7 +413,7 @@ class Workflows:
 
     async def cancel(self, run_id: str, *, tenant: str | None = None) -> str:
         """End a run; return the status that it has then."""
-        await self._ready()
+        await self.ready()
         owner = tenant or _tenant()
         if (await self.find(owner, run_id))["status"] not in ("finished", "failed"):
             await self.engine.cancel(run_id)
@@ -428,7 +428,7 @@ class Workflows:
         Raises:
             Conflict: It is something else.
         """
-        await self._ready()
+        await self.ready()
         owner = tenant or _tenant()
         status = (await self.find(owner, run_id))["status"]
         if status != was:
@@ -446,7 +446,7 @@ class Workflows:
         tenant: str | None = None,
     ) -> str:
         """Start a copy of a run, which takes over the outcomes of earlier steps; return its id."""
-        await self._ready()
+        await self.ready()
         owner = tenant or _tenant()
         await self.find(owner, run_id)
         new_id = self._run_id(owner, id)

@@ -1,41 +1,23 @@
 """Daemons with turns, and a model and tools that do as they are told."""
 
 import os
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from ksi_completion.tests.doubles import Script, Toolbox
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import write_entry_points
-from ksi_postgres.logins import Logins
-from ksi_postgres.testing import TestServer, drop_database, fresh_database
-from ksi_workflows.engine import make_tables
 
 SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows", "completion")
 
 
 @pytest.fixture(scope="session")
-def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
-    """The name of a database that has the engine's tables already, to be copied."""
-    logins = _postgres_loop.run(fresh_database(postgres_server))
-    make_tables(logins.admin)
-    return str(urlsplit(logins.admin).path).removeprefix("/")
-
-
-@pytest.fixture
-def database_logins(
-    _postgres_loop: Any, postgres_server: TestServer, engine_template: str
-) -> Iterator[Logins]:
-    """A database of the test's own with the engine's tables, and how to reach it."""
-    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
-    yield logins
-    _postgres_loop.run(drop_database(postgres_server, logins))
+def database_template(engine_template: str) -> str:
+    """Copy a database that has the engine's tables."""
+    return engine_template
 
 
 @pytest.fixture

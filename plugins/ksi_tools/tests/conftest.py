@@ -1,12 +1,11 @@
 """Daemons with tools, on a fresh database each."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,10 +15,9 @@ from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import module_plugin, running_daemon, write_entry_points
 from ksi_postgres.logins import Logins
-from ksi_postgres.testing import TestServer, drop_database, fresh_database, settings_for
+from ksi_postgres.testing import settings_for
 from ksi_tools.api import Tools
 from ksi_workflows.api import Workflows
-from ksi_workflows.engine import make_tables
 
 SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows", "tools")
@@ -35,21 +33,9 @@ Run = Callable[..., AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture(scope="session")
-def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
-    """The name of a database that has the engine's tables already, to be copied."""
-    logins = _postgres_loop.run(fresh_database(postgres_server))
-    make_tables(logins.admin)
-    return str(urlsplit(logins.admin).path).removeprefix("/")
-
-
-@pytest.fixture
-def database_logins(
-    _postgres_loop: Any, postgres_server: TestServer, engine_template: str
-) -> Iterator[Logins]:
-    """A database of the test's own with the engine's tables, and how to reach it."""
-    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
-    yield logins
-    _postgres_loop.run(drop_database(postgres_server, logins))
+def database_template(engine_template: str) -> str:
+    """Copy a database that has the engine's tables."""
+    return engine_template
 
 
 @pytest.fixture
@@ -76,13 +62,6 @@ def plugin_of(name: str, *owners: object, functions: tuple[object, ...] = ()) ->
     return module_plugin(name, ksi_plugin=hookimpl(info), ksi_lifespan=hookimpl(lifespan))
 
 
-async def ready(daemon: Daemon) -> None:
-    """Wait until the daemon has taken office, so that it can call tools."""
-    workflows = daemon._services[Workflows]
-    assert isinstance(workflows, Workflows)
-    await workflows._ready()
-
-
 @pytest.fixture
 def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) -> Run:
     """Run a daemon on the test's database with functions as tools, for as long as a block."""
@@ -93,11 +72,12 @@ def run(ksi_home: Path, database_logins: Logins, installed: list[EntryPoint]) ->
     ) -> AsyncIterator[Client]:
         chosen = [*settings_for(database_logins), *settings]
         plugins = [*installed, plugin_of("work", *owners, functions=functions)]
-        async with running_daemon(ksi_home, *plugins, settings=chosen) as daemon:
-            await ready(daemon)
-            async with Client(LocalTransport(daemon)) as client:
-                client.daemon = daemon
-                yield client
+        async with (
+            running_daemon(ksi_home, *plugins, settings=chosen) as daemon,
+            Client(LocalTransport(daemon)) as client,
+        ):
+            client.daemon = daemon
+            yield client
 
     return running
 

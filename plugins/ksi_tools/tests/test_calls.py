@@ -1,17 +1,21 @@
 """A call: its arguments, its one effect, its output, and how it may end."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, NotFound, TimedOut
+from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, NotFound
 from ksi_daemon.event_system import event_handler, event_interceptor
 from ksi_daemon.protocol import Event, KsiError
 from ksi_daemon.protocol import TimedOut as NobodyKnows
 from ksi_tools.api import ToolContext, tool
 from ksi_tools.tests.conftest import Run
+from ksi_workflows.engine import Engine
+
+WELL_WITHIN_S = 10.0
 
 
 class Place(Struct, frozen=True):
@@ -89,6 +93,30 @@ async def ledger(client: AsyncClient, **request: Any) -> list[Any]:
 
 
 # -- arguments ------------------------------------------------------------------------------------
+
+
+async def test_a_call_that_comes_before_the_engine_is_launched_waits_for_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    launch = Engine.launch
+
+    def held(engine: Engine, *args: Any) -> None:
+        begun.set()
+        assert may_go_on.wait(WELL_WITHIN_S)
+        launch(engine, *args)
+
+    monkeypatch.setattr(Engine, "launch", held)
+    world = World()
+    async with run(world.strike) as client, asyncio.TaskGroup() as tasks:
+        calling = tasks.create_task(
+            client.request("tool:call", {"name": "strike", "arguments": {"what": "it"}})
+        )
+        await asyncio.to_thread(begun.wait, WELL_WITHIN_S)
+        await client.request("system:health")
+        assert world.effects == []
+        may_go_on.set()
+        assert (await calling)["content"] == "struck it"
 
 
 async def test_a_tool_is_called_with_what_its_function_declares(run: Run) -> None:
@@ -262,13 +290,10 @@ async def test_a_call_that_nobody_waits_for_any_more_is_ended(run: Run) -> None:
         doubted = await client.subscribe("tool:doubted")
         for name, call_id in (("strike_slowly", "c1"), ("set_slowly", "c2")):
             world.begun.clear()
-            with pytest.raises(TimedOut):
-                await client.request(
-                    "tool:call",
-                    {"name": name, "arguments": {"what": name}, "call_id": call_id},
-                    timeout_s=0.2,
-                )
-            assert world.begun.is_set()
+            async with asyncio.TaskGroup() as tasks:
+                calling = tasks.create_task(call(client, name, call_id, what=name))
+                await world.begun.wait()
+                calling.cancel()
         assert (await anext(aiter(doubted))).data["call_id"] == "c1"
         world.go_on.set()
         struck = await call(client, "strike_slowly", "c1", what="strike_slowly")

@@ -1,11 +1,8 @@
 """Daemons with the durable engine, on a fresh database each."""
 
 import os
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,9 +10,6 @@ from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import write_entry_points
-from ksi_postgres.logins import Logins
-from ksi_postgres.testing import TestServer, drop_database, fresh_database
-from ksi_workflows.engine import make_tables
 from ksi_workflows.workflows import Workflows
 
 SOURCES = Path(__file__).parent
@@ -23,21 +17,9 @@ NEEDED = ("postgres", "workflows")
 
 
 @pytest.fixture(scope="session")
-def engine_template(_postgres_loop: Any, postgres_server: TestServer) -> str:
-    """The name of a database that has the engine's tables already, to be copied."""
-    logins = _postgres_loop.run(fresh_database(postgres_server))
-    make_tables(logins.admin)
-    return str(urlsplit(logins.admin).path).removeprefix("/")
-
-
-@pytest.fixture
-def database_logins(
-    _postgres_loop: Any, postgres_server: TestServer, engine_template: str
-) -> Iterator[Logins]:
-    """A database of the test's own with the engine's tables, and how to reach it."""
-    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
-    yield logins
-    _postgres_loop.run(drop_database(postgres_server, logins))
+def database_template(engine_template: str) -> str:
+    """Copy a database that has the engine's tables."""
+    return engine_template
 
 
 @pytest.fixture
@@ -57,7 +39,7 @@ async def workflows(daemon: Daemon, client: AsyncClient) -> Workflows:
     """The engine of the fixture ``daemon``, launched."""
     found = daemon._services[Workflows]
     assert isinstance(found, Workflows)
-    await found._ready()
+    await found.ready()
     return found
 
 
