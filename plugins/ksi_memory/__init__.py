@@ -1,0 +1,1 @@
+"""Remembers: resources, entities, moments, facts, each with its source."""
