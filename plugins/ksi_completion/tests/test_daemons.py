@@ -53,21 +53,27 @@ async def begun(client: AsyncClient, run: str) -> None:
 
 
 async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fleet) -> None:
+    call = {"name": "ask_user", "arguments": {"question": "Which?"}}
+    first = {"say": " ".join(["word"] * WORDS), "calls": [call]}
+    script = json.dumps({"steps": [first, {"say": " So be it."}]})
+    turn = {"prompt": script, "model": "test/script", "tools": ["ask_user"]}
     async with two(fleet) as ((_, here), (_, there)):
-        run = (await ask(here, "completion:async", lorem()))["run_id"]
-        await begun(here, run)
+        run = (await ask(here, "completion:async", turn))["run_id"]
 
-        chunks, statuses = [], set()
+        chunks, while_asked = [], 0
         async for chunk in there.stream("completion:stream", {"run_id": run, "offset": 3}):
             chunks.append(chunk)
-            if chunk["kind"] == "text" and len(chunks) < 10:
-                status = await here.request("completion:status", {"run_id": run})
-                statuses.add(status["status"])
-        result = await here.request("completion:wait", {"run_id": run})
+            if len(text_of(chunks)) == 5 * WORDS - 4 and not while_asked:
+                while_asked = len(chunks)
+                await fleet.until(
+                    "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
+                )
+                await ask(there, "completion:answer", {"run_id": run, "content": "the red one"})
+        result = await there.request("completion:wait", {"run_id": run})
 
-    assert text_of(chunks) == result["text"][3:]
-    assert "running" in statuses
-    assert len([chunk for chunk in chunks if chunk["kind"] == "text"]) > 5
+    assert while_asked  # it was told what is said so far, before the turn had ended
+    assert text_of(chunks) == first["say"][3:] + " So be it."
+    assert result["text"].endswith("So be it.")
     assert chunks[-1]["kind"] == "result"
 
 
@@ -87,12 +93,12 @@ async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(fleet: 
 
 async def test_a_turn_goes_on_in_another_daemon_and_its_follower_is_told(fleet: Fleet) -> None:
     async with two(fleet) as ((daemon, here), (_, there)):
-        run = (await ask(here, "completion:async", lorem()))["run_id"]
+        run = (await ask(here, "completion:async", lorem(40)))["run_id"]
         await begun(here, run)
         chunks: list[Any] = []
         async for chunk in there.stream("completion:stream", {"run_id": run}):
             chunks.append(chunk)
-            if chunk["kind"] == "text" and len(chunks) == 5:
+            if chunk["kind"] == "text" and text_of(chunks) == chunk["text"]:
                 await asyncio.to_thread(daemon.kill)
 
     kinds = [chunk["kind"] for chunk in chunks]
