@@ -9,7 +9,6 @@ from typing import Any, Final
 from ksi_completion import events as e
 from ksi_completion.acceptance import Acceptance, is_bound, said
 from ksi_completion.following import ENDED, Following
-from ksi_completion.news import News
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Store, read_error, result_of
 from ksi_completion.streams import Position
@@ -18,6 +17,7 @@ from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.protocol import Busy, Conflict, Context, InvalidData, NotFound
 from ksi_models.events import Message, TextPart
+from ksi_postgres.news import News
 from ksi_tools.events import ToolAnswer
 from ksi_workflows.api import Workflows
 

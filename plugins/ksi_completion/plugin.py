@@ -11,7 +11,6 @@ from ksi_completion.conversation_handlers import ConversationHandlers
 from ksi_completion.conversations import Conversations
 from ksi_completion.handlers import Handlers
 from ksi_completion.locks import Locks
-from ksi_completion.news import News
 from ksi_completion.previews import Previews
 from ksi_completion.prompts import Prompts
 from ksi_completion.settings import CompletionSettings
@@ -25,8 +24,10 @@ from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Context
 from ksi_daemon.supervisor import RestartPolicy
 from ksi_postgres.database import Database
+from ksi_postgres.news import News
 from ksi_workflows.api import Workflows
 
+CHANNEL: Final = "ksi_completion"
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.2, max_delay_s=10.0, max_restarts=1_000_000)
 
 
@@ -45,7 +46,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     database = plugin.service(Database)
     workflows = plugin.service(Workflows)
     store = Store(database, lambda: workflows.office)
-    news = News(store)
+    news = News(CHANNEL, database)
 
     async def start(run: str, context: Context) -> None:
         # The sweep begins it again where it was forgotten: a turn's own writes come later.
@@ -79,7 +80,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     async with acceptance, turns.relays:
         plugin.add(Handlers(settings, store, acceptance, turns, news, workflows, plugin.bus))
         plugin.add(ConversationHandlers(conversations, locks, plugin.bus, settings), previews)
-        await news.listen(database)
+        await news.listen()
         await locks.listen(database)
         plugin.start_task("plugins", watch_plugins)
         plugin.start_task("teller", news.run, FOR_EVER)
@@ -87,4 +88,4 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         plugin.start_task("locks", locks.run_expiry, FOR_EVER)
         yield
         locks.unlisten(database)
-        news.unlisten(database)
+        news.unlisten()

@@ -56,11 +56,6 @@ SELECT * FROM ksi_completion.due($1, $2);
 -- Which turns are at work?
 SELECT * FROM ksi_completion.at_work($1, $2);
 
--- name: tell
--- Tells every daemon.
-SELECT pg_notify('ksi_completion', word)
-  FROM unnest($1::text[]) AS word, set_config('synchronous_commit', 'off', true);
-
 -- name: hand_on
 -- Hands what a turn says to other daemons.
 SELECT ksi_completion.hand_on($1, $2, $3);

@@ -9,12 +9,12 @@ from typing import Final, Self
 import msgspec
 
 from ksi_completion.events import StreamChunk, StreamRestarted
-from ksi_completion.news import News, Waiters
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Store
 from ksi_completion.streams import Hub, Live, Position
 from ksi_completion.work import Work
 from ksi_daemon.protocol import Busy, TimedOut, Unavailable
+from ksi_postgres.news import News, Waiters
 
 FOLLOW_S: Final = 2.0  # how often it is said that a turn is followed
 WANTED_S: Final = 3 * FOLLOW_S

@@ -326,10 +326,6 @@ class Store:
             for row in rows
         ]
 
-    async def tell(self, words: Sequence[str]) -> None:
-        """Have every daemon hear words."""
-        await self.database.execute(SQL["tell"], list(words))
-
 
 def read_context(text: str) -> Context:
     """Return the context that a turn runs in."""

@@ -20,7 +20,6 @@ from ksi_completion.events import (
     TurnStatus,
 )
 from ksi_completion.messages import body_of, decode_parts
-from ksi_completion.news import News, Waiters
 from ksi_completion.outputs import MISFIT, given_up, misfit_of, objection
 from ksi_completion.prompts import Prompts
 from ksi_completion.relays import DIED, Relays
@@ -65,6 +64,7 @@ from ksi_models.events import (
     ToolResultPart,
     ToolSchema,
 )
+from ksi_postgres.news import News, Waiters
 from ksi_tools.events import ToolCalled
 from ksi_workflows.api import Run, current_run, receive, step, workflow
 

@@ -62,10 +62,10 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
             plugin.start_task("quarantine", duty.run_quarantine, FOR_EVER)
             plugin.start_task("plugins", watch_plugins)
             plugin.start_task("settling", settle, FOR_EVER)
-            plugin.start_task("teller", workflows.news.run_teller, FOR_EVER)
+            plugin.start_task("teller", workflows.news.run, FOR_EVER)
             plugin.start_task("clock", workflows.run_clock, FOR_EVER)
-            await workflows.news.listen(database)
+            await workflows.news.listen()
             await duty.await_tables()
             yield
             await duty.stop()
-            workflows.news.unlisten(database)
+            workflows.news.unlisten()

@@ -91,11 +91,6 @@ SELECT number, name, output, error, child, started_at, completed_at
 SELECT attempt, executor, step_number, step, begun_at, why, traceback
   FROM ksi_workflows.trouble WHERE run = $1;
 
--- name: announce
--- Tells the other daemons what happened to runs.
-SELECT pg_notify('ksi_workflows', word)
-  FROM unnest($1::text[]) AS word, set_config('synchronous_commit', 'off', true);
-
 -- name: send_signal
 -- Leaves a signal for a run.
 SELECT ksi_workflows.send_signal($1, $2, $3, $4, $5);

@@ -276,10 +276,6 @@ class Store:
         """Return rows of how many of a tenant's runs each queue has."""
         return list(await self.database.fetch(SQL["queues"], tenant))
 
-    async def announce(self, words: Sequence[str]) -> None:
-        """Tell the other daemons what happened."""
-        await self.database.execute(SQL["announce"], list(words))
-
     async def send_signal(
         self, tenant: str, run: str, topic: str, payload: bytes, max_waiting: int
     ) -> str:

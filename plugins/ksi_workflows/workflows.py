@@ -25,6 +25,7 @@ from ksi_daemon.protocol import (
 )
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_postgres.database import Database
+from ksi_postgres.news import News, Waiters
 from ksi_workflows import codec
 from ksi_workflows import events as e
 from ksi_workflows.codec import Envelope
@@ -38,7 +39,6 @@ from ksi_workflows.engine import (
     Engine,
     QueueOptions,
 )
-from ksi_workflows.news import News, Waiters
 from ksi_workflows.office import Fenced
 from ksi_workflows.runs import (
     DEADLINE_MARGIN_S,
@@ -51,6 +51,7 @@ from ksi_workflows.schedules import Clock
 from ksi_workflows.settings import WorkflowsSettings
 from ksi_workflows.store import RunOptions, Store
 
+CHANNEL: Final = "ksi_workflows"
 LOOK_AGAIN_S: Final = 10.0  # where a word that was told got lost
 ENDED: Final = frozenset({"finished", "failed", "cancelled", "quarantined"})
 
@@ -80,7 +81,7 @@ class Workflows:
         self.duty = Duty(
             settings, self.store, self.engine, self.runner, self.definitions, self, bus
         )
-        self.news = News(self.store, self._heard, self._missed)
+        self.news = News(CHANNEL, database)
         self.clock = Clock(self.store, self)
         self.queues: dict[str, QueueOptions] = {}
         self._database = database
@@ -90,6 +91,11 @@ class Workflows:
         self._opened = asyncio.Event()
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        self.news.on("ended", self._waiters.wake)
+        self.news.on("cancelled", self._cancelled)
+        self.news.on("signal", self._signalled)
+        self.news.on("schedule", lambda _: self.clock.wake())
+        self.news.on_missed(self._missed)
 
     # What plugins declare.
 
@@ -387,16 +393,13 @@ class Workflows:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    news = self._waiters.add(run_id)
-                    try:
+                    with self._waiters.watching(run_id) as news:
                         row = await self.store.outcome(tenant, run_id)
                         if row is None:
                             raise NotFound(f"there is no run {run_id}")
                         if row["status"] in ENDED:
                             return row
                         await asyncio.wait({news}, timeout=LOOK_AGAIN_S)
-                    finally:
-                        self._waiters.remove(run_id, news)
         except TimeoutError as error:
             raise TimedOut(f"the run {run_id} did not end within {timeout_s} s") from error
 
@@ -417,7 +420,7 @@ class Workflows:
         owner = tenant or _tenant()
         if (await self.find(owner, run_id))["status"] not in ("finished", "failed"):
             await self.engine.cancel(run_id)
-            self._heard("cancelled", run_id)
+            self._cancelled(run_id)
             self.news.tell("cancelled", run_id)
         status: str = (await self.find(owner, run_id))["status"]
         return status
@@ -562,18 +565,16 @@ class Workflows:
             self.news.tell("ended", run_id)
             self.duty.set_aside(run_id)
 
-    def _heard(self, word: str, about: str) -> None:
-        run = self.runner.running.get(about)
-        if word == "ended":
-            self._waiters.wake(about)
-        elif word == "cancelled":
-            self._waiters.wake(about)
-            if run is not None:
-                run.interrupt("cancelled")
-        elif word == "signal" and run is not None:
+    def _cancelled(self, run_id: str) -> None:
+        self._waiters.wake(run_id)
+        run = self.runner.running.get(run_id)
+        if run is not None:
+            run.interrupt("cancelled")
+
+    def _signalled(self, run_id: str) -> None:
+        run = self.runner.running.get(run_id)
+        if run is not None:
             run.signalled.set()
-        elif word == "schedule":
-            self.clock.wake()
 
     def _missed(self) -> None:
         self._waiters.wake_all()
