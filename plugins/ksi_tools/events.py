@@ -10,7 +10,9 @@ from ksi_daemon.protocol.wire import ErrorBody
 # What a repetition of a call would do: nothing at all, the same again, or a second effect.
 Effects = Literal["read_only", "idempotent", "effectful"]
 CallStatus = Literal["done", "failed", "waiting", "in_doubt", "dropped"]
-ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
+# What every provider of models takes; asked for may be what is none: a model may make up a name.
+ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
+AskedName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
 Globs = Annotated[
     tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")], ...], Meta(max_length=1000)
 ]
@@ -51,7 +53,7 @@ class ToolListed(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ToolDescribe(Struct, frozen=True, kw_only=True):
     """Tell all of some tools: their schemas too."""
 
-    names: Annotated[tuple[ToolName, ...], Meta(min_length=1, max_length=500)]
+    names: Annotated[tuple[AskedName, ...], Meta(min_length=1, max_length=500)]
 
 
 class ToolDescription(Struct, frozen=True, kw_only=True):
@@ -75,7 +77,7 @@ class ToolCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
     JSON text of one as a model wrote it.
     """
 
-    name: ToolName
+    name: AskedName
     arguments: dict[str, Any] | str = {}
     call_id: CallId | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
@@ -261,7 +263,7 @@ class ToolRegister(Struct, frozen=True, kw_only=True):
 class ToolUnregister(Struct, frozen=True, kw_only=True):
     """Take back a tool that was registered."""
 
-    name: ToolName
+    name: AskedName
 
 
 class ToolRegistered(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from ksi_daemon.schemas import schema_of
 from ksi_tools.events import Effects
 from ksi_tools.functions import tools_of
 from ksi_tools.schemas import checker_of, flattened
-from ksi_tools.tool import NO_ARGUMENTS, Tool, ToolContext, check_tool_name
+from ksi_tools.tool import NO_ARGUMENTS, Tool, ToolContext, check_tool_name, name_of_event
 
 CLIENT = "client "  # what the router calls the provider of an event that a connection serves
 
@@ -182,7 +182,7 @@ class Tools:
         Args:
             event: Its name.
             effects: What a repetition would do.
-            name: The tool's; the event's with ``_`` for each ``:`` unless given.
+            name: The tool's; made of the event's, with ``_`` for each ``:``, unless given.
             description: What models are told; the event's own documentation unless given.
             timeout_s: How long a call may take.
 
@@ -190,7 +190,7 @@ class Tools:
             Conflict: The name is another's.
         """
         source = EventSource(
-            name=check_tool_name(name or event.replace(":", "_")),
+            name=check_tool_name(name or name_of_event(event)),
             event=check_name(event),
             effects=effects,
             description=description,
@@ -229,10 +229,10 @@ class Tools:
         Raises:
             Conflict: The name is another's.
             Busy: There are too many.
-            InvalidData: The schema is not sound.
+            InvalidData: The name or the schema is not sound.
         """
         assert source.tenant is not None
-        key = (source.tenant, source.name)
+        key = (source.tenant, check_tool_name(source.name))
         self.prune()
         checker_of(source.name, source.parameters or NO_ARGUMENTS)
         known = self._of_clients.get(key)

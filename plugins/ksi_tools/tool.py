@@ -1,13 +1,19 @@
 """What a tool is, wherever it comes from."""
 
+import re
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
-from ksi_tools.events import Effects, ToolInfo, ToolName
+from ksi_tools.events import Effects, ToolInfo
+
+MAX_NAME_CHARS: Final = 64
+_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_CHARS}}}")
+_OTHER: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 NO_ARGUMENTS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
 
@@ -96,13 +102,21 @@ def check_tool_name(name: str) -> str:
     Raises:
         InvalidData: No tool can be called so.
     """
-    try:
-        return msgspec.convert(name, ToolName)
-    except msgspec.ValidationError as error:
+    if not _NAME.fullmatch(name):
         raise InvalidData(
-            f"{name[:200]!r} is no tool's name: letters, digits, '_', '.', ':' and '-', in 128 "
-            "characters at most"
-        ) from error
+            f"{name[:200]!r} is no tool's name: letters, digits, '_' and '-', in "
+            f"{MAX_NAME_CHARS} characters at most, since providers of models refuse others"
+        )
+    return name
+
+
+def name_of_event(event: str) -> str:
+    """Return the name of the tool that an event is; a long one's end is that of its digest."""
+    name = _OTHER.sub("_", event)
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    digest = sha256(event.encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME_CHARS - len(digest) - 1]}_{digest}"
 
 
 def told_of(error: msgspec.ValidationError, what: str) -> InvalidData:

@@ -19,6 +19,7 @@ from ksi_tools.api import ToolContext, Tools, ToolSpec, tool
 from ksi_tools.functions import tool_of, tools_of
 from ksi_tools.tests.conftest import Client, Run
 from ksi_tools.tests.test_permissions import as_token
+from ksi_tools.tool import check_tool_name, name_of_event
 
 PLACE = {
     "type": "object",
@@ -92,6 +93,34 @@ def test_a_function_that_no_model_could_call_is_refused(which: str) -> None:
 
     with pytest.raises(InvalidData, match=f"the tool {which}"):
         list(tools_of({"bare": bare, "stars": stars, "positional": positional}[which], "test"))
+
+
+ODD_NAMES = ["", "two words", "a.b", "a:b", "café", "x" * 65, "line\n"]
+
+
+async def test_a_name_that_providers_refuse_is_no_tool_s(run: Run) -> None:
+    async with run() as client:
+        provider = registry(client).add_provider(Far())
+        daemon: Any = client.daemon
+        async with AsyncClient(UnixTransport(daemon.home.socket)) as far:
+            await serve(far)
+            for name in ODD_NAMES:
+                with pytest.raises(InvalidData, match="64 characters"):
+                    provider.update([ToolSpec(name=name, description="")])
+                with pytest.raises(InvalidData, match=r"\$\.name|64 characters"):
+                    await far.request("tool:register", weather(name=name))
+            await far.request("tool:register", weather(name="A-z_0" + "x" * 59))
+            assert set(await names(client)).isdisjoint(ODD_NAMES)
+
+
+def test_a_tool_made_of_an_event_has_a_name_that_providers_take() -> None:
+    long = ["far:" + "x" * 100 + end for end in "ab"]
+
+    made = [name_of_event(event) for event in ("weather:get", "a.b:c-d:E", *long)]
+
+    assert made[:2] == ["weather_get", "a_b_c-d_E"]
+    assert made == [check_tool_name(name) for name in made]
+    assert len(set(made)) == 4
 
 
 async def test_a_name_is_one_tool_s_alone(run: Run) -> None:
