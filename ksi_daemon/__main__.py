@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from ksi_daemon import loop as event_loop
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol import KsiError
 from ksi_daemon.protocol.paths import home_directory
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write("usage: python -m ksi_daemon [--home DIR] [--set section.key=value]\n")
             return 2
     try:
-        asyncio.run(run(home, settings))
+        event_loop.run(run(home, settings))
     except KsiError as error:
         return fail(error.message)
     except OSError as error:  # a full disk, a folder that was taken away

@@ -22,6 +22,7 @@ import msgspec
 
 from ksi_client import AsyncClient, KsiError, NotFound, SocketTransport
 from ksi_client.client import LAGGED
+from ksi_daemon import loop as event_loop
 from ksi_daemon.bus import converted
 from ksi_daemon.event_system import current_context, payload_of
 from ksi_daemon.hosts import HostAwait, HostAwaited, HostHello, HostKnown, HostReady, HostTask
@@ -269,4 +270,4 @@ def relay_events(events: Any, observer: Observer) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(int(sys.argv[1]))))
+    sys.exit(event_loop.run(main(int(sys.argv[1]))))

@@ -293,6 +293,21 @@ def test_in_the_foreground_the_log_is_shown_too(daemon_process: DaemonProcess) -
     assert "".join(shown) == (daemon_process.home / "log" / "daemon.log").read_text()
 
 
+@pytest.mark.parametrize(("hidden", "expected"), [("", "uvloop"), ("uvloop", "asyncio")])
+def test_it_runs_on_uvloop_and_without_it_on_asyncio(hidden: str, expected: str) -> None:
+    code = (
+        "import asyncio, sys\n"
+        f"sys.modules.update(dict.fromkeys({hidden.split()}))\n"
+        "from ksi_daemon import loop\n"
+        "async def kind():\n"
+        "    return type(asyncio.get_running_loop()).__module__.partition('.')[0]\n"
+        "print(loop.run(kind()))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert told.stdout.strip() == expected
+
+
 def run_to_its_end(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ksi_daemon", "--home", str(home), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator
 from contextlib import aclosing
 from types import AsyncGeneratorType
-from typing import Any
+from typing import Any, cast
 
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
@@ -210,9 +210,8 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note that there is a connection."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=self.limits.max_buffer_bytes)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.transport.set_write_buffer_limits(high=self.limits.max_buffer_bytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what was asked, and stop what was being answered."""

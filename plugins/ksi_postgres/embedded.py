@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from ksi_daemon.protocol import Failed, TimedOut
 from ksi_postgres import children, cluster, leftovers
@@ -204,8 +204,7 @@ class _Postmaster(asyncio.SubprocessProtocol):
         return self._transport.get_pid()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's is none by name
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         lines = self._log.write(data)
