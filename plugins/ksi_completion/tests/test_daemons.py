@@ -54,8 +54,8 @@ async def begun(client: AsyncClient, run: str) -> None:
 
 async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fleet) -> None:
     call = {"name": "ask_user", "arguments": {"question": "Which?"}}
-    first = {"say": " ".join(["word"] * WORDS), "calls": [call]}
-    script = json.dumps({"steps": [first, {"say": " So be it."}]})
+    words = " ".join(["word"] * WORDS)
+    script = json.dumps({"steps": [{"say": words, "calls": [call]}, {"say": " So be it."}]})
     turn = {"prompt": script, "model": "test/script", "tools": ["ask_user"]}
     async with two(fleet) as ((_, here), (_, there)):
         run = (await ask(here, "completion:async", turn))["run_id"]
@@ -63,7 +63,7 @@ async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fl
         chunks, while_asked = [], 0
         async for chunk in there.stream("completion:stream", {"run_id": run, "offset": 3}):
             chunks.append(chunk)
-            if len(text_of(chunks)) == 5 * WORDS - 4 and not while_asked:
+            if text_of(chunks) == words[3:] and not while_asked:
                 while_asked = len(chunks)
                 await fleet.until(
                     "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
@@ -72,7 +72,7 @@ async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fl
         result = await there.request("completion:wait", {"run_id": run})
 
     assert while_asked  # it was told what is said so far, before the turn had ended
-    assert text_of(chunks) == first["say"][3:] + " So be it."
+    assert text_of(chunks) == words[3:] + " So be it."
     assert result["text"].endswith("So be it.")
     assert chunks[-1]["kind"] == "result"
 
