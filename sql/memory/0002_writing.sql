@@ -1,0 +1,365 @@
+-- How things are remembered: many items in one statement, each in a new version where it differs.
+--
+-- All that writes for a tenant holds the tenant's lock until its transaction ends, so that versions
+-- follow one another, whoever writes, and no two writers wait for each other.
+
+SET LOCAL search_path = ksi_memory, public, pg_temp;
+
+-- What comes of a whole conversation goes with it, as what comes of a message does.
+ALTER TABLE source ADD CONSTRAINT source_of_conversation
+    FOREIGN KEY (tenant, conversation) REFERENCES ksi_completion.conversation ON DELETE CASCADE;
+CREATE INDEX source_conversation ON source (tenant, conversation) WHERE conversation IS NOT NULL;
+
+CREATE FUNCTION lock_tenant(of_tenant text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT pg_advisory_xact_lock(hashtextextended('ksi_memory ' || of_tenant, 0))
+$$;
+
+-- The names of many, each once, in their order.
+CREATE FUNCTION folded_all(given text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT coalesce(array_agg(f.name ORDER BY f.first), '{}')
+      FROM (SELECT folded(g.name) AS name, min(g.place) AS first
+              FROM unnest(given) WITH ORDINALITY g (name, place)
+             GROUP BY 1) f
+     WHERE f.name <> ''
+$$;
+
+-- -- what is shown of an item --------------------------------------------------------------------
+
+CREATE TYPE shown AS (
+    id uuid, kind text, key text, version integer, owner text, title text, body text, category text,
+    attributes text, persons text[], session text, place integer, starts_at timestamptz,
+    ends_at timestamptz, edges text, sources text, origin text, is_pinned boolean,
+    valid_from timestamptz, valid_to timestamptz
+);
+
+CREATE FUNCTION edges_of(of_tenant text, of_item uuid, of_version integer) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT jsonb_agg(jsonb_build_object(
+               'to', e.to_name, 'relation', e.relation, 'weight', e.weight) ORDER BY e.number)
+      FROM edge e
+     WHERE (e.tenant, e.item, e.version) = (of_tenant, of_item, of_version)
+$$;
+
+CREATE FUNCTION sources_of(of_tenant text, by_item uuid, by_version integer) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+               'kind', CASE WHEN s.conversation IS NOT NULL THEN 'message'
+                            WHEN s.of_item IS NOT NULL THEN 'item'
+                            WHEN s.run IS NOT NULL THEN 'run'
+                            ELSE 'person' END,
+               'conversation_id', s.conversation, 'message', s.message, 'item', s.of_item,
+               'version', s.of_version, 'run_id', s.run, 'told', nullif(s.told, '')))
+               ORDER BY s.number)
+      FROM source s
+     WHERE (s.tenant, s.item, s.version) = (of_tenant, by_item, by_version)
+$$;
+
+CREATE FUNCTION show_item(i item) RETURNS shown
+LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT i.id, i.kind, i.key, i.version, i.owner, i.title, i.body, i.category,
+           i.attributes::text, i.persons, i.session, i.place, i.starts_at, i.ends_at,
+           edges_of(i.tenant, i.id, i.version)::text, sources_of(i.tenant, i.id, i.version)::text,
+           i.origin, i.is_pinned, i.valid_from, i.valid_to
+$$;
+
+-- By its id, or by its key: then all that bear it, a few at most.
+CREATE FUNCTION find_items(
+    of_tenant text, of_owner text, of_id uuid, of_key text, of_kind text, with_owner text,
+    as_of timestamptz
+) RETURNS SETOF shown
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+BEGIN
+    IF of_id IS NOT NULL THEN
+        RETURN QUERY
+            SELECT (show_item(i)).*
+              FROM item i
+             WHERE i.tenant = of_tenant AND i.id = of_id
+               AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+               AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
+                        ELSE i.valid_from <= as_of
+                             AND (i.valid_to IS NULL OR i.valid_to > as_of) END
+             LIMIT 1;
+    ELSE
+        RETURN QUERY
+            SELECT (show_item(f)).*
+              FROM (SELECT i.*
+                      FROM item i
+                     WHERE i.tenant = of_tenant AND i.name = folded(of_key)
+                       AND (of_kind IS NULL OR i.kind = of_kind)
+                       AND (with_owner IS NULL OR i.owner = with_owner)
+                       AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+                       AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
+                                ELSE i.valid_from <= as_of
+                                     AND (i.valid_to IS NULL OR i.valid_to > as_of) END
+                     ORDER BY i.kind, i.owner, i.id
+                     LIMIT 10) f;
+    END IF;
+END $$;
+COMMENT ON FUNCTION find_items IS 'the items that bear an id or a key, as of then or now';
+
+-- -- writing -------------------------------------------------------------------------------------
+
+-- An item on its way in: what was given, and what is known laid under it.
+CREATE TYPE draft AS (
+    spot integer, id uuid, verdict text, old_version integer, version integer, was_current boolean,
+    owner text, key text, category text, title text, body text, attributes jsonb, persons text[],
+    session text, place integer, starts_at timestamptz, ends_at timestamptz, days datemultirange,
+    hash bytea, text_hash bytea, words integer, is_pinned boolean, valid_from timestamptz,
+    is_mixed boolean, edges jsonb, sources jsonb, origin text
+);
+
+-- Edges as they are given, in the form of those that are kept.
+CREATE FUNCTION edges_given(given jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT jsonb_agg(jsonb_build_object(
+               'to', folded(e.to_key), 'relation', e.relation, 'weight', e.weight)
+               ORDER BY e.number)
+      FROM ROWS FROM (
+           jsonb_to_recordset(given) AS ("to" text, relation text, weight real)
+           ) WITH ORDINALITY AS e (to_key, relation, weight, number)
+$$;
+
+-- What was given, in its order; what is left out is null.
+CREATE FUNCTION drafts_of(
+    of_tenant text, of_owner text, of_kind text, of_origin text, even_forgotten boolean,
+    needs_attributes boolean, given json
+) RETURNS draft[]
+LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    WITH g AS MATERIALIZED (
+        SELECT row_number() OVER () AS spot, r.*
+          FROM json_to_recordset(given) AS r (
+               id uuid, owner text, key text, category text, title text, body text,
+               attributes jsonb, persons text[], session text, place integer,
+               starts_at timestamptz, ends_at timestamptz, days datemultirange, hash bytea,
+               text_hash bytea, words integer, valid_from timestamptz, edges jsonb, sources jsonb)
+    ), m AS MATERIALIZED (
+        SELECT g.spot, g.id, o.version AS old_version, coalesce(o.is_current, false) AS is_known,
+               o.hash = g.hash AS is_repeated, o.origin AS old_origin, o.is_pinned AS was_pinned,
+               o.valid_from AS since,
+               g.owner, g.key,
+               coalesce(g.category, o.category) AS category,
+               coalesce(g.title, o.title, '') AS title, coalesce(g.body, o.body, '') AS body,
+               coalesce(g.attributes, o.attributes, '{}') AS attributes,
+               coalesce(folded_all(g.persons), o.persons, '{}') AS persons,
+               coalesce(g.session, o.session) AS session, coalesce(g.place, o.place) AS place,
+               coalesce(g.starts_at, o.starts_at) AS starts_at,
+               coalesce(g.ends_at, o.ends_at) AS ends_at,
+               coalesce(o.is_pinned, false) AS is_pinned,
+               g.days, g.hash, g.text_hash, g.words, g.valid_from, g.edges, g.sources,
+               o.title AS old_title, o.body AS old_body, o.attributes AS old_attributes,
+               o.persons AS old_persons, o.category AS old_category, o.session AS old_session,
+               o.place AS old_place, o.starts_at AS old_starts_at, o.ends_at AS old_ends_at,
+               o.days AS old_days, o.text_hash AS old_text_hash, o.words AS old_words,
+               l.version AS last_version,
+               coalesce(g.title, o.title, '') <> coalesce(g.title, '')
+               OR coalesce(g.body, o.body, '') <> coalesce(g.body, '')
+               OR g.starts_at IS NULL AND o.starts_at IS NOT NULL AS is_mixed
+          FROM g
+          LEFT JOIN LATERAL (SELECT max(i.version) AS version FROM item i
+                              WHERE i.tenant = of_tenant AND i.id = g.id) l ON true
+          LEFT JOIN LATERAL (SELECT i.*, true AS is_current FROM item i
+                              WHERE i.tenant = of_tenant AND i.id = g.id
+                                AND i.version = l.version AND i.valid_to IS NULL) o ON true
+    ), h AS MATERIALIZED (
+        SELECT m.*,
+               CASE WHEN NOT m.is_mixed THEN m.text_hash
+                    WHEN (m.title, m.body) = (m.old_title, m.old_body) THEN m.old_text_hash
+                    ELSE sha256(convert_to(m.title || E'\n' || m.body, 'UTF8')) END AS whole_hash,
+               m.is_known
+               AND (of_origin = 'derived' OR m.old_origin = of_origin OR m.old_origin = 'given')
+               AND (m.is_repeated
+                    OR (m.title, m.body, m.attributes, m.persons)
+                           = (m.old_title, m.old_body, m.old_attributes, m.old_persons)
+                       AND (m.category, m.session, m.place, m.starts_at, m.ends_at)
+                           IS NOT DISTINCT FROM (m.old_category, m.old_session, m.old_place,
+                                                 m.old_starts_at, m.old_ends_at)
+                       AND (m.edges IS NULL
+                            OR edges_given(m.edges)
+                               IS NOT DISTINCT FROM edges_of(of_tenant, m.id, m.old_version)))
+               AS is_same
+          FROM m
+    )
+    SELECT array_agg(ROW(
+               h.spot, h.id,
+               CASE WHEN NOT even_forgotten AND EXISTS (
+                         SELECT FROM tombstone t
+                          WHERE t.tenant = of_tenant AND t.text_hash = h.whole_hash
+                            AND (t.id = h.id
+                                 OR of_origin <> 'given' AND h.title || h.body <> ''))
+                    THEN 'forgotten'
+                    WHEN EXISTS (
+                         SELECT FROM jsonb_to_recordset(h.sources) AS s (
+                                conversation text, message bigint, item uuid, version integer)
+                          WHERE s.message IS NOT NULL AND NOT EXISTS (
+                                SELECT FROM ksi_completion.message e
+                                 WHERE (e.tenant, e.conversation, e.number)
+                                       = (of_tenant, s.conversation, s.message))
+                             OR s.message IS NULL AND s.conversation IS NOT NULL AND NOT EXISTS (
+                                SELECT FROM ksi_completion.conversation c
+                                 WHERE (c.tenant, c.id) = (of_tenant, s.conversation))
+                             OR s.item IS NOT NULL AND NOT EXISTS (
+                                SELECT FROM item i
+                                 WHERE i.tenant = of_tenant AND i.id = s.item
+                                   AND (s.version IS NULL OR i.version = s.version)
+                                   AND (of_owner IS NULL OR i.owner IN ('', of_owner))))
+                    THEN 'no_source'
+                    WHEN h.is_same THEN 'unchanged'
+                    WHEN h.is_known AND of_origin = 'derived'
+                         AND (h.old_origin = 'given' OR h.was_pinned) THEN 'protected'
+                    WHEN h.ends_at < h.starts_at OR h.ends_at IS NOT NULL AND h.starts_at IS NULL
+                    THEN 'ends_first'
+                    WHEN h.is_known AND h.valid_from < h.since THEN 'too_old'
+                    WHEN NOT h.is_known AND needs_attributes AND h.attributes = '{}'
+                    THEN 'no_attributes'
+                    WHEN h.is_known THEN 'updated'
+                    ELSE 'inserted' END,
+               h.old_version, coalesce(h.last_version, 0) + 1, h.is_known, h.owner, h.key,
+               h.category, h.title, h.body, h.attributes, h.persons, h.session, h.place,
+               h.starts_at, h.ends_at,
+               CASE WHEN (h.title, h.body, h.starts_at) IS NOT DISTINCT FROM
+                         (h.old_title, h.old_body, h.old_starts_at) THEN h.old_days
+                    ELSE coalesce(h.days, '{}') END,
+               h.hash, h.whole_hash,
+               CASE WHEN h.is_mixed AND (h.title, h.body) = (h.old_title, h.old_body)
+                    THEN h.old_words ELSE h.words END,
+               h.is_pinned,
+               least(coalesce(h.valid_from, clock_timestamp()), clock_timestamp()),
+               h.is_mixed AND (h.title, h.body, h.starts_at) IS DISTINCT FROM
+                              (h.old_title, h.old_body, h.old_starts_at),
+               h.edges, h.sources, of_origin)::draft ORDER BY h.spot)
+      FROM h
+$$;
+
+-- The sources of drafts: those that were given, or else whoever sends them.
+CREATE FUNCTION write_sources(of_tenant text, batch draft[], by_run text, by_whom text)
+RETURNS void
+LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    INSERT INTO source (tenant, item, version, number, conversation, message, of_item, of_version,
+                        run, told)
+    SELECT of_tenant, b.id, b.version, s.number, s.conversation, s.message, s.item,
+           CASE WHEN s.item IS NOT NULL THEN coalesce(s.version, (
+               SELECT max(i.version) FROM item i
+                WHERE i.tenant = of_tenant AND i.id = s.item)) END,
+           s.run, coalesce(s.told, '')
+      FROM unnest(batch) b
+     CROSS JOIN LATERAL ROWS FROM (
+           jsonb_to_recordset(b.sources) AS (
+               conversation text, message bigint, item uuid, version integer, run text, told text)
+           ) WITH ORDINALITY AS s (conversation, message, item, version, run, told, number)
+     WHERE b.verdict IN ('inserted', 'updated') AND b.sources IS NOT NULL;
+    INSERT INTO source (tenant, item, version, number, run, told)
+    SELECT of_tenant, b.id, b.version, 1, by_run, CASE WHEN by_run IS NULL THEN by_whom ELSE '' END
+      FROM unnest(batch) b
+     WHERE b.verdict IN ('inserted', 'updated') AND b.sources IS NULL;
+$$;
+
+-- What is known as it is, and now also comes from elsewhere.
+CREATE FUNCTION add_sources(of_tenant text, batch draft[]) RETURNS void
+LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    WITH new AS (
+        SELECT b.id, b.old_version AS version, s.number, s.conversation, s.message,
+               s.item AS of_item,
+               CASE WHEN s.item IS NOT NULL THEN coalesce(s.version, (
+                   SELECT max(i.version) FROM item i
+                    WHERE i.tenant = of_tenant AND i.id = s.item)) END AS of_version,
+               s.run, coalesce(s.told, '') AS told
+          FROM unnest(batch) b
+         CROSS JOIN LATERAL ROWS FROM (
+               jsonb_to_recordset(b.sources) AS (conversation text, message bigint, item uuid,
+                                                 version integer, run text, told text)
+               ) WITH ORDINALITY AS s (conversation, message, item, version, run, told, number)
+         WHERE b.verdict = 'unchanged' AND b.sources IS NOT NULL
+    )
+    INSERT INTO source (tenant, item, version, number, conversation, message, of_item, of_version,
+                        run, told)
+    SELECT of_tenant, n.id, n.version,
+           n.number + (SELECT max(s.number) FROM source s
+                        WHERE (s.tenant, s.item, s.version) = (of_tenant, n.id, n.version)),
+           n.conversation, n.message, n.of_item, n.of_version, n.run, n.told
+      FROM new n
+     WHERE NOT EXISTS (
+           SELECT FROM source s
+            WHERE (s.tenant, s.item, s.version) = (of_tenant, n.id, n.version)
+              AND (s.conversation, s.message, s.of_item, s.run, s.told)
+                  IS NOT DISTINCT FROM (n.conversation, n.message, n.of_item, n.run, n.told))
+$$;
+
+-- The edges of drafts: those that were given, or else those of the version before.
+CREATE FUNCTION write_edges(of_tenant text, batch draft[]) RETURNS void
+LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
+    SELECT of_tenant, b.id, b.version, e.number, folded(b.key), e.relation, folded(e.to_key),
+           e.weight
+      FROM unnest(batch) b
+     CROSS JOIN LATERAL ROWS FROM (
+           jsonb_to_recordset(b.edges) AS ("to" text, relation text, weight real)
+           ) WITH ORDINALITY AS e (to_key, relation, weight, number)
+     WHERE b.verdict IN ('inserted', 'updated') AND b.edges IS NOT NULL;
+    INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
+    SELECT of_tenant, b.id, b.version, e.number, folded(b.key), e.relation, e.to_name, e.weight
+      FROM unnest(batch) b
+      JOIN edge e ON (e.tenant, e.item, e.version) = (of_tenant, b.id, b.old_version)
+     WHERE b.verdict = 'updated' AND b.edges IS NULL;
+$$;
+
+-- Writes items, in one statement; each is told of by its place among them.
+CREATE FUNCTION upsert_items(
+    of_tenant text, of_owner text, of_kind text, of_origin text, even_forgotten boolean,
+    needs_attributes boolean, by_run text, by_whom text, given json,
+    OUT verdicts text[], OUT dangling text[], OUT mixed text
+)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    batch draft[];
+BEGIN
+    PERFORM lock_tenant(of_tenant);
+    batch := drafts_of(of_tenant, of_owner, of_kind, of_origin, even_forgotten, needs_attributes,
+                       given);
+    UPDATE item i SET valid_to = greatest(b.valid_from, i.valid_from)
+      FROM unnest(batch) b
+     WHERE b.verdict = 'updated'
+       AND i.tenant = of_tenant AND i.id = b.id AND i.version = b.old_version;
+    INSERT INTO item (
+        tenant, id, version, kind, owner, key, name, category, title, body, attributes, persons,
+        session, place, starts_at, ends_at, days, hash, text_hash, words, lexemes, origin,
+        is_pinned, valid_from)
+    SELECT of_tenant, b.id, b.version, of_kind, b.owner, b.key, folded(b.key), b.category, b.title,
+           b.body, b.attributes, b.persons, b.session, b.place, b.starts_at, b.ends_at, b.days,
+           b.hash, b.text_hash, b.words,
+           setweight(to_tsvector('ksi_memory.words', b.title || ' ' || b.body), 'A'), b.origin,
+           b.is_pinned, b.valid_from
+      FROM unnest(batch) b
+     WHERE b.verdict IN ('inserted', 'updated')
+     ORDER BY b.session, b.place, b.spot;
+    PERFORM write_sources(of_tenant, batch, by_run, by_whom);
+    PERFORM add_sources(of_tenant, batch);
+    PERFORM write_edges(of_tenant, batch);
+    SELECT array_agg(b.verdict ORDER BY b.spot),
+           jsonb_agg(jsonb_build_object('id', b.id, 'version', b.version, 'title', b.title,
+                                        'body', b.body, 'starts_at', b.starts_at))
+               FILTER (WHERE b.is_mixed AND b.verdict = 'updated')
+      INTO verdicts, mixed
+      FROM unnest(batch) b;
+    SELECT array_agg(d.name) INTO dangling
+      FROM (SELECT DISTINCT folded(e."to") AS name
+              FROM unnest(batch) b, jsonb_to_recordset(b.edges) AS e ("to" text)
+             WHERE b.verdict IN ('inserted', 'updated', 'unchanged')) d
+     WHERE NOT EXISTS (
+           SELECT FROM item i
+            WHERE i.tenant = of_tenant AND i.name = d.name AND i.valid_to IS NULL
+              AND (of_owner IS NULL OR i.owner IN ('', of_owner)));
+END $$;
+COMMENT ON FUNCTION upsert_items IS 'remembers items; tells of each what came of it';
+
+-- The days that a version's text speaks of, where they could not be told before it was whole.
+CREATE FUNCTION set_days(of_tenant text, of_item uuid, of_version integer, to_days datemultirange)
+RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    UPDATE item i SET days = to_days
+     WHERE i.tenant = of_tenant AND i.id = of_item AND i.version = of_version
+$$;
