@@ -644,6 +644,7 @@ class ContentLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
         chunk_characters: How long a chunk is.
         overlap_characters: How much of a chunk the next one repeats.
         again: Whether to load what has not changed, too.
+        even_forgotten: Whether to remember what was forgotten, too.
     """
 
     upload_id: str | None = None
@@ -655,9 +656,12 @@ class ContentLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
     chunk_characters: Annotated[int, Meta(ge=100, le=100_000)] | None = None
     overlap_characters: Annotated[int, Meta(ge=0, le=50_000)] | None = None
     again: bool = False
+    even_forgotten: bool = False
 
 
-class ContentProgress(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ContentProgress(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag="progress", tag_field="kind"
+):
     """A file was dealt with, or skipped and why."""
 
     path: str
@@ -668,8 +672,24 @@ class ContentProgress(Struct, frozen=True, kw_only=True, omit_defaults=True):
     skipped: str | None = None
 
 
-class ContentLoaded(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All was dealt with."""
+class ContentLoaded(
+    Struct, frozen=True, kw_only=True, omit_defaults=True, tag="loaded", tag_field="kind"
+):
+    """All was dealt with; what ``ContentLoad`` ends with.
+
+    Attributes:
+        files: How many were found.
+        unchanged_files: How many were known as they are.
+        skipped_files: How many were not remembered.
+        inserted: How many items are new.
+        updated: How many have a new version.
+        unchanged: How many are known as they are.
+        ended: How many hold no longer: parts that a file has lost, and files that went away.
+        forgotten: How many had been forgotten, and were not remembered again.
+        gone: The files that went away, the first hundred.
+        problems: What was not remembered and why, the first thousand.
+        dangling: What links name and nothing bears, the first hundred.
+    """
 
     files: int
     unchanged_files: int
@@ -677,5 +697,11 @@ class ContentLoaded(Struct, frozen=True, kw_only=True, omit_defaults=True):
     inserted: int
     updated: int
     unchanged: int
+    ended: int = 0
     forgotten: int = 0
+    gone: tuple[str, ...] = ()
     problems: tuple[Refused, ...] = ()
+    dangling: tuple[str, ...] = ()
+
+
+ContentChunk = ContentProgress | ContentLoaded
