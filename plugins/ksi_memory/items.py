@@ -1,15 +1,16 @@
 """Keeps what is remembered: the one way in for all that is written, and the items themselves."""
 
 import asyncio
+import base64
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from ksi_daemon.protocol import Busy, Conflict, InvalidData, NotFound
+from ksi_daemon.protocol import Busy, Conflict, Denied, Failed, InvalidData, NotFound
 from ksi_memory import events as e
 from ksi_memory import schemas
 from ksi_memory.drafts import Check, Draft, Drafting, days_of
@@ -24,6 +25,7 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_TOLD: Final = 100
 SMALL: Final = 20  # so many are made rows of at once; more would keep others waiting
 ATTEMPTS: Final = 4
+OWNER: Final = "the daemon's owner"
 WHY_NOT: Final = {
     "forgotten": "it was forgotten; to remember it all the same, say even_forgotten",
     "no_source": "a source that it names is not there",
@@ -165,7 +167,7 @@ class Items:
         self, whose: Whose, words: tuple[Any, ...], drafts: Sequence[Draft]
     ) -> asyncpg.Record:
         given = "[" + ",".join(draft.json.decode() for draft in drafts) + "]"
-        by_whom = whose.user or whose.agent or whose.origin or "the daemon's owner"
+        by_whom = whose.user or whose.agent or whose.origin or OWNER
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 row = await self._database.fetchrow(
@@ -224,6 +226,212 @@ class Items:
                 details={"ids": [str(row["id"]) for row in found]},
             )
         return item_of(found[0])
+
+    async def list(self, whose: Whose, request: e.MemoryList) -> e.MemoryListed:
+        """Return a page of items by table and key, without their texts.
+
+        Raises:
+            InvalidData: The cursor is none of this list's.
+        """
+        after = _read_cursor(request.cursor)
+        rows = await self._database.fetch(
+            SQL["list"],
+            whose.tenant,
+            whose.user,
+            request.table,
+            request.owner,
+            request.category,
+            request.origin,
+            *after,
+            request.limit,
+        )
+        more = None
+        if len(rows) == request.limit:
+            last = rows[-1]
+            more = _cursor(last["kind"], last["name"], str(last["id"]))
+        return e.MemoryListed(items=tuple(map(item_of, rows)), next=more)
+
+    async def stats(self, whose: Whose) -> e.MemoryCounted:
+        """Return the memory in figures, but for the vectors'."""
+        tables = await self._database.fetch(SQL["count"], whose.tenant, whose.user)
+        rest = await self._database.fetchrow(SQL["count_rest"], whose.tenant, whose.user)
+        assert rest is not None
+        return e.MemoryCounted(
+            tables=tuple(
+                e.TableStats(
+                    table=row["kind"],
+                    items=row["items"],
+                    versions=row["versions"],
+                    words=row["words"],
+                )
+                for row in tables
+            ),
+            embedders=(),
+            edges=rest["edges"],
+            forgotten=rest["forgotten"],
+        )
+
+    async def chain(self, whose: Whose, id: str) -> Sequence[e.Item]:  # noqa: A002  as above
+        """Return an item's versions, the newest first, and then what they rest on, step by step."""
+        rows = await self._database.fetch(
+            SQL["chain"], whose.tenant, whose.user, UUID(id), self._settings.max_why_steps
+        )
+        return [item_of(row) for row in rows]
+
+    async def resting_on(self, whose: Whose, id: str) -> tuple[str, ...]:  # noqa: A002  as above
+        """Return the ids of what was derived of an item."""
+        rows = await self._database.fetch(
+            SQL["resting_on"], whose.tenant, whose.user, UUID(id), self._settings.max_why_steps
+        )
+        return tuple(str(row["id"]) for row in rows)
+
+    # -- what a person says of it ---------------------------------------------------------------
+
+    async def correct(self, whose: Whose, item: e.Item, request: e.MemoryCorrect) -> e.Item:
+        """Have what a person says supersede what was remembered.
+
+        Raises:
+            Denied: It is not the asker's.
+            InvalidData: It can't be remembered.
+        """
+        check_own(whose, item)
+        who = whose.user or whose.agent or whose.origin or OWNER
+        told = await self.upsert(
+            whose,
+            item.table,
+            [
+                e.NewItem(
+                    key=item.key,
+                    owner=item.owner,
+                    title=request.title,
+                    body=request.body,
+                    attributes=request.attributes,
+                    sources=(e.Source(kind="person", told=_told(who, request.reason)),),
+                )
+            ],
+            even_forgotten=True,
+        )
+        if told.refused:
+            raise InvalidData(f"it can't be corrected so: {told.refused[0].why}")
+        return await self.get(whose, id=item.id)
+
+    async def pin(self, whose: Whose, item: e.Item, *, pinned: bool) -> e.Item:
+        """Have nothing but a person change an item, or let it go.
+
+        Raises:
+            Denied: It is not the asker's.
+        """
+        check_own(whose, item)
+        await self._database.fetchval(SQL["pin"], whose.tenant, UUID(item.id), pinned)
+        return await self.get(whose, id=item.id)
+
+    async def forget(
+        self,
+        whose: Whose,
+        ids: Sequence[str],
+        *,
+        everything_of: str | None = None,
+        reason: str = "",
+        dry_run: bool = False,
+    ) -> e.MemoryForgotten:
+        """Forget items in all versions, and what machines derived from them alone.
+
+        What they made of it together with other things is made anew without it, or goes as well
+        where it says the same. After that it is looked for in all of the memory.
+
+        Raises:
+            Denied: One is not the asker's.
+            Failed: Something is still there.
+            NotFound: One is not there, or not the asker's to see.
+        """
+        for each in ids:
+            check_own(whose, await self.get(whose, id=each))
+        row = await self._database.fetchrow(
+            SQL["forget"],
+            whose.tenant,
+            whose.user,
+            [UUID(each) for each in ids],
+            everything_of,
+            reason,
+            dry_run,
+        )
+        assert row is not None
+        gone = tuple(sorted(map(str, row["gone"])))
+        checked: tuple[str, ...] = ()
+        kept = list(_kept(row))
+        if not dry_run:
+            checked, texts_in = await self._look_for(whose.tenant, gone, row["needles"])
+            kept += [f"its text, in {place} of the memory" for place in texts_in]
+        if gone and not dry_run:
+            self._publish("memory:forgot", e.MemoryForgot(ids=gone))
+        return e.MemoryForgotten(
+            ids=gone,
+            rewritten=tuple(map(str, row["rewritten"])),
+            checked=checked,
+            kept=tuple(kept),
+            dry_run=dry_run,
+        )
+
+    async def _look_for(
+        self, tenant: str, ids: Sequence[str], needles: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return where was looked, and where texts were found.
+
+        Raises:
+            Failed: An id was found.
+        """
+        uuids = [UUID(each) for each in ids]
+        by_id = await self._database.fetchrow(SQL["look_for"], tenant, uuids, [])
+        by_text = await self._database.fetchrow(SQL["look_for"], tenant, [], needles)
+        assert by_id is not None
+        assert by_text is not None
+        if by_id["found_in"]:
+            places = ", ".join(by_id["found_in"])
+            raise Failed(f"what was to be forgotten is still named in {places}: report this")
+        return tuple(by_id["looked_at"]), tuple(by_text["found_in"])
+
+
+def check_own(whose: Whose, item: e.Item) -> None:
+    """Make sure that an item is the asker's to change.
+
+    Raises:
+        Denied: It is everybody's.
+    """
+    if whose.user is not None and item.owner != whose.user:
+        raise Denied(
+            f"{item.table}/{item.key} belongs to everybody: the daemon's owner alone changes it"
+        )
+
+
+def _told(who: str, reason: str) -> str:
+    return f"{who}: {reason}"[:2000] if reason else who
+
+
+def _kept(row: Any) -> Iterator[str]:
+    """Say where copies may be that are out of reach."""
+    for message in row["messages"]:
+        yield f"{message}, which it came from (conversation:delete forgets that)"
+    for item in row["said_by"]:
+        yield f"{item}, whose own text says the same"
+    for item in row["led_to_by"]:
+        yield f"{item}, an edge of which leads to its key"
+    yield "the journal, as far as it recorded the events that brought it (journal.retention_days)"
+    yield f"backups that were made before {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _cursor(*parts: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(parts)).decode()
+
+
+def _read_cursor(given: str | None) -> tuple[str | None, str | None, UUID | None]:
+    if given is None:
+        return None, None, None
+    try:
+        decoded = base64.urlsafe_b64decode(given.encode("ascii"))
+        kind, name, last = msgspec.json.decode(decoded, type=tuple[str, str, UUID])
+    except (ValueError, msgspec.DecodeError) as error:
+        raise InvalidData("the cursor is none that memory:list has given") from error
+    return kind, name, last
 
 
 def _uuid(given: str | UUID | None) -> UUID | None:

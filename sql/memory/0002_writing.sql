@@ -363,3 +363,384 @@ LANGUAGE sql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, 
     UPDATE item i SET days = to_days
      WHERE i.tenant = of_tenant AND i.id = of_item AND i.version = of_version
 $$;
+
+-- A person says of an item that machines are to leave it as it is, or no longer.
+CREATE FUNCTION pin_item(of_tenant text, by_id uuid, to_pinned boolean) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    UPDATE item i SET is_pinned = to_pinned
+     WHERE i.tenant = of_tenant AND i.id = by_id AND i.valid_to IS NULL
+       AND i.is_pinned <> to_pinned
+$$;
+
+-- -- lists and figures ---------------------------------------------------------------------------
+
+-- By table, key and id, from behind a place on; without their texts.
+CREATE FUNCTION list_items(
+    of_tenant text, of_owner text, of_kind text, with_owner text, with_category text,
+    with_origin text, after_kind text, after_name text, after_id uuid, at_most integer,
+    OUT name text, OUT item shown
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    from_kind text := coalesce(after_kind, of_kind, '');
+    from_name text := coalesce(after_name, '');
+    from_id uuid := coalesce(after_id, '00000000-0000-0000-0000-000000000000');
+    found item;
+BEGIN
+    FOR found IN
+        SELECT i.*
+          FROM item i
+         WHERE i.tenant = of_tenant AND i.valid_to IS NULL
+           AND (i.kind, i.name, i.id) > (from_kind, from_name, from_id)
+           AND (of_kind IS NULL OR i.kind = of_kind)
+           AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+           AND (with_owner IS NULL OR i.owner = with_owner)
+           AND (with_category IS NULL OR i.category = with_category)
+           AND (with_origin IS NULL OR i.origin = with_origin)
+         ORDER BY i.kind, i.name, i.id
+         LIMIT at_most
+    LOOP
+        found.body := '';
+        name := found.name;
+        item := show_item(found);
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION list_items IS 'what is remembered, a page at a time';
+
+CREATE FUNCTION count_items(of_tenant text, of_owner text)
+RETURNS TABLE (kind text, items bigint, versions bigint, words bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT i.kind, count(*) FILTER (WHERE i.valid_to IS NULL), count(*),
+           coalesce(sum(i.words) FILTER (WHERE i.valid_to IS NULL), 0)
+      FROM item i
+     WHERE i.tenant = of_tenant AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+     GROUP BY i.kind
+     ORDER BY i.kind
+$$;
+COMMENT ON FUNCTION count_items IS 'how much each table holds';
+
+CREATE FUNCTION count_rest(of_tenant text, of_owner text, OUT edges bigint, OUT forgotten bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT (SELECT count(*)
+              FROM edge e
+              JOIN item i ON (i.tenant, i.id, i.version) = (e.tenant, e.item, e.version)
+             WHERE e.tenant = of_tenant AND i.valid_to IS NULL
+               AND (of_owner IS NULL OR i.owner IN ('', of_owner))),
+           (SELECT count(DISTINCT t.id) FROM tombstone t
+             WHERE t.tenant = of_tenant AND of_owner IS NULL)
+$$;
+
+-- -- where it comes from -------------------------------------------------------------------------
+
+-- The versions of an item, those that they rest on, those that these rest on …: the nearest first.
+CREATE FUNCTION chain_of(of_tenant text, of_owner text, by_id uuid, at_most integer)
+RETURNS SETOF shown
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    WITH RECURSIVE chain (id, version) AS (
+        (SELECT i.id, i.version FROM item i
+          WHERE i.tenant = of_tenant AND i.id = by_id
+            AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+          ORDER BY i.version DESC
+          LIMIT at_most)
+        UNION
+        SELECT s.of_item, s.of_version
+          FROM chain c
+          JOIN source s ON s.tenant = of_tenant AND (s.item, s.version) = (c.id, c.version)
+         WHERE s.of_item IS NOT NULL
+    )
+    SELECT (show_item(i)).*
+      FROM (SELECT c.id, c.version FROM chain c LIMIT at_most) c
+      JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (c.id, c.version)
+     WHERE of_owner IS NULL OR i.owner IN ('', of_owner)
+$$;
+COMMENT ON FUNCTION chain_of IS 'where an item comes from, and where that comes from';
+
+CREATE FUNCTION resting_on(of_tenant text, of_owner text, by_id uuid, at_most integer)
+RETURNS TABLE (id uuid)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT DISTINCT s.item
+      FROM source s
+      JOIN item i ON (i.tenant, i.id, i.version) = (s.tenant, s.item, s.version)
+     WHERE s.tenant = of_tenant AND s.of_item = by_id AND s.item <> by_id
+       AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+     ORDER BY s.item
+     LIMIT at_most
+$$;
+COMMENT ON FUNCTION resting_on IS 'what was derived of an item';
+
+-- -- forgetting ----------------------------------------------------------------------------------
+
+-- A version whose last source is gone: what a machine derived goes with it, what a person gave or
+-- said stays.
+CREATE FUNCTION lose_sources() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    bare item[];
+BEGIN
+    SELECT array_agg(i) INTO bare
+      FROM (SELECT DISTINCT l.tenant, l.item, l.version FROM lost l) l
+      JOIN item i ON (i.tenant, i.id, i.version) = (l.tenant, l.item, l.version)
+     WHERE NOT EXISTS (SELECT FROM source s
+                        WHERE (s.tenant, s.item, s.version) = (l.tenant, l.item, l.version));
+    IF bare IS NULL THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO source (tenant, item, version, number, told)
+    SELECT b.tenant, b.id, b.version, 1, 'what is gone'
+      FROM unnest(bare) b
+     WHERE b.origin <> 'derived';
+    DELETE FROM item i
+     USING unnest(bare) b
+     WHERE b.origin = 'derived' AND i.tenant = b.tenant AND i.id = b.id
+       AND (b.valid_to IS NULL OR i.version = b.version);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER lose_sources AFTER DELETE ON source REFERENCING OLD TABLE AS lost
+    FOR EACH STATEMENT EXECUTE FUNCTION lose_sources();
+
+-- What somebody may look for to find a text again: the text, its sentences, its title, its key.
+CREATE FUNCTION needles_of(i item) RETURNS SETOF text
+LANGUAGE sql IMMUTABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    SELECT DISTINCT n.needle
+      FROM (SELECT lower(btrim(i.key)), 3
+            UNION ALL SELECT lower(btrim(i.title)), 3
+            UNION ALL SELECT lower(btrim(i.body)), 3
+            UNION ALL SELECT lower(btrim(part)), 20
+              FROM regexp_split_to_table(i.body, '[.!?]+\s+|\n+') part) n (needle, shortest)
+     WHERE length(n.needle) >= n.shortest
+$$;
+
+CREATE TYPE version_key AS (id uuid, version integer);
+
+-- The versions that go with some items: those that rest on nothing else, and, of what machines
+-- derived from these among others, those that say the same.
+CREATE FUNCTION going_with(of_tenant text, roots uuid[]) RETURNS version_key[]
+LANGUAGE plpgsql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    going version_key[];
+    also version_key[];
+    needles text[];
+    fresh version_key[];
+BEGIN
+    SELECT array_agg((i.id, i.version)::version_key) INTO going
+      FROM item i WHERE i.tenant = of_tenant AND i.id = ANY (roots);
+    fresh := going;
+    WHILE fresh IS NOT NULL LOOP
+        SELECT array_agg(DISTINCT n) || needles INTO needles
+          FROM unnest(fresh) f
+          JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (f.id, f.version)
+         CROSS JOIN LATERAL needles_of(i) n;
+        WITH known AS MATERIALIZED (
+            SELECT g.id, g.version FROM unnest(going) g
+        ), touched AS MATERIALIZED ( -- all versions of what rests on it in any
+            SELECT DISTINCT s.item AS id
+              FROM unnest(fresh) f
+              JOIN source s ON s.tenant = of_tenant AND (s.of_item, s.of_version) = (f.id, f.version)
+        ), next AS (
+            SELECT i.id, i.version, i.valid_to
+              FROM touched t
+              JOIN item i ON i.tenant = of_tenant AND i.id = t.id
+             WHERE i.origin <> 'given'
+               AND NOT EXISTS (SELECT FROM known k WHERE (k.id, k.version) = (i.id, i.version))
+               AND (NOT EXISTS (
+                        SELECT FROM source s
+                         WHERE (s.tenant, s.item, s.version) = (of_tenant, i.id, i.version)
+                           AND (s.of_item IS NULL OR NOT EXISTS (
+                                SELECT FROM known k
+                                 WHERE (k.id, k.version) = (s.of_item, s.of_version))))
+                    OR EXISTS (
+                        SELECT FROM unnest(needles) n
+                         WHERE strpos(lower(concat_ws(' ', i.key, i.title, i.body, i.attributes)),
+                                      n) > 0))
+        )
+        SELECT array_agg(DISTINCT (i.id, i.version)::version_key) INTO also
+          FROM next n
+          JOIN item i ON i.tenant = of_tenant AND i.id = n.id
+           AND (n.valid_to IS NULL OR i.version = n.version)
+         WHERE NOT EXISTS (SELECT FROM known k WHERE (k.id, k.version) = (i.id, i.version));
+        fresh := also;
+        going := going || also;
+    END LOOP;
+    RETURN going;
+END $$;
+
+-- What still rests on something else gets a version that does not rest on what goes.
+CREATE FUNCTION rewrite_items(of_tenant text, going version_key[], is_dry boolean) RETURNS uuid[]
+LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    kept item[];
+    at timestamptz := clock_timestamp();
+BEGIN
+    SELECT array_agg(i) INTO kept
+      FROM item i
+     WHERE i.tenant = of_tenant AND i.valid_to IS NULL
+       AND NOT EXISTS (SELECT FROM unnest(going) g WHERE (g.id, g.version) = (i.id, i.version))
+       AND i.id IN (SELECT s.item FROM unnest(going) g
+                      JOIN source s ON s.tenant = of_tenant
+                                   AND (s.of_item, s.of_version) = (g.id, g.version)
+                     WHERE s.version = i.version);
+    IF NOT is_dry THEN
+        UPDATE item i SET valid_to = greatest(at, i.valid_from)
+          FROM unnest(kept) k
+         WHERE (i.tenant, i.id, i.version) = (of_tenant, k.id, k.version);
+        INSERT INTO item (
+            tenant, id, version, kind, owner, key, name, category, title, body, attributes,
+            persons, session, place, starts_at, ends_at, days, hash, text_hash, words, lexemes,
+            origin, is_pinned, valid_from)
+        SELECT of_tenant, k.id, k.version + 1, k.kind, k.owner, k.key, k.name, k.category, k.title,
+               k.body, k.attributes, k.persons, k.session, k.place, k.starts_at, k.ends_at, k.days,
+               k.hash, k.text_hash, k.words, k.lexemes, k.origin, k.is_pinned,
+               greatest(at, k.valid_from)
+          FROM unnest(kept) k;
+        INSERT INTO source (tenant, item, version, number, conversation, message, of_item,
+                            of_version, run, told)
+        SELECT of_tenant, k.id, k.version + 1, s.number, s.conversation, s.message, s.of_item,
+               s.of_version, s.run, s.told
+          FROM unnest(kept) k
+          JOIN source s ON (s.tenant, s.item, s.version) = (of_tenant, k.id, k.version)
+         WHERE s.of_item IS NULL OR NOT EXISTS (
+               SELECT FROM unnest(going) g WHERE (g.id, g.version) = (s.of_item, s.of_version));
+        INSERT INTO source (tenant, item, version, number, told)
+        SELECT of_tenant, k.id, k.version + 1, 1, 'what is gone'
+          FROM unnest(kept) k
+         WHERE NOT EXISTS (SELECT FROM source s
+                            WHERE (s.tenant, s.item, s.version) = (of_tenant, k.id, k.version + 1));
+        INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
+        SELECT of_tenant, k.id, k.version + 1, e.number, e.from_name, e.relation, e.to_name, e.weight
+          FROM unnest(kept) k
+          JOIN edge e ON (e.tenant, e.item, e.version) = (of_tenant, k.id, k.version);
+    END IF;
+    RETURN ARRAY(SELECT k.id FROM unnest(kept) k ORDER BY k.id);
+END $$;
+
+-- Forgets items in all versions, and what rests on them alone; tells what went, and what else
+-- still says the same.
+CREATE FUNCTION forget_items(
+    of_tenant text, of_owner text, roots uuid[], everything_of text, why text, is_dry boolean,
+    OUT gone uuid[], OUT rewritten uuid[], OUT messages text[], OUT said_by text[],
+    OUT led_to_by text[], OUT needles text[]
+)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    going version_key[];
+    names text[];
+BEGIN
+    PERFORM lock_tenant(of_tenant);
+    IF everything_of IS NOT NULL THEN
+        roots := ARRAY(SELECT DISTINCT i.id FROM item i
+                        WHERE i.tenant = of_tenant AND i.owner = everything_of);
+    END IF;
+    going := going_with(of_tenant, roots);
+    SELECT array_agg(DISTINCT i.id), array_agg(DISTINCT i.name) INTO gone, names
+      FROM unnest(going) g
+      JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (g.id, g.version)
+     WHERE NOT EXISTS (SELECT FROM item o
+                        WHERE o.tenant = of_tenant AND o.id = g.id
+                          AND NOT EXISTS (SELECT FROM unnest(going) h
+                                           WHERE (h.id, h.version) = (o.id, o.version)));
+    gone := coalesce(gone, '{}');
+    messages := ARRAY(
+        SELECT DISTINCT coalesce('message ' || s.message || ' of ', 'the messages of ')
+                        || s.conversation
+          FROM unnest(going) g
+          JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (g.id, g.version)
+          JOIN source s ON s.tenant = of_tenant AND (s.item, s.version) = (g.id, g.version)
+         WHERE s.conversation IS NOT NULL
+           AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+         ORDER BY 1 LIMIT 100);
+    needles := ARRAY(
+        SELECT DISTINCT lower(btrim(i.body))
+          FROM unnest(going) g
+          JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (g.id, g.version)
+         WHERE length(btrim(i.body)) >= 10
+         ORDER BY 1 LIMIT 100);
+    rewritten := rewrite_items(of_tenant, going, is_dry);
+    IF NOT is_dry THEN
+        INSERT INTO tombstone (tenant, id, kind, text_hash, reason)
+        SELECT DISTINCT ON (i.id, i.text_hash) of_tenant, i.id, i.kind, i.text_hash, why
+          FROM unnest(going) g
+          JOIN item i ON i.tenant = of_tenant AND (i.id, i.version) = (g.id, g.version)
+         WHERE i.id = ANY (gone)
+            ON CONFLICT (tenant, id, text_hash)
+            DO UPDATE SET forgotten_at = excluded.forgotten_at, reason = excluded.reason;
+        DELETE FROM item i
+         USING unnest(going) g
+         WHERE i.tenant = of_tenant AND i.id = g.id AND i.version = g.version;
+        -- What machines derived does not lead there any more, unless another bears that name.
+        DELETE FROM edge e
+         USING item i
+         WHERE e.tenant = of_tenant AND e.to_name = ANY (names)
+           AND (i.tenant, i.id, i.version) = (e.tenant, e.item, e.version)
+           AND i.origin = 'derived'
+           AND NOT EXISTS (SELECT FROM item o WHERE o.tenant = of_tenant AND o.name = e.to_name);
+    END IF;
+    led_to_by := ARRAY(
+        SELECT DISTINCT i.kind || '/' || i.key
+          FROM edge e
+          JOIN item i ON (i.tenant, i.id, i.version) = (e.tenant, e.item, e.version)
+         WHERE e.tenant = of_tenant AND e.to_name = ANY (names) AND i.valid_to IS NULL
+           AND NOT (i.id = ANY (gone))
+           AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+           AND NOT EXISTS (SELECT FROM item o
+                            WHERE o.tenant = of_tenant AND o.name = e.to_name
+                              AND NOT (o.id = ANY (gone)))
+         ORDER BY 1 LIMIT 20);
+    said_by := ARRAY(
+        SELECT DISTINCT i.kind || '/' || i.key
+          FROM item i
+         WHERE i.tenant = of_tenant AND NOT (i.id = ANY (gone))
+           AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+           AND EXISTS (SELECT FROM unnest(needles) n
+                        WHERE strpos(lower(concat_ws(' ', i.title, i.body, i.attributes)), n) > 0)
+         ORDER BY 1 LIMIT 20);
+END $$;
+COMMENT ON FUNCTION forget_items IS 'forgets items, and what rests on them alone';
+
+-- Looks for ids in every table of the memory, and for texts where texts are kept beside the items.
+CREATE FUNCTION look_for(
+    of_tenant text, ids uuid[], needles text[], OUT looked_at text[], OUT found_in text[]
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    place record;
+    is_there boolean;
+BEGIN
+    looked_at := '{}';
+    found_in := '{}';
+    FOR place IN
+        SELECT c.oid::regclass AS relation, c.relname, a.attname,
+               format_type(a.atttypid, NULL) AS type
+          FROM pg_class c
+          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         WHERE c.relnamespace = 'ksi_memory'::regnamespace
+           AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+           AND EXISTS (SELECT FROM pg_attribute t
+                        WHERE t.attrelid = c.oid AND t.attname = 'tenant' AND NOT t.attisdropped)
+           AND format_type(a.atttypid, NULL) IN ('uuid', 'text', 'jsonb')
+           AND a.attname NOT IN ('tenant', 'kind', 'owner')
+           AND NOT (c.relname = 'item' AND a.attname <> 'id')
+           AND NOT (c.relname = 'tombstone' AND a.attname = 'id')
+         ORDER BY c.relname, a.attnum
+    LOOP
+        IF place.type = 'uuid' THEN
+            EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE tenant = $1 AND %I = ANY ($2))',
+                           place.relation, place.attname)
+               INTO is_there USING of_tenant, ids;
+        ELSE
+            EXECUTE format(
+                'SELECT EXISTS (SELECT FROM %s t WHERE tenant = $1 AND EXISTS ('
+                'SELECT FROM unnest($2 || $3::text[]) n WHERE strpos(lower(t.%I::text), n) > 0))',
+                place.relation, place.attname)
+               INTO is_there USING of_tenant, needles, ids;
+        END IF;
+        looked_at := looked_at || (place.relname || '.' || place.attname);
+        IF is_there THEN
+            found_in := found_in || (place.relname || '.' || place.attname);
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION look_for IS 'where what was forgotten is still to be found';

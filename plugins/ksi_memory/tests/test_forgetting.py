@@ -1,0 +1,309 @@
+"""What is forgotten is gone: its versions, what rests on it alone, and it does not come back."""
+
+import asyncpg
+import pytest
+
+from ksi_daemon.protocol import Denied, NotFound
+from ksi_memory import events as e
+from ksi_memory.events import Edge, MemoryCorrect, NewItem, Source
+from ksi_memory.items import Items
+from ksi_memory.settings import MemorySettings
+from ksi_memory.whose import Whose
+from ksi_postgres.database import Database
+from ksi_postgres.logins import Logins
+
+ALL = Whose("t")
+ANNA = Whose("t", user="anna")
+BEN = Whose("t", user="ben")
+SECRET = "The safe opens with 4711 and a kick"
+
+
+@pytest.fixture
+def items(database: Database) -> Items:
+    return Items(database, MemorySettings())
+
+
+async def keep(items: Items, key: str, body: str = "", **fields: object) -> str:
+    """Remember something and return its id."""
+    table = str(fields.pop("table", "facts"))
+    origin: e.Origin = fields.pop("origin", "given")  # type: ignore[assignment]  # one of them
+    whose = fields.pop("whose", ALL)
+    told = await items.upsert(
+        whose,  # type: ignore[arg-type]  # it is one
+        table,
+        [NewItem(key=key, body=body, **fields)],  # type: ignore[arg-type]  # its fields
+        origin=origin,
+    )
+    assert told.refused == ()
+    return told.ids[0]
+
+
+def of(*ids: str) -> tuple[Source, ...]:
+    return tuple(Source(kind="item", item=each) for each in ids)
+
+
+async def is_there(items: Items, id_: str) -> bool:
+    try:
+        await items.get(ALL, id=id_)
+    except NotFound:
+        return False
+    return True
+
+
+async def add_message(logins: Logins, conversation: str, number: int) -> None:
+    """Have a message in a conversation."""
+    connection = await asyncpg.connect(logins.admin)
+    try:
+        await connection.execute(
+            "INSERT INTO ksi_completion.conversation (tenant, id) VALUES ('t', $1) "
+            "ON CONFLICT DO NOTHING",
+            conversation,
+        )
+        await connection.execute(
+            "INSERT INTO ksi_completion.message (tenant, conversation, number, turn, role, parts, "
+            "tokens) VALUES ('t', $1, $2, 1, 'user', '[]', 1)",
+            conversation,
+            number,
+        )
+    finally:
+        await connection.close()
+
+
+async def remove(logins: Logins, statement: str, *arguments: object) -> None:
+    """Delete something of a conversation."""
+    connection = await asyncpg.connect(logins.admin)
+    try:
+        await connection.execute(statement, *arguments)
+    finally:
+        await connection.close()
+
+
+async def test_it_goes_in_all_versions(items: Items) -> None:
+    it = await keep(items, "safe", SECRET)
+    before = (await items.get(ALL, id=it)).valid_from
+    await keep(items, "safe", "another")
+
+    told = await items.forget(ALL, [it], reason="private")
+
+    assert told.ids == (it,)
+    assert {"item.id", "source.item", "edge.item"} <= set(told.checked)
+    assert any(each.startswith("backups") for each in told.kept)
+    for as_of in (None, before):
+        with pytest.raises(NotFound):
+            await items.get(ALL, id=it, as_of=as_of)
+
+
+async def test_a_dry_run_only_says_what_would_go(items: Items) -> None:
+    it = await keep(items, "safe", SECRET)
+    child = await keep(items, "child", "x", origin="derived", sources=of(it))
+
+    told = await items.forget(ALL, [it], dry_run=True)
+
+    assert (told.ids, told.dry_run) == (tuple(sorted([it, child])), True)
+    assert await is_there(items, it)
+    assert (await items.forget(ALL, [it])).ids == told.ids
+
+
+async def test_what_rests_on_it_alone_goes_too_step_by_step(items: Items) -> None:
+    root = await keep(items, "root", SECRET)
+    child = await keep(items, "child", "one", origin="derived", sources=of(root))
+    grandchild = await keep(items, "grandchild", "two", origin="derived", sources=of(child, root))
+    said = await keep(items, "said", "three", origin="said", sources=of(child))
+    given = await keep(items, "given", "four", sources=of(child))
+
+    told = await items.forget(ALL, [root])
+
+    assert set(told.ids) == {root, child, grandchild, said}
+    left = await items.get(ALL, id=given)
+    assert left.sources == (Source(kind="person", told="what is gone"),)
+
+
+async def test_what_rests_on_other_things_too_is_made_anew_without_it(items: Items) -> None:
+    root = await keep(items, "root", SECRET)
+    other = await keep(items, "other", "of the weather")
+    both = await keep(
+        items,
+        "both",
+        "something else",
+        origin="derived",
+        sources=of(root, other),
+        edges=(Edge(to="other"),),
+    )
+
+    told = await items.forget(ALL, [root])
+
+    after = await items.get(ALL, id=both)
+    assert (told.ids, told.rewritten) == ((root,), (both,))
+    assert after.version == 2
+    assert [each.item for each in after.sources] == [other]
+    assert after.edges == (Edge(to="other"),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"They say: {SECRET.upper()}. Good.",
+        "It is about the safe key",
+        "We met. We know that the door is green and heavy. Bye.",
+    ],
+)
+async def test_what_was_derived_of_it_among_others_and_says_the_same_goes(
+    items: Items, text: str
+) -> None:
+    root = await keep(
+        items, "safe key", f"{SECRET}\nWe know that the door is green and heavy. Yes!"
+    )
+    other = await keep(items, "other", "of the weather")
+    both = await keep(items, "both", text, origin="derived", sources=of(root, other))
+
+    told = await items.forget(ALL, [root])
+
+    assert set(told.ids) == {root, both}
+
+
+async def test_an_old_version_that_rests_on_it_goes_and_the_new_one_stays(items: Items) -> None:
+    root = await keep(items, "root", SECRET)
+    both = await keep(items, "both", "first", origin="derived", sources=of(root))
+    then = (await items.get(ALL, id=both)).valid_from
+    await keep(items, "both", "second", origin="said")
+
+    told = await items.forget(ALL, [root])
+
+    assert told.ids == (root,)
+    assert (await items.get(ALL, id=both)).body == "second"
+    with pytest.raises(NotFound):
+        await items.get(ALL, id=both, as_of=then)
+
+
+async def test_what_else_says_the_same_is_told(items: Items) -> None:
+    root = await keep(items, "root", SECRET)
+    await keep(items, "note", f"By the way: {SECRET}", edges=(Edge(to="Root"),))
+    await keep(items, "mine", SECRET + "!", whose=ANNA)
+
+    by_ben = await keep(items, "ben's", SECRET, whose=BEN)
+    told = await items.forget(BEN, [by_ben])
+    assert [each for each in told.kept if each.startswith("facts/")] == [
+        "facts/note, whose own text says the same",
+        "facts/root, whose own text says the same",
+    ]
+
+    told = await items.forget(ALL, [root])
+    assert [each for each in told.kept if each.startswith("facts/")] == [
+        "facts/mine, whose own text says the same",
+        "facts/note, whose own text says the same",
+        "facts/note, an edge of which leads to its key",
+    ]
+
+
+@pytest.mark.parametrize("origin", ["given", "said", "derived"])
+async def test_it_does_not_come_back_by_itself(items: Items, origin: e.Origin) -> None:
+    it = await keep(items, "safe", SECRET)
+    await items.forget(ALL, [it])
+
+    again = await items.upsert(ALL, "facts", [NewItem(key="SAFE", body=SECRET)], origin=origin)
+    other = await items.upsert(ALL, "moments", [NewItem(key="x", body=SECRET)], origin=origin)
+    meant = await items.upsert(
+        ALL, "facts", [NewItem(key="safe", body=SECRET)], origin=origin, even_forgotten=True
+    )
+
+    assert "even_forgotten" in again.refused[0].why
+    assert len(other.refused) == (0 if origin == "given" else 1)
+    assert meant.inserted == 1
+
+
+async def test_what_has_no_text_is_not_taken_for_what_was_forgotten(items: Items) -> None:
+    it = await keep(items, "a", table="entities", attributes={"x": 1})
+    await items.forget(ALL, [it])
+
+    told = await items.upsert(ALL, "entities", [NewItem(key="b")], origin="derived")
+
+    assert told.inserted == 1
+
+
+async def test_everything_of_a_user_goes(items: Items) -> None:
+    anna = [await keep(items, key, whose=ANNA) for key in ("a", "b")]
+    ben = await keep(items, "a", whose=BEN)
+    shared = await keep(items, "a")
+
+    told = await items.forget(ALL, [], everything_of="anna")
+
+    assert set(told.ids) == set(anna)
+    assert await is_there(items, ben)
+    assert await is_there(items, shared)
+
+
+async def test_only_one_s_own_can_be_forgotten(items: Items) -> None:
+    shared = await keep(items, "shared")
+    bens = await keep(items, "ben's", whose=BEN)
+
+    with pytest.raises(Denied, match="everybody"):
+        await items.forget(ANNA, [shared])
+    with pytest.raises(NotFound):
+        await items.forget(ANNA, [bens])
+
+
+async def test_what_machines_derived_goes_with_its_conversation(
+    items: Items, database_logins: Logins
+) -> None:
+    await add_message(database_logins, "c", 1)
+    await add_message(database_logins, "c", 2)
+    message = Source(kind="message", conversation_id="c", message=1)
+    whole = Source(kind="message", conversation_id="c")
+    derived = await keep(items, "derived", "x", origin="derived", sources=(message,))
+    deeper = await keep(items, "deeper", "y", origin="derived", sources=of(derived))
+    summed = await keep(items, "summed", "z", origin="derived", sources=(whole,))
+    said = await keep(items, "said", "w", origin="said", sources=(message,))
+
+    await remove(database_logins, "DELETE FROM ksi_completion.message WHERE number = 1")
+
+    assert not await is_there(items, derived)
+    assert not await is_there(items, deeper)
+    assert await is_there(items, summed)
+    assert (await items.get(ALL, id=said)).sources[0].kind == "person"
+
+    await remove(database_logins, "DELETE FROM ksi_completion.conversation")
+
+    assert not await is_there(items, summed)
+    assert await is_there(items, said)
+
+
+async def test_the_message_that_it_came_from_is_told(items: Items, database_logins: Logins) -> None:
+    await add_message(database_logins, "c", 12)
+    message = Source(kind="message", conversation_id="c", message=12)
+    it = await keep(items, "it", SECRET, origin="said", sources=(message,))
+
+    told = await items.forget(ALL, [it])
+
+    assert told.kept[0].startswith("message 12 of c")
+
+
+async def test_what_a_person_corrected_no_machine_changes(items: Items) -> None:
+    it = await keep(items, "k", "wrong", origin="derived")
+    item = await items.get(ALL, id=it)
+
+    right = await items.correct(ANNA_ALL, item, MemoryCorrect(id=it, body="right", reason="I know"))
+    again = await items.upsert(ALL, "facts", [NewItem(key="k", body="wrong")], origin="derived")
+    said = await items.upsert(ALL, "facts", [NewItem(key="k", body="newer")], origin="said")
+
+    assert (right.version, right.body, right.origin) == (2, "right", "given")
+    assert right.sources == (Source(kind="person", told="cli: I know"),)
+    assert again.refused[0].why == "a person said otherwise"
+    assert said.updated == 1
+
+
+ANNA_ALL = Whose("t", origin="cli")
+
+
+async def test_what_is_pinned_no_machine_changes(items: Items) -> None:
+    it = await keep(items, "k", "one", origin="derived")
+
+    await items.pin(ALL, await items.get(ALL, id=it), pinned=True)
+    refused = await items.upsert(ALL, "facts", [NewItem(key="k", body="two")], origin="derived")
+    same = await items.upsert(ALL, "facts", [NewItem(key="k", body="one")], origin="derived")
+    free = await items.pin(ALL, await items.get(ALL, id=it), pinned=False)
+    taken = await items.upsert(ALL, "facts", [NewItem(key="k", body="two")], origin="derived")
+
+    assert refused.refused[0].why == "a person said otherwise"
+    assert same.unchanged == 1
+    assert not free.is_pinned
+    assert taken.updated == 1
