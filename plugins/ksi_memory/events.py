@@ -224,6 +224,7 @@ class Found(Struct, frozen=True, kw_only=True, omit_defaults=True):
         source: In words: ``message 12 of c_9``, ``resource notes/rent.md``.
         depth: Of a TRAVERSE: how many steps away.
         via: Of a TRAVERSE: the relation and the key it was reached by.
+        is_dangling: Of a TRAVERSE: edges name the key, and nothing bears it.
         tokens: What the result takes in a model's window.
         features: Of a search with ``explain``: what its score is made of.
     """
@@ -243,12 +244,27 @@ class Found(Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str = ""
     starts_at: datetime | None = None
     ends_at: datetime | None = None
-    valid_from: datetime
+    valid_from: datetime | None = None
     valid_to: datetime | None = None
     depth: int | None = None
     via: tuple[str, str] | None = None
+    is_dangling: bool = False
     tokens: int = 0
     features: dict[str, float] | None = None
+
+
+class MemoryKeys(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """List the keys that begin so, for whoever types one, and the tables that hold something."""
+
+    beginning: Annotated[str, Meta(max_length=1000)] = ""
+    limit: Limit = 20
+
+
+class MemoryKeysListed(Struct, frozen=True, kw_only=True):
+    """Keys in their order, and tables."""
+
+    keys: tuple[str, ...]
+    tables: tuple[str, ...]
 
 
 class MemoryFound(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -498,6 +514,22 @@ class MemoryCompacted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     moments: tuple[str, ...]
     up_to: int
     uncovered_tokens: int
+
+
+class MemoryRemembered(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Published when a conversation was read: what was kept of it, and what models took for that.
+
+    ``cost_usd`` is ``None`` where a price was not known. ``left`` is what was found and not kept,
+    by the reason.
+    """
+
+    conversation_id: str
+    through: int
+    kept: tuple[str, ...] = ()
+    left: dict[str, int] = {}
+    moments: tuple[str, ...] = ()
+    tokens: int = 0
+    cost_usd: float | None = 0.0
 
 
 class MemoryDream(Struct, frozen=True, kw_only=True, omit_defaults=True):
