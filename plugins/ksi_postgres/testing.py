@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 from msgspec import Struct
 
+from ksi_daemon.testing import memory_folder
 from ksi_postgres import migrations, store
 from ksi_postgres.database import Database
 from ksi_postgres.embedded import EmbeddedServer
@@ -30,8 +31,6 @@ __all__ = ["TestServer", "fresh_database", "plugin_requirements", "settings_for"
 
 Result = TypeVar("Result")
 
-MEMORY: Final = Path("/dev/shm")
-MEMORY_BYTES: Final = 2 * 1024**3
 TEMPLATE: Final = "ksi_template"
 SETTINGS: Final = PostgresSettings(max_connections=200, shared_buffers_mb=32)
 
@@ -152,20 +151,11 @@ def _postgres_loop() -> Iterator[_Loop]:
     loop.close()
 
 
-def _memory() -> Path | None:
-    """Return a folder in memory with room for many databases; their copying is most of the work."""
-    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK):
-        room = os.statvfs(MEMORY)
-        if room.f_bavail * room.f_frsize >= MEMORY_BYTES:
-            return MEMORY
-    return None
-
-
 @pytest.fixture(scope="session")
 def postgres_server(_postgres_loop: _Loop) -> Iterator[TestServer]:
     """A server for the whole run, or for one of its workers, with a template of all migrations."""
     with tempfile.TemporaryDirectory(
-        prefix="ksi-pg-", dir=_memory(), ignore_cleanup_errors=True
+        prefix="ksi-pg-", dir=memory_folder(), ignore_cleanup_errors=True
     ) as folder:
         Path(folder).chmod(0o711)  # the server's user passes through, where the tests run as root
         server = EmbeddedServer(Path(folder) / "pg", SETTINGS, fsync=False)

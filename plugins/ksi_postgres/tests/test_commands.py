@@ -18,22 +18,33 @@ from ksi_daemon import process
 from ksi_daemon.home import Home
 from ksi_postgres import leftovers
 from ksi_postgres.place import Place
+from ksi_postgres.tests.conftest import copied
 
 PAGE_BYTES = 8192
+PLUGINS = {"KSI_DAEMON_PLUGINS": "system,postgres"}
 
 
 @pytest.fixture
 def ksi(ksi_home: Path, tmp_path: Path) -> Iterator[KsiCommand]:
-    command = KsiCommand(ksi_home, tmp_path, {"KSI_DAEMON_PLUGINS": "system,postgres"})
+    command = KsiCommand(ksi_home, tmp_path, PLUGINS)
     yield command
     process.stop(Home(ksi_home), timeout_s=0)
 
 
-@pytest.fixture
-def migrated(ksi: KsiCommand) -> KsiCommand:
-    """A home whose database is made, and whose daemon is down."""
-    done = ksi("db", "migrate")
+@pytest.fixture(scope="session")
+def model_home(model_folder: Path) -> Path:
+    """A home whose database was made."""
+    home = model_folder / "home"
+    done = KsiCommand(home, model_folder, PLUGINS)("db", "migrate")
     assert done.code == 0, done.err
+    return home
+
+
+@pytest.fixture
+def migrated(model_home: Path, ksi: KsiCommand) -> KsiCommand:
+    """A home whose database is made, and whose daemon is down."""
+    Home(ksi.home).prepare()
+    copied(model_home / "pg", ksi.home / "pg")
     return ksi
 
 
@@ -70,7 +81,7 @@ def test_migrate_makes_the_database_and_then_has_nothing_to_do(ksi: KsiCommand) 
     assert no_postgres_runs(ksi.home)
 
 
-def test_status_tells_where_and_how_it_is(migrated: KsiCommand) -> None:
+def test_status_tells_where_and_how_it_is_and_what_is_pending(migrated: KsiCommand) -> None:
     shown = migrated("db", "status")
     told = migrated("db", "status", "--json").json
 
@@ -83,8 +94,6 @@ def test_status_tells_where_and_how_it_is(migrated: KsiCommand) -> None:
     assert not any(plugin["pending"] for plugin in told["schema"])
     assert max(map(len, shown.out.splitlines())) <= 80
 
-
-def test_what_is_pending_is_told(migrated: KsiCommand) -> None:
     psql(migrated, "DELETE FROM ksi_postgres.migration WHERE plugin = 'postgres'")
 
     told = migrated("db", "status", "--json").json
@@ -95,6 +104,9 @@ def test_what_is_pending_is_told(migrated: KsiCommand) -> None:
 
 def test_a_command_ends_the_server_that_it_started(migrated: KsiCommand) -> None:
     assert psql(migrated, "SELECT current_user || ' ' || current_database()") == "postgres ksi"
+    assert no_postgres_runs(migrated.home)
+    failed = migrated("db", "shell", "--", "-c", "SELECT 1/0")
+    assert failed.code == 1, "the exit code is that of psql"
     assert no_postgres_runs(migrated.home)
 
 
@@ -125,11 +137,6 @@ def test_no_process_of_a_command_shows_the_password(migrated: KsiCommand) -> Non
     assert not [secret for secret in secrets if secret in shown]
 
 
-def test_the_exit_code_of_the_shell_is_that_of_psql(migrated: KsiCommand) -> None:
-    assert migrated("db", "shell", "--", "-c", "SELECT 1/0").code == 1
-    assert migrated("db", "shell", "--", "-c", "SELECT 1").code == 0
-
-
 # -- backup and restore -------------------------------------------------------------------------
 
 
@@ -157,17 +164,9 @@ def test_a_backup_brings_back_what_there_was(migrated: KsiCommand, tmp_path: Pat
     assert psql(migrated, "\\c ksi_before_restore\nSELECT x FROM public.kept") == "8"
     assert migrated("db", "verify").code == 0
 
-
-def test_a_second_restore_keeps_the_database_before_it_alone(
-    migrated: KsiCommand, tmp_path: Path
-) -> None:
-    file = tmp_path / "backup"
-    fill(migrated, 7)
-    migrated("db", "backup", str(file))
-    for value in (8, 9):
-        fill(migrated, value)
-        assert migrated("db", "restore", str(file)).code == 0
-
+    # A second restore keeps the database before it alone.
+    fill(migrated, 9)
+    assert migrated("db", "restore", str(file)).code == 0
     names = psql(migrated, "SELECT datname FROM pg_database WHERE datname ~ '^ksi' ORDER BY 1")
     assert names.split() == ["ksi", "ksi_before_restore"]
     assert psql(migrated, "\\c ksi_before_restore\nSELECT x FROM public.kept") == "9"
@@ -186,26 +185,24 @@ def test_a_backup_is_restored_into_a_new_home(
     assert kept(other) == "7"
 
 
-def test_a_backup_replaces_no_file_unasked(migrated: KsiCommand, tmp_path: Path) -> None:
+def test_a_backup_replaces_no_file_unasked_nor_one_that_is_being_written(
+    migrated: KsiCommand, tmp_path: Path
+) -> None:
     file = tmp_path / "backup"
     file.write_text("precious")
 
     refused = migrated("db", "backup", str(file))
+    with (tmp_path / "backup.part").open("w") as part:
+        fcntl.flock(part, fcntl.LOCK_EX)
+        second = migrated("db", "backup", str(file), "--force")
+    nowhere = migrated("db", "backup", str(tmp_path / "no" / "folder"))
 
     assert "--force" in error_of(refused)
+    assert "another backup is just being written" in error_of(second)
+    assert "No such file or directory" in error_of(nowhere)
     assert file.read_text() == "precious"
     assert migrated("db", "backup", str(file), "--force").code == 0
     assert file.read_bytes().startswith(b"PGDMP")
-
-
-def test_two_backups_do_not_write_one_file(migrated: KsiCommand, tmp_path: Path) -> None:
-    file = tmp_path / "backup"
-    with (tmp_path / "backup.part").open("w") as part:
-        fcntl.flock(part, fcntl.LOCK_EX)
-
-        refused = migrated("db", "backup", str(file))
-
-    assert "another backup is just being written" in error_of(refused)
 
 
 def test_a_backup_without_room_leaves_nothing_behind(migrated: KsiCommand, tmp_path: Path) -> None:
@@ -226,15 +223,8 @@ def test_a_backup_without_room_leaves_nothing_behind(migrated: KsiCommand, tmp_p
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_a_folder_that_is_not_there_is_told(migrated: KsiCommand, tmp_path: Path) -> None:
-    told = error_of(migrated("db", "backup", str(tmp_path / "no" / "folder")))
-
-    assert "No such file or directory" in told
-
-
-@pytest.mark.parametrize("damage", ["no backup", "cut", "altered"])
 def test_a_damaged_backup_is_refused_and_nothing_is_lost(
-    migrated: KsiCommand, tmp_path: Path, damage: str
+    migrated: KsiCommand, tmp_path: Path
 ) -> None:
     file = tmp_path / "backup"
     fill(migrated, 7)
@@ -243,17 +233,13 @@ def test_a_damaged_backup_is_refused_and_nothing_is_lost(
     migrated("db", "backup", str(file))
     content = file.read_bytes()
     middle = len(content) - 20_000
-    file.write_bytes(
-        {
-            "no backup": b"no backup at all",
-            "cut": content[:middle],
-            "altered": content[:middle] + bytes(100) + content[middle + 100 :],
-        }[damage]
-    )
+    no_backup, cut = b"no backup at all", content[:middle]
+    altered = content[:middle] + bytes(100) + content[middle + 100 :]
 
-    refused = migrated("db", "restore", str(file))
+    for damaged in (no_backup, cut, altered):
+        file.write_bytes(damaged)
+        assert str(file) in error_of(migrated("db", "restore", str(file)))
 
-    assert str(file) in error_of(refused)
     assert kept(migrated) == "7"
     names = psql(migrated, "SELECT datname FROM pg_database WHERE datname ~ '^ksi'")
     assert names == "ksi"
@@ -297,29 +283,31 @@ def found_damage(ksi: KsiCommand) -> dict[str, Any]:
     return {each["what"]: each["problem"] for each in done.json["damage"]}
 
 
-@pytest.mark.parametrize("relation", ["kept", "kept_pkey"])
-def test_verify_finds_a_page_that_the_disk_has_altered(migrated: KsiCommand, relation: str) -> None:
+def test_verify_finds_pages_that_the_disk_has_altered(migrated: KsiCommand) -> None:
+    relations = ("kept", "kept_pkey")
     psql(migrated, "CREATE TABLE public.kept AS SELECT x FROM generate_series(1, 5000) x; "
                    "ALTER TABLE public.kept ADD CONSTRAINT kept_pkey PRIMARY KEY (x)")  # fmt: skip
-    file = psql(migrated, f"SELECT pg_relation_filepath('public.{relation}')")
-    with (migrated.home / "pg" / "data" / file).open("r+b") as stream:
-        stream.seek(3 * PAGE_BYTES + 5000)
-        stream.write(b"\xff" * 20)
+    files = psql(migrated, ";".join(f"SELECT pg_relation_filepath('public.{name}')"
+                                    for name in relations))  # fmt: skip
+    for file in files.split():
+        with (migrated.home / "pg" / "data" / file).open("r+b") as stream:
+            stream.seek(3 * PAGE_BYTES + 5000)
+            stream.write(b"\xff" * 20)
 
-    assert "invalid page" in found_damage(migrated)[f"public.{relation}"]
+    damage = found_damage(migrated)
+    assert ["invalid page" in damage[f"public.{name}"] for name in relations] == [True, True]
 
 
-def test_verify_finds_a_migration_that_was_changed(migrated: KsiCommand) -> None:
+def test_verify_finds_a_migration_that_was_changed_and_a_table_without_walls(
+    migrated: KsiCommand,
+) -> None:
     psql(migrated, "UPDATE ksi_postgres.migration SET checksum = 'another' WHERE number = 1 "
-                   "AND plugin = 'postgres'")  # fmt: skip
+                   "AND plugin = 'postgres'; "
+                   "CREATE TABLE ksi_postgres.forgotten (tenant text)")  # fmt: skip
 
-    assert [what for what in found_damage(migrated) if "0001_walls" in what]
-
-
-def test_verify_finds_a_table_without_walls(migrated: KsiCommand) -> None:
-    psql(migrated, "CREATE TABLE ksi_postgres.forgotten (tenant text)")
-
-    assert "ksi_postgres" in found_damage(migrated)
+    damage = found_damage(migrated)
+    assert [what for what in damage if "0001_walls" in what]
+    assert "ksi_postgres" in damage
 
 
 def test_size_tells_plugins_tables_and_tenants(migrated: KsiCommand) -> None:
@@ -422,7 +410,7 @@ def test_a_login_that_is_no_superusers_backs_up_every_tenant_and_a_superuser_res
     elsewhere: KsiCommand, tmp_path: Path
 ) -> None:
     file, superuser = tmp_path / "backup", elsewhere.environ["SUPERUSERS_URL"]
-    elsewhere("db", "migrate")
+    assert elsewhere("db", "migrate").code == 0
     psql(elsewhere, "SET ROLE ksi_owner; CREATE TABLE ksi_postgres.notes (tenant text, x int); "
                     "SELECT ksi_postgres.protect('ksi_postgres.notes'); "
                     "INSERT INTO ksi_postgres.notes VALUES ('one', 1), ('two', 2)")  # fmt: skip

@@ -26,6 +26,8 @@ from ksi_postgres.binaries import Binaries, find_binaries
 from ksi_postgres.embedded import EmbeddedServer
 from ksi_postgres.server_log import ServerLog
 from ksi_postgres.settings import PostgresSettings
+from ksi_postgres.testing import _Loop
+from ksi_postgres.tests.conftest import copied
 
 WAIT_S = 20.0
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root runs Postgres as somebody else")
@@ -33,9 +35,26 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read
 
 
 @pytest.fixture
-def folder(ksi_home: Path) -> Path:
+def new_folder(ksi_home: Path) -> Path:
+    """Where there is nothing yet."""
     Home(ksi_home).prepare()
     return ksi_home / "pg"
+
+
+@pytest.fixture(scope="session")
+def model(model_folder: Path, _postgres_loop: _Loop) -> Path:
+    """A cluster that was made, and whose server has stopped."""
+    server = EmbeddedServer(model_folder / "pg", fsync=False)
+    _postgres_loop.run(server.start())
+    _postgres_loop.run(server.stop())
+    return server.place.root
+
+
+@pytest.fixture
+def folder(model: Path, new_folder: Path) -> Path:
+    """A copy of it."""
+    copied(model, new_folder)
+    return new_folder
 
 
 @asynccontextmanager
@@ -107,8 +126,8 @@ async def until_gone(pid: int) -> None:
         os.close(handle)
 
 
-async def test_a_new_folder_becomes_a_running_server(folder: Path) -> None:
-    async with running(folder) as server:
+async def test_a_new_folder_becomes_a_running_server(new_folder: Path) -> None:
+    async with running(new_folder) as server:
         shown = [
             await ask(server, f"SHOW {name}")
             for name in ("server_encoding", "data_checksums", "listen_addresses")
@@ -150,8 +169,8 @@ async def test_nobody_gets_in_without_the_password(folder: Path, password: str) 
             await connected(server, password or "\N{NO-BREAK SPACE}")
 
 
-async def test_nobody_else_can_read_anything_of_it(folder: Path) -> None:
-    async with running(folder) as server:
+async def test_nobody_else_can_read_anything_of_it(new_folder: Path) -> None:
+    async with running(new_folder) as server:
         for path in [server.place.root, *server.place.root.rglob("*")]:
             found = path.lstat()
             mode = stat.S_IMODE(found.st_mode)
@@ -163,8 +182,8 @@ async def test_nobody_else_can_read_anything_of_it(folder: Path) -> None:
 
 
 @on_linux
-async def test_no_process_shows_a_password(folder: Path) -> None:
-    server = server_in(folder)
+async def test_no_process_shows_a_password(new_folder: Path) -> None:
+    server = server_in(new_folder)
     seen: list[bytes] = []
 
     def look(done: asyncio.Event) -> None:
@@ -242,9 +261,9 @@ RUNS_A_SERVER = """
 
 
 @pytest.fixture
-def other_process(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def other_process(new_folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of its own that runs a server in the same folder."""
-    command = [sys.executable, "-c", textwrap.dedent(RUNS_A_SERVER), str(folder)]
+    command = [sys.executable, "-c", textwrap.dedent(RUNS_A_SERVER), str(new_folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     yield process
     process.kill()
@@ -311,33 +330,35 @@ def running_child(command: list[str], **options: Any) -> Iterator["subprocess.Po
 
 
 async def test_a_kill_while_the_cluster_is_made_leaves_nothing_half_made(
-    folder: Path, other_process: "subprocess.Popen[bytes]"
+    new_folder: Path, other_process: "subprocess.Popen[bytes]"
 ) -> None:
-    await until_so(lambda: [*folder.glob("new-*/data/PG_VERSION")])
+    await until_so(lambda: [*new_folder.glob("new-*/data/PG_VERSION")])
 
     other_process.kill()
     other_process.wait()
-    left = names_in(folder)
+    left = names_in(new_folder)
 
-    async with running(folder) as server:
+    async with running(new_folder) as server:
         assert await ask(server, "SELECT 1") == 1
     assert "data" not in left
     assert [name for name in left if name.startswith("new-")]
     assert server.is_new
-    assert not [name for name in names_in(folder) if name.startswith("new-")]
+    assert not [name for name in names_in(new_folder) if name.startswith("new-")]
 
 
 @pytest.mark.parametrize("when", ["new-*/data/PG_VERSION", "data/postmaster.pid"])
-async def test_a_start_that_is_cancelled_leaves_nothing_running(folder: Path, when: str) -> None:
-    server = server_in(folder)
+async def test_a_start_that_is_cancelled_leaves_nothing_running(
+    new_folder: Path, when: str
+) -> None:
+    server = server_in(new_folder)
 
     async with asyncio.TaskGroup() as tasks:
         starting = tasks.create_task(server.start())
-        await until_so(lambda: [*folder.glob(when)])
+        await until_so(lambda: [*new_folder.glob(when)])
         starting.cancel()
 
     assert server.pid is None
-    async with running(folder) as again:  # so the lock is free, too
+    async with running(new_folder) as again:  # so the lock is free, too
         assert await ask(again, "SELECT 1") == 1
 
 
@@ -397,22 +418,22 @@ async def test_a_file_without_passwords_is_not_written_over(folder: Path) -> Non
     assert server.place.passwords_file.read_text() == '{"postgres": 1}'
 
 
-async def test_a_long_path_has_its_socket_elsewhere(folder: Path) -> None:
-    deep = folder.joinpath(*["a-rather-long-name-of-a-folder"] * 3)
+async def test_a_long_path_has_its_socket_elsewhere(new_folder: Path) -> None:
+    deep = new_folder.joinpath(*["a-rather-long-name-of-a-folder"] * 3)
 
     async with running(deep) as server:
         assert await ask(server, "SELECT 1") == 1
 
-    assert not server.host.startswith(str(folder))
+    assert not server.host.startswith(str(new_folder))
     assert mode_of(server.host) == 0o700
     shutil.rmtree(server.host)
 
 
 async def test_somebody_elses_socket_folder_is_refused(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(place, "SHORT_ROOT", str(tmp_path))
-    server = server_in(folder.joinpath(*["a-rather-long-name-of-a-folder"] * 3))
+    server = server_in(new_folder.joinpath(*["a-rather-long-name-of-a-folder"] * 3))
     server.place.socket_folder.symlink_to(tmp_path / "a trap")
 
     with pytest.raises(InvalidData, match="somebody else's"):
@@ -450,8 +471,8 @@ def test_looking_for_the_programs_imports_nothing() -> None:
 
 
 @as_root
-async def test_a_home_that_postgres_can_not_reach_has_its_data_elsewhere(folder: Path) -> None:
-    closed = folder.parent / "closed"
+async def test_a_home_that_postgres_can_not_reach_has_its_data_elsewhere(new_folder: Path) -> None:
+    closed = new_folder.parent / "closed"
     closed.mkdir(mode=0o700)
     inner = closed / "pg"
 
@@ -473,7 +494,7 @@ async def test_a_home_that_postgres_can_not_reach_has_its_data_elsewhere(folder:
 
 @as_root
 async def test_programs_that_postgres_can_not_reach_are_copied_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = find_binaries()
     closed = tmp_path / "closed"
@@ -481,13 +502,13 @@ async def test_programs_that_postgres_can_not_reach_are_copied_once(
         shutil.copytree(found.root / needed, closed / needed, symlinks=True)
     closed.chmod(0o700)
     monkeypatch.setattr(embedded, "find_binaries", lambda: Binaries(closed, found.version))
-    (folder / "binaries" / "17.1").mkdir(parents=True)
+    (new_folder / "binaries" / "17.1").mkdir(parents=True)
 
-    async with running(folder) as server:
+    async with running(new_folder) as server:
         assert await ask(server, "SELECT 1") == 1
-    copy = folder / "binaries" / found.version
+    copy = new_folder / "binaries" / found.version
     made = copy.stat().st_ino
-    async with running(folder) as server:
+    async with running(new_folder) as server:
         assert await ask(server, "SELECT 1") == 1
 
     assert copy.stat().st_ino == made
@@ -495,27 +516,27 @@ async def test_programs_that_postgres_can_not_reach_are_copied_once(
 
 
 @as_root
-async def test_the_user_of_the_server_can_be_named(folder: Path) -> None:
-    async with running(folder, run_as="nobody") as server:
+async def test_the_user_of_the_server_can_be_named(new_folder: Path) -> None:
+    async with running(new_folder, run_as="nobody") as server:
         assert server.pid is not None
         assert owner_of(server.pid) == pwd.getpwnam("nobody").pw_uid
 
     with pytest.raises(InvalidData, match="no user 'no-such-user'"):
-        server_in(folder, run_as="no-such-user")
+        server_in(new_folder, run_as="no-such-user")
     with pytest.raises(InvalidData, match="refuses to run as root"):
-        server_in(folder, run_as="root")
+        server_in(new_folder, run_as="root")
 
 
 @as_root
 async def test_what_the_servers_user_put_there_is_not_followed(
-    folder: Path, tmp_path: Path
+    new_folder: Path, tmp_path: Path
 ) -> None:
-    async with running(folder) as server:
+    async with running(new_folder) as server:
         pass
     target = tmp_path / "precious"
     target.write_text("1\n")
     (server.place.data / "postmaster.pid").symlink_to(target)
 
-    async with running(folder) as again:
+    async with running(new_folder) as again:
         assert await ask(again, "SELECT 1") == 1
     assert target.read_text() == "1\n"

@@ -34,8 +34,9 @@ async def test_a_word_is_heard_by_all_who_share_the_channel_and_by_nobody_else(
     heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
     mine, theirs = News("ksi_weather", database), News("ksi_weather", database)
     other = News("ksi_other", database)
-    for name, news in (("mine", mine), ("theirs", theirs), ("other", other)):
-        news.on("rain", lambda about, name=name: heard.put_nowait((name, about)))
+    mine.on("rain", lambda about: heard.put_nowait(("mine", about)))
+    theirs.on("rain", lambda about: heard.put_nowait(("theirs", about)))
+    other.on("rain", lambda about: heard.put_nowait(("other", about)))
 
     async with listening(database, mine, theirs, other), asyncio.timeout(SOON_S):
         mine.tell("snow", "nobody listens")

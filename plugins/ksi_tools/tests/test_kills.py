@@ -16,7 +16,7 @@ from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
-KILLS = int(os.environ.get("FAULT_KILLS", "8"))
+KILLS = int(os.environ.get("FAULT_KILLS", "5"))
 PLUGINS = "daemon.plugins=system,postgres,workflows,tools,work"
 LONG_S = 600.0  # longer than the test may take: the kill ends it
 
@@ -48,73 +48,61 @@ def strike(file: Path, call_id: str = "c1", name: str = "strike", **more: float)
 
 @asynccontextmanager
 async def killed_amid(
-    fleet: Fleet, daemon: DaemonProcess, file: Path, request: dict[str, Any], kind: str
-) -> AsyncIterator[None]:
-    """Call a tool, kill its daemon once the tool has left a trace, and start that again."""
+    fleet: Fleet, daemon: DaemonProcess, file: Path, *requests: dict[str, Any]
+) -> AsyncIterator[AsyncClient]:
+    """Call tools, kill their daemon once all have had their effect, and start that again."""
     await fleet.start(daemon)
     async with fleet.client(daemon) as client, asyncio.TaskGroup() as tasks:
-
-        async def call() -> None:
-            with contextlib.suppress(KsiError):
-                await ask_once(client, request)
-
-        calling = tasks.create_task(call())
-        await left(file, kind)
+        await ask(client, "tool:call", {"name": "current_time", "arguments": {}})
+        calls = [tasks.create_task(quietly(client, request)) for request in requests]
+        await left(file, "effect", len(requests))
         await asyncio.to_thread(daemon.kill)
-        calling.cancel()
+        for each in calls:
+            each.cancel()
     await fleet.start(daemon)
-    yield
+    async with fleet.client(daemon) as client:
+        yield client
+    daemon.stop()
 
 
-async def ask_once(client: AsyncClient, request: dict[str, Any]) -> Any:
-    """Wait for a daemon that calls tools, then call one."""
-    await ask(client, "tool:call", {"name": "current_time", "arguments": {}})
-    return await client.request("tool:call", request)
+VERDICTS = {
+    "done": ("done", "it was struck", 1),
+    "drop": ("dropped", "A person has dropped this call", 1),
+    "redo": ("done", "struck in attempt 2", 2),
+}
 
 
-@pytest.mark.parametrize(
-    ("verdict", "status", "content", "effects"),
-    [
-        ("done", "done", "it was struck", 1),
-        ("drop", "dropped", "A person has dropped this call", 1),
-        ("redo", "done", "struck in attempt 2", 2),
-    ],
-)
 async def test_an_effect_whose_daemon_was_killed_is_in_doubt_until_a_person_says(
-    work: Path, database_logins: Logins, verdict: str, status: str, content: str, effects: int
+    work: Path, database_logins: Logins
 ) -> None:
     fleet = Fleet(database_logins, PLUGINS)
+    requests = {verdict: strike(work, verdict, after_s=LONG_S) for verdict in VERDICTS}
     with fleet.daemon() as daemon:
-        async with (
-            killed_amid(fleet, daemon, work, strike(work, after_s=LONG_S), "effect"),
-            fleet.client(daemon) as client,
-        ):
-            await fleet.until("SELECT status = 'in_doubt' FROM ksi_tools.call WHERE call_id = 'c1'")
+        async with killed_amid(fleet, daemon, work, *requests.values()) as client:
+            await fleet.until("SELECT bool_and(status = 'in_doubt') FROM ksi_tools.call "
+                              "WHERE call_id = ANY ($1)", list(VERDICTS))  # fmt: skip
             listed = await ask(client, "tool:in_doubt", {})
             health = await client.request("health:check")
-            answer = await ask(client, "tool:call", strike(work, after_s=LONG_S))
-            assert [each["call_id"] for each in listed["calls"]] == ["c1"]
-            assert "died" in listed["calls"][0]["why"]
-            assert "1 calls are in doubt" in str(health)
-            assert answer["status"] == "in_doubt"
-            assert lines(work, "begin") == 1
+            doubted = [await ask(client, "tool:call", each) for each in requests.values()]
+            assert {each["call_id"] for each in listed["calls"]} == set(VERDICTS)
+            assert all("died" in each["why"] for each in listed["calls"])
+            assert "3 calls are in doubt" in str(health)
+            assert {each["status"] for each in doubted} == {"in_doubt"}
+            assert lines(work, "begin") == 3
 
-            said = {"call_id": "c1", "verdict": verdict}
-            if verdict == "done":
-                said["content"] = content
-            await client.request("tool:resolve", said)
-            answer = await ask_again(client, work)
-            again = await ask_again(client, work)
+            for verdict, (status, content, effects) in VERDICTS.items():
+                before = lines(work, "effect")
+                said = {"call_id": verdict, "verdict": verdict}
+                if verdict == "done":
+                    said["content"] = content
+                await client.request("tool:resolve", said)
+                answer = await ask(client, "tool:call", requests[verdict])
+                again = await ask(client, "tool:call", requests[verdict])
 
-        daemon.stop()
-    assert answer["status"] == again["status"] == status
-    assert answer["content"] == again["content"]
-    assert answer["content"].startswith(content)
-    assert lines(work, "effect") == effects
-
-
-async def ask_again(client: AsyncClient, file: Path) -> Any:
-    return await ask(client, "tool:call", strike(file, after_s=LONG_S))
+                assert answer["status"] == again["status"] == status
+                assert answer["content"] == again["content"]
+                assert answer["content"].startswith(content)
+                assert lines(work, "effect") - before == effects - 1
 
 
 async def test_what_may_be_repeated_is_repeated_after_a_kill(
@@ -123,13 +111,9 @@ async def test_what_may_be_repeated_is_repeated_after_a_kill(
     fleet = Fleet(database_logins, PLUGINS)
     request = strike(work, name="set", after_s=LONG_S)
     with fleet.daemon() as daemon:
-        async with (
-            killed_amid(fleet, daemon, work, request, "effect"),
-            fleet.client(daemon) as client,
-        ):
+        async with killed_amid(fleet, daemon, work, request) as client:
             answer = await ask(client, "tool:call", request)
             listed = await ask(client, "tool:in_doubt", {})
-        daemon.stop()
 
     assert answer["status"] == "done"
     assert answer["content"] == "struck in attempt 2"
@@ -151,12 +135,8 @@ async def test_another_daemon_puts_in_doubt_what_a_dead_one_left_and_waits_for_a
         async with fleet.client(first) as one, fleet.client(second) as two:
             doubted = await two.subscribe("tool:doubted")
             async with asyncio.TaskGroup() as tasks:
-
-                async def call() -> None:
-                    with contextlib.suppress(KsiError):
-                        await ask_once(one, request)
-
-                calling = tasks.create_task(call())
+                await ask(one, "tool:call", {"name": "current_time", "arguments": {}})
+                calling = tasks.create_task(quietly(one, request))
                 await left(work, "effect")
                 await ask(two, "tool:call", {"name": "current_time", "arguments": {}})
                 with pytest.raises(Busy, match="another daemon") as busy:

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 
 from ksi_client import AsyncClient, Unavailable, UnixTransport
-from ksi_daemon.testing import DaemonProcess
+from ksi_daemon.testing import DaemonProcess, memory_folder
 from ksi_postgres.logins import Logins
 from ksi_postgres.testing import settings_for
 
@@ -35,7 +35,9 @@ class Fleet:
     @contextmanager
     def daemon(self, *settings: str) -> Iterator[DaemonProcess]:
         """A daemon in a home of its own, not yet started; continued and ended afterwards."""
-        with tempfile.TemporaryDirectory(prefix="ksi-f-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="ksi-f-", dir=memory_folder(), ignore_cleanup_errors=True
+        ) as folder:
             made = DaemonProcess(Path(folder))
             try:
                 yield made
