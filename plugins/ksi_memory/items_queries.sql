@@ -43,3 +43,38 @@ SELECT gone, rewritten, messages, said_by, led_to_by, needles
 -- name: look_for
 -- Where is what was forgotten still to be found?
 SELECT looked_at, found_in FROM ksi_memory.look_for($1, $2, $3);
+
+-- name: export
+-- What was forgotten, and all versions, as lines of JSON in the order in which they were recorded.
+SELECT line
+  FROM (SELECT NULL::timestamptz AS at, t.id, 0 AS version,
+               jsonb_build_object(
+                   'is', 'forgotten', 'id', t.id, 'kind', t.kind,
+                   'text_hash', encode(t.text_hash, 'hex'), 'forgotten_at', t.forgotten_at,
+                   'reason', t.reason)::text AS line
+          FROM ksi_memory.tombstone t
+         WHERE t.tenant = current_setting('ksi.tenant') AND $1::text IS NULL AND $3::text IS NULL
+           AND ($2::text IS NULL OR t.kind = $2)
+        UNION ALL
+        SELECT i.recorded_at, i.id, i.version,
+               (jsonb_strip_nulls(jsonb_build_object(
+                   'is', 'item', 'id', i.id, 'kind', i.kind, 'owner', i.owner, 'key', i.key,
+                   'version', i.version, 'title', i.title, 'body', i.body, 'category', i.category,
+                   'persons', i.persons, 'session', i.session, 'place', i.place,
+                   'starts_at', i.starts_at, 'ends_at', i.ends_at, 'days', i.days,
+                   'words', i.words, 'hash', encode(i.hash, 'hex'), 'origin', i.origin,
+                   'is_pinned', i.is_pinned, 'valid_from', i.valid_from, 'valid_to', i.valid_to,
+                   'recorded_at', i.recorded_at,
+                   'edges', ksi_memory.edges_of(i.tenant, i.id, i.version),
+                   'sources', ksi_memory.sources_of(i.tenant, i.id, i.version)))
+                || jsonb_build_object('attributes', i.attributes))::text
+          FROM ksi_memory.item i
+         WHERE i.tenant = current_setting('ksi.tenant')
+           AND ($1::text IS NULL OR i.owner IN ('', $1))
+           AND ($2::text IS NULL OR i.kind = $2)
+           AND ($3::text IS NULL OR i.owner = $3)) l
+ ORDER BY l.at NULLS FIRST, l.id, l.version;
+
+-- name: import
+-- Takes in lines that were exported.
+SELECT ksi_memory.import_lines($1, $2, $3, $4);

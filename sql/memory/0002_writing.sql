@@ -744,3 +744,129 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION look_for IS 'where what was forgotten is still to be found';
+
+-- -- lines that were exported --------------------------------------------------------------------
+
+-- A source as it was, or in words where what it names is not here.
+CREATE FUNCTION write_old_sources(
+    of_tenant text, of_owner text, by_id uuid, by_version integer, given jsonb
+) RETURNS void
+LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    INSERT INTO source (tenant, item, version, number, conversation, message, of_item, of_version,
+                        run, told)
+    SELECT of_tenant, by_id, by_version, s.number,
+           CASE WHEN t.is_there THEN s.conversation_id END, CASE WHEN t.is_there THEN s.message END,
+           CASE WHEN t.is_there THEN s.item END, CASE WHEN t.is_there THEN s.version END,
+           CASE WHEN t.is_there THEN s.run_id END,
+           CASE WHEN t.is_there THEN coalesce(s.told, '')
+                ELSE left(concat_ws(', ', nullif(s.told, ''),
+                     coalesce(concat('message ', s.message, ' of ', s.conversation_id),
+                              concat('the item ', s.item)),
+                     'which is not here'), 2000) END
+      FROM ROWS FROM (jsonb_to_recordset(given) AS (
+               conversation_id text, message bigint, item uuid, version integer, run_id text,
+               told text)) WITH ORDINALITY
+           AS s (conversation_id, message, item, version, run_id, told, number)
+     CROSS JOIN LATERAL (SELECT
+           CASE WHEN s.message IS NOT NULL THEN EXISTS (
+                     SELECT FROM ksi_completion.message e
+                      WHERE (e.tenant, e.conversation, e.number)
+                            = (of_tenant, s.conversation_id, s.message))
+                WHEN s.conversation_id IS NOT NULL THEN EXISTS (
+                     SELECT FROM ksi_completion.conversation c
+                      WHERE (c.tenant, c.id) = (of_tenant, s.conversation_id))
+                WHEN s.item IS NOT NULL THEN EXISTS (
+                     SELECT FROM item i
+                      WHERE (i.tenant, i.id, i.version) = (of_tenant, s.item, s.version)
+                        AND (of_owner IS NULL OR i.owner IN ('', of_owner)))
+                ELSE true END AS is_there) t;
+    INSERT INTO source (tenant, item, version, number, told)
+    SELECT of_tenant, by_id, by_version, 1, 'what was imported'
+     WHERE NOT EXISTS (SELECT FROM source s
+                        WHERE (s.tenant, s.item, s.version) = (of_tenant, by_id, by_version))
+$$;
+
+CREATE TYPE exported AS (
+    "is" text, id uuid, kind text, owner text, key text, version integer, title text, body text,
+    category text, attributes jsonb, persons text[], session text, place integer,
+    starts_at timestamptz, ends_at timestamptz, days datemultirange, words integer, hash text,
+    text_hash text, origin text, is_pinned boolean, valid_from timestamptz, valid_to timestamptz,
+    recorded_at timestamptz, edges jsonb, sources jsonb, forgotten_at timestamptz, reason text
+);
+
+CREATE FUNCTION write_version(of_tenant text, of_owner text, e exported, fixed text[]) RETURNS text
+LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    known item;
+    hash_of_text bytea := sha256(convert_to(e.title || E'\n' || e.body, 'UTF8'));
+BEGIN
+    SELECT i.* INTO known FROM item i
+     WHERE (i.tenant, i.id, i.version) = (of_tenant, e.id, e.version);
+    IF known.id IS NOT NULL THEN
+        IF (known.hash, known.text_hash) IS DISTINCT FROM (decode(e.hash, 'hex'), hash_of_text) THEN
+            RETURN 'differs';
+        END IF;
+        IF known.valid_to IS NULL AND e.valid_to >= known.valid_from THEN
+            UPDATE item i SET valid_to = e.valid_to -- one that supersedes it follows
+             WHERE (i.tenant, i.id, i.version) = (of_tenant, e.id, e.version);
+        END IF;
+        RETURN 'unchanged';
+    END IF;
+    IF NOT (e.kind = ANY (fixed)) AND NOT EXISTS (
+            SELECT FROM item i
+             WHERE i.tenant = of_tenant AND i.kind = 'schemas' AND i.name = 'table:' || e.kind
+               AND i.owner = '' AND i.valid_to IS NULL) THEN
+        RETURN 'no_table';
+    ELSIF EXISTS (SELECT FROM tombstone t
+                   WHERE (t.tenant, t.id, t.text_hash) = (of_tenant, e.id, hash_of_text)) THEN
+        RETURN 'forgotten';
+    ELSIF e.valid_to IS NULL AND EXISTS (
+            SELECT FROM item i
+             WHERE i.tenant = of_tenant AND i.id = e.id AND i.valid_to IS NULL) THEN
+        RETURN 'superseded';
+    END IF;
+    INSERT INTO item (
+        tenant, id, version, kind, owner, key, name, category, title, body, attributes, persons,
+        session, place, starts_at, ends_at, days, hash, text_hash, words, lexemes, origin,
+        is_pinned, valid_from, valid_to, recorded_at)
+    VALUES (
+        of_tenant, e.id, e.version, e.kind, e.owner, e.key, folded(e.key), e.category, e.title,
+        e.body, e.attributes, folded_all(e.persons), e.session, e.place, e.starts_at, e.ends_at,
+        e.days, decode(e.hash, 'hex'), hash_of_text, e.words,
+        setweight(to_tsvector('ksi_memory.words', e.title || ' ' || e.body), 'A'), e.origin,
+        e.is_pinned, e.valid_from, e.valid_to, e.recorded_at);
+    PERFORM write_old_sources(of_tenant, of_owner, e.id, e.version, e.sources);
+    INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
+    SELECT of_tenant, e.id, e.version, g.number, folded(e.key), coalesce(g.relation, 'related_to'),
+           folded(g.to_key), coalesce(g.weight, 1)
+      FROM ROWS FROM (jsonb_to_recordset(e.edges) AS ("to" text, relation text, weight real))
+           WITH ORDINALITY AS g (to_key, relation, weight, number);
+    RETURN 'inserted';
+END $$;
+
+-- Takes in lines in their order; tells of each what came of it.
+CREATE FUNCTION import_lines(of_tenant text, of_owner text, fixed text[], given jsonb)
+RETURNS text[]
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+DECLARE
+    e exported;
+    verdicts text[] := '{}';
+    verdict text;
+BEGIN
+    PERFORM lock_tenant(of_tenant);
+    FOR e IN SELECT * FROM jsonb_populate_recordset(NULL::exported, given) LOOP
+        IF e."is" = 'forgotten' THEN
+            INSERT INTO tombstone (tenant, id, kind, text_hash, forgotten_at, reason)
+            VALUES (of_tenant, e.id, e.kind, decode(e.text_hash, 'hex'), e.forgotten_at,
+                    coalesce(e.reason, ''))
+                ON CONFLICT DO NOTHING;
+            verdict := CASE WHEN FOUND THEN 'inserted' ELSE 'unchanged' END;
+        ELSE
+            verdict := write_version(of_tenant, of_owner, e, fixed);
+        END IF;
+        verdicts := verdicts || verdict;
+    END LOOP;
+    RETURN verdicts;
+END $$;
+COMMENT ON FUNCTION import_lines IS 'takes in versions that were exported';
