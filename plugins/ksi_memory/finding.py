@@ -17,6 +17,7 @@ from ksi_postgres.reader import Reader, Rows
 
 SQL: Final = load_queries(__package__, "finding_queries.sql")
 HEAD_CHARS: Final = 2000  # of a body, where only a part of it is shown
+WHOLE_CHARS: Final = 1_000_000_000
 STOPPED: Final = {
     "nodes": "the walk stopped at {0.traverse_max_nodes:,} nodes (memory.traverse_max_nodes)",
     "edges": "the walk stopped at {0.traverse_max_edges:,} edges in a step: some nodes are missing "
@@ -107,7 +108,7 @@ class Finding:
             min(limit or settings.traverse_max_nodes, settings.traverse_max_nodes),
             settings.traverse_max_edges,
             timedelta(seconds=settings.traverse_max_time_s),
-            None if load else HEAD_CHARS,
+            WHOLE_CHARS if load else HEAD_CHARS,
         )
         notes = self._walk_notes(rows[0]["stopped"], limit) if rows else ()
         if depth > steps:

@@ -261,12 +261,13 @@ CLAUSES: Final[dict[str, Clause]] = {
     "MAX_TOKENS": Clause("max_tokens", "a number", _whole(1, MAX_TOKENS)),
     "EXPLAIN": Clause("explain", "true or false", _yes, is_common=True, is_flag=True),
 }
-_EVERY: Final = ("AS_OF", "MAX_TOKENS", "EXPLAIN")
+_EVERY: Final = ("AS_OF", "MAX_TOKENS")
 TAKEN: Final[dict[Mode, tuple[str, ...]]] = {
     "lookup": ("FROM", *_EVERY),
     "search": (
         *("FROM", "FIELD", "LIMIT", "MIN_SIMILARITY", "CATEGORY", "SINCE", "UNTIL"),
         *_EVERY,
+        "EXPLAIN",
     ),
     "fuzzy": ("FROM", "THRESHOLD", "LIMIT", *_EVERY),
     "traverse": ("DEPTH", "TYPE", "DIRECTION", "LOAD", "LIMIT", *_EVERY),

@@ -384,14 +384,14 @@ COMMENT ON FUNCTION kinds_seen IS 'the tables that have something in them';
 -- -- what SQL may read ---------------------------------------------------------------------------
 
 -- A view for each table that a person can name, of what holds now; `items` has all of them, and
--- `versions` what has been, too. They run with the rights of who asks, and are shown to the reader by
--- a documented view each, bound to its tenant.
-CREATE VIEW held_items WITH (security_invoker) AS
+-- `versions` what has been, too. They are nobody's but the
+-- owner's, and are shown to the reader by a documented view each, bound to its tenant.
+CREATE VIEW held_items AS
     SELECT i.tenant, i.id, i.kind, i.key, i.version, i.owner, i.title, i.body, i.category,
            i.attributes, i.persons, i.session, i.place, i.starts_at, i.ends_at, i.origin,
            i.is_pinned, i.valid_from
       FROM item i WHERE i.valid_to IS NULL;
-CREATE VIEW held_edges WITH (security_invoker) AS
+CREATE VIEW held_edges AS
     SELECT e.tenant, i.kind, i.key, i.id AS item, e.from_name, e.relation, e.to_name, e.weight
       FROM edge e JOIN item i ON (i.tenant, i.id, i.version) = (e.tenant, e.item, e.version)
      WHERE i.valid_to IS NULL;
@@ -418,7 +418,7 @@ BEGIN
         ('tools', 'what agents can do'),
         ('users', 'who uses this')) AS known (kind, description)
     LOOP
-        EXECUTE format('CREATE VIEW ksi_memory.%I WITH (security_invoker) AS '
+        EXECUTE format('CREATE VIEW ksi_memory.%I AS '
                        'SELECT * FROM ksi_memory.held_items WHERE kind = %L',
                        'held_' || each.kind, each.kind);
         PERFORM ksi_postgres.publish(

@@ -1,5 +1,6 @@
-"""The REM dialect: what is understood, what is not and where, and that it is written as it is read."""
+"""The REM dialect: what is understood, what is not and where, and how it is written."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,13 @@ NOW = datetime(2026, 5, 20, 12, 30, tzinfo=UTC)
 
 def asked(text: str) -> MemoryQuery:
     return parse(text, NOW)
+
+
+def question_or_error(text: str) -> MemoryQuery | RemError:
+    try:
+        return asked(text)
+    except RemError as error:
+        return error
 
 
 def refused(text: str) -> RemError:
@@ -212,12 +220,11 @@ SOUP = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.lists(
 @example('SEARCH "a"b" limit 5')
 @example("SEARCH x EXPLAIN=no")
 def test_what_is_read_is_written_so_that_the_same_is_read(text: str) -> None:
-    try:
-        found = asked(text)
-    except RemError as error:
-        assert error.details is not None
-        assert 0 <= error.details["position"] <= len(text)
-        assert "^" in error.message.splitlines()[-1]
+    found = question_or_error(text)
+    if isinstance(found, RemError):
+        assert found.details is not None
+        assert 0 <= found.details["position"] <= len(text)
+        assert "^" in found.message.splitlines()[-1]
         return
 
     again = written(found)
@@ -229,11 +236,7 @@ def test_what_is_read_is_written_so_that_the_same_is_read(text: str) -> None:
 TEXTS = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=40
 ).filter(lambda text: text.strip())
-TIMES = st.datetimes(
-    datetime(1900, 1, 1),
-    datetime(2100, 1, 1),
-    timezones=st.just(UTC),  # noqa: DTZ001  they are given one
-)
+TIMES = st.integers(-(10**9), 10**10).map(lambda second: datetime.fromtimestamp(second, UTC))
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tables": st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), max_size=3).map(
         tuple
@@ -293,11 +296,9 @@ def test_every_question_by_its_mode_can_be_written(question: MemoryQuery) -> Non
     ],
 )
 def test_the_time_it_takes_grows_with_the_length_alone(text: str) -> None:
-    began = datetime.now(UTC)
+    began = time.process_time()
 
-    try:
-        asked(text)
-    except RemError as error:
-        assert len(error.message) < 1000
+    found = question_or_error(text)
 
-    assert (datetime.now(UTC) - began).total_seconds() < 5
+    assert time.process_time() - began < 3
+    assert not isinstance(found, RemError) or len(found.message) < 1000
