@@ -2,8 +2,14 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a list that is written as a text."""
+    return frozenset(text.split())
+
 
 MAX_CHARACTERS: Final = 20_000  # of a message that is looked at: more is a document, not talk
 MAX_SENTENCE: Final = 600  # characters; what is longer is no sentence
@@ -66,17 +72,17 @@ _UNRECORDED: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-_PLEASANTRIES: Final = frozenset(
+_PLEASANTRIES: Final = word_set(
     """a again ahead all alright am and appreciate are as awesome be best bye care cheers clear
     cool correct cya day did do done evening everything exactly excellent fantastic fine for
     friday fun gladly go going good goodbye goodnight got great guess haha hahaha have hello
-    help hey hi hiya hm hmm hope how i i'll i'm im in is it it's job just know later lol looks love
-    lot lots makes many me morning much my nah nice night nm no noon nope not now of oh ok okay okey
-    on perfect please pleasure pm problem really right see sense sir so sounds sup super sure take
-    talk thank thanks that that's thats the then there this thx time to today tomorrow too ty
-    understood up very wait was weekend welcome well what's wonderful works wow yeah yep yes yo you
-    you're your afternoon amazing brilliant absolutely agreed bot buddy dude friend mate man
-    assistant one moment second sec""".split()
+    help hey hi hiya hm hmm hope how i i'll i'm im in is it it's job just know later lol looks
+    love lot lots makes many me morning much my nah nice night nm no noon nope not now of oh ok
+    okay okey on perfect please pleasure pm problem really right see sense sir so sounds sup
+    super sure take talk thank thanks that that's thats the then there this thx time to today
+    tomorrow too ty understood up very wait was weekend welcome well what's wonderful works wow
+    yeah yep yes yo you you're your afternoon amazing brilliant absolutely agreed bot buddy dude
+    friend mate man assistant one moment second sec"""
 )
 _THANKS: Final = re.compile(r"\b(?:thanks?|thank\s+you|thx|ty|cheers|appreciate)\b", re.IGNORECASE)
 _GREETING: Final = re.compile(
@@ -103,8 +109,8 @@ _TOOL_NOISE: Final = re.compile(
         [\s:=,.]*[\w./:-]*\W*$""",
     re.IGNORECASE | re.VERBOSE,
 )
-_ABBREVIATIONS: Final = frozenset(
-    "dr mr mrs ms prof st jr sr vs etc no approx inc ltd co e.g i.e a.m p.m al fig dept mt".split()
+_ABBREVIATIONS: Final = word_set(
+    "dr mr mrs ms prof st jr sr vs etc no approx inc ltd co e.g i.e a.m p.m al fig dept mt"
 )
 
 
@@ -139,8 +145,12 @@ def own_sentences(text: str) -> Iterator[str]:
     Args:
         text: The message; of a long one the beginning and the end are looked at.
     """
-    if is_off_the_record(text) or is_material(text[:MAX_CHARACTERS]):
-        return
+    if not is_off_the_record(text) and not is_material(text[:MAX_CHARACTERS]):
+        yield from plain_sentences(text)
+
+
+def plain_sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a text that are no code, quotes or logs."""
     if len(text) > MAX_CHARACTERS:
         text = f"{text[: MAX_CHARACTERS // 2]}\n{text[-MAX_CHARACTERS // 2 :]}"
     text = _FENCE.sub("\n", text)
@@ -231,7 +241,7 @@ def why_junk(text: str, known: Collection[str] = ()) -> str | None:
         known: What is remembered already, `folded`.
     """
     text = text.strip()
-    checks = (
+    checks: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: len(words_of(text)) < LEAST_WORDS, "it is too short to mean anything"),
         (lambda: is_secret(text), "it tells a secret, which has no place in a model's window"),
         (lambda: _TOOL_NOISE.match(text) is not None, "it is a tool's noise"),

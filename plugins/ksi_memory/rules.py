@@ -8,7 +8,7 @@ have a key for each attribute, so that a newer one supersedes the one before.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
@@ -23,7 +23,8 @@ SLUG_WORDS: Final = 8
 _ARTICLES: Final = frozenset({"the", "a", "an", "my", "our"})
 
 _FLAGS: Final = re.IGNORECASE | re.VERBOSE
-_LEAD: Final = r"""^\W*(?:(?:and|but|so|also|oh|ok|okay|well|actually|no|nope|yes|yeah|yep|sorry|hi|hello|hey|
+_LEAD: Final = r"""
+    ^\W*(?:(?:and|but|so|also|oh|ok|okay|well|actually|no|nope|yes|yeah|yep|sorry|hi|hello|hey|
     there|thanks|thank\s+you|please|right|by\s+the\s+way|btw|fyi|just\s+so\s+you\s+know|for\s+context|
     for\s+the\s+record|i\s+should\s+(?:mention|say|add)(?:\s+that)?|you\s+should\s+know(?:\s+that)?|
     correction|update|good\s+(?:morning|afternoon|evening)|to\s+be\s+clear|in\s+fact|
@@ -54,16 +55,18 @@ _REMEMBER_MY: Final = re.compile(
     _FLAGS,
 )
 
-_NAME: Final = r"(?-i:[A-Z][\w'’-]*(?:\s+(?:(?:van|von|de|der|da|di|la|le|el|bin|al)\s+)*[A-Z][\w'’-]*){0,3})"
+_NAME: Final = (
+    r"(?-i:[A-Z][\w'’-]*(?:\s+(?:(?:van|von|de|der|da|di|la|le|el|bin|al)\s+)*[A-Z][\w'’-]*){0,3})"
+)
 _END: Final = r"(?=\s*(?:[,.;:!?()]|$|\s(?:and|but|so|because|who|which|from|not|by)\b))"
-_NOT_NAMES: Final = frozenset(
-    """i i'm im a an the not sure here there back done new good fine ok okay sorry happy german french
-    english british american italian spanish portuguese dutch polish russian ukrainian chinese
-    japanese korean indian turkish greek swedish danish norwegian finnish swiss austrian belgian
-    brazilian mexican canadian australian irish scottish welsh czech hungarian romanian european
-    african asian christian muslim jewish hindu buddhist catholic monday tuesday wednesday thursday
-    friday saturday sunday january february march april may june july august september october
-    november december""".split()
+_NOT_NAMES: Final = junk.word_set(
+    """i i'm im a an the not sure here there back done new good fine ok okay sorry happy german
+    french english british american italian spanish portuguese dutch polish russian ukrainian
+    chinese japanese korean indian turkish greek swedish danish norwegian finnish swiss austrian
+    belgian brazilian mexican canadian australian irish scottish welsh czech hungarian romanian
+    european african asian christian muslim jewish hindu buddhist catholic monday tuesday
+    wednesday thursday friday saturday sunday january february march april may june july august
+    september october november december"""
 )
 _PROFESSION: Final = r"""(?:[\w-]+\s+){0,2}(?:accountant|actor|actress|analyst|architect|artist|
     attorney|author|baker|barber|biologist|builder|butcher|carpenter|chef|chemist|cleaner|coach|
@@ -74,19 +77,23 @@ _PROFESSION: Final = r"""(?:[\w-]+\s+){0,2}(?:accountant|actor|actress|analyst|a
     pianist|pilot|plumber|police\s+officer|principal|professor|programmer|psychologist|researcher|
     sailor|salesperson|scientist|secretary|singer|soldier|statistician|student|surgeon|teacher|
     technician|therapist|translator|tutor|veterinarian|vet|waiter|waitress|writer)"""
-_DIET: Final = r"""vegan|vegetarian|pescatarian|lactose[\s-]intolerant|gluten[\s-](?:free|intolerant)|
+_DIET: Final = r"""
+    vegan|vegetarian|pescatarian|lactose[\s-]intolerant|gluten[\s-](?:free|intolerant)|
     celiac|coeliac|diabetic|kosher|halal"""
 _TRAIT: Final = r"""colou?r[\s-]blind|left[\s-]handed|right[\s-]handed|deaf|blind|dyslexic|autistic|
     pregnant|retired|self[\s-]employed|unemployed|married|divorced|widowed|single|engaged"""
-_ONE: Final = r"""wife|husband|partner|spouse|girlfriend|boyfriend|fianc[ée]e?|mother|mom|mum|father|dad|
+_ONE: Final = r"""
+    wife|husband|partner|spouse|girlfriend|boyfriend|fianc[ée]e?|mother|mom|mum|father|dad|
     boss|manager|landlord|landlady|dentist|doctor|therapist|supervisor|advisor|tutor"""
-_MANY: Final = r"""son|daughter|child|kid|baby|brother|sister|sibling|cousin|uncle|aunt|nephew|niece|
+_MANY: Final = r"""
+    son|daughter|child|kid|baby|brother|sister|sibling|cousin|uncle|aunt|nephew|niece|
     grandmother|grandma|grandfather|grandpa|grandson|granddaughter|friend|colleague|coworker|
     co-worker|teammate|flatmate|roommate|neighbou?r|assistant|client|customer|teacher|
     dog|cat|horse|rabbit|hamster|parrot|pet"""
 _PETS: Final = frozenset({"dog", "cat", "horse", "rabbit", "hamster", "parrot", "pet"})
 _BUSINESS: Final = frozenset({"client", "customer"})
-_OWN: Final = r"""(?:full\s+|first\s+|last\s+|middle\s+|nick\s*)?name|nickname|surname|e-?mail(?:\s+address)?|
+_OWN: Final = r"""
+    (?:full\s+|first\s+|last\s+|middle\s+|nick\s*)?name|nickname|surname|e-?mail(?:\s+address)?|
     (?:phone|mobile|cell|telephone)(?:\s+number)?|(?:home\s+|postal\s+|work\s+)?address|birthday|
     date\s+of\s+birth|time\s?zone|pronouns|employer|company|job(?:\s+title)?|profession|occupation|
     (?:native|first|mother)\s+(?:language|tongue)|nationality|citizenship|shoe\s+size|clothing\s+size|
@@ -96,11 +103,13 @@ _OWN: Final = r"""(?:full\s+|first\s+|last\s+|middle\s+|nick\s*)?name|nickname|s
     favou?rite\s+(?:[\w-]+\s+){0,2}[\w-]+|preferred\s+(?:[\w-]+\s+){0,2}[\w-]+|
     default\s+(?:language|editor|shell|browser|currency|timezone|airport)|
     (?:editor|shell|browser|home\s+airport|car|bike|laptop|phone\s+model|operating\s+system|os)"""
-_EVENT: Final = r"""appointment|meeting|deadline|birthday|anniversary|wedding|flight|exam|interview|release|
+_EVENT: Final = r"""
+    appointment|meeting|deadline|birthday|anniversary|wedding|flight|exam|interview|release|
     launch|vacation|holidays?|trip|conference|presentation|talk|lecture|surgery|operation|move|party|
     concert|delivery|due\s+date|review|demo|graduation|ceremony|funeral|check-?up|course|workshop|
     call|visit|departure|arrival|marathon|race|match|game|tournament|election|renewal|thesis\s+defen[cs]e"""
-_LANGUAGES: Final = r"""english|german|french|spanish|italian|portuguese|dutch|polish|russian|ukrainian|
+_LANGUAGES: Final = r"""
+    english|german|french|spanish|italian|portuguese|dutch|polish|russian|ukrainian|
     chinese|mandarin|japanese|korean|hindi|arabic|turkish|greek|swedish|danish|norwegian|finnish|
     czech|hungarian|romanian|hebrew|latin"""
 
@@ -308,7 +317,9 @@ def _ended(attribute: str, body: str) -> Maker:
 def _own(match: re.Match[str], sentence: str) -> Finding | None:
     attribute = " ".join(match["what"].casefold().replace("favorite", "favourite").split())
     value = _value(match["value"])
-    if re.match(r"(?:not|n't|no)\b|(?:being|getting|going|broken|slow|down|the\s+problem)\b", value):
+    if re.match(
+        r"(?:not|n't|no)\b|(?:being|getting|going|broken|slow|down|the\s+problem)\b", value
+    ):
         return None
     if not value or (_POINTS.match(value) and not value.casefold().startswith(("the ", "all "))):
         return None
@@ -406,8 +417,14 @@ def _rule(pattern: str, make: Maker) -> tuple[re.Pattern[str], Maker]:
 
 
 _I_AM: Final = r"(?:i['’]?m|i\s+am)\s+(?:also\s+|now\s+|currently\s+|actually\s+|still\s+)?"
-_NOW: Final = r"(?:now\s+|currently\s+|still\s+|actually\s+|just\s+|recently\s+|have\s+|['’]ve\s+|also\s+)*"
+_NOW: Final = (
+    r"(?:now\s+|currently\s+|still\s+|actually\s+|just\s+|recently\s+|have\s+|['’]ve\s+|also\s+)*"
+)
 _WHERE: Final = r"(?P<value>(?-i:[A-Z0-9])[^,.;:!?]*)"
+
+_STANDING_WORD: Final = re.compile(
+    r"\b(?:from\s+now\s+on|always|in\s+(?:the\s+)?future|going\s+forward|only)\b", re.IGNORECASE
+)
 
 # The first that fits a clause makes of it what is to be remembered.
 RULES: Final[Sequence[tuple[re.Pattern[str], Maker]]] = (
@@ -462,9 +479,13 @@ RULES: Final[Sequence[tuple[re.Pattern[str], Maker]]] = (
         rf"{_I_AM}(?:an?|the)\s+(?P<value>{_PROFESSION})(?=\s+(?:at|for|in|from|with|and|who|by)\b|[,.;:!?]|$)",
         _is_a("job", "The user is a {}."),
     ),
-    _rule(rf"{_I_AM}(?:an?\s+)?(?P<value>{_DIET})\b(?!\s+friend)", _is_a("diet", "The user is {}.")),
-    _rule(rf"{_I_AM}(?P<value>{_TRAIT})(?=[,.;:!]|$|\s+(?:and|so|but|since|because)\b)",
-          lambda m, s: fact(slug(m["value"]), m["value"], f"The user is {m['value']}.", s)),
+    _rule(
+        rf"{_I_AM}(?:an?\s+)?(?P<value>{_DIET})\b(?!\s+friend)", _is_a("diet", "The user is {}.")
+    ),
+    _rule(
+        rf"{_I_AM}(?P<value>{_TRAIT})(?=[,.;:!]|$|\s+(?:and|so|but|since|because)\b)",
+        lambda m, s: fact(slug(m["value"]), m["value"], f"The user is {m['value']}.", s),
+    ),
     _rule(rf"{_I_AM}(?:severely\s+|very\s+)?allergic\s+to\s+(?P<value>.+)", _allergy),
     _rule(
         r"i\s+have\s+an?\s+(?P<value>[\w-]+(?:\s[\w-]+)?)\s+allergy",
@@ -488,8 +509,11 @@ RULES: Final[Sequence[tuple[re.Pattern[str], Maker]]] = (
     _rule(
         r"i\s+(?:do\s+not|don['’]?t)\s+(?P<value>(?:eat|drink|smoke|drive|fly)\b.*)$",
         lambda m, s: fact(
-            f"habit:{slug(_value(m['value']))}", f"not {_value(m['value'])}",
-            f"The user doesn't {_value(m['value'])}.", s, category="preference",
+            f"habit:{slug(_value(m['value']))}",
+            f"not {_value(m['value'])}",
+            f"The user doesn't {_value(m['value'])}.",
+            s,
+            category="preference",
         ),
     ),
     _rule(
@@ -510,9 +534,6 @@ RULES: Final[Sequence[tuple[re.Pattern[str], Maker]]] = (
         _own,
     ),
 )
-_STANDING_WORD: Final = re.compile(
-    r"\b(?:from\s+now\s+on|always|in\s+(?:the\s+)?future|going\s+forward|only)\b", re.IGNORECASE
-)
 
 _RELATIVE: Final = re.compile(
     rf"""\b(?:my|our)\s+(?:(?:new|old|older|younger|elder|oldest|youngest|best|little|big|late|close|former|ex-?)\s*)*
@@ -532,7 +553,7 @@ _TITLED: Final = re.compile(
 
 
 def _people(text: str, sentence: str) -> Iterator[Finding]:
-    """Yield the people, pets and projects that a sentence introduces by what they are to the user."""
+    """Yield the people, pets and projects that a sentence introduces by what they are to him."""
     for match in _RELATIVE.finditer(text):
         name = _person(match["name"])
         if not name:
@@ -587,7 +608,8 @@ _DATED: Final = re.compile(
     | i\s+(?:have|['’]ve\s+got|have\s+got|booked|got)\s+(?:an?|my|the|another)\s+
       (?P<own>(?:[\w'’&-]+\s+){{0,4}}?(?:{_EVENT})(?:\s+(?:for|with|of|at|about|to)\s+(?:[\w'’&-]+\s*){{1,4}}?)?)\s+
       (?=(?:on|at|in|next|this|tomorrow|tonight|the|from|by)\b)
-    | (?:i|we)(?:['’]?m|['’]?re|\s+am|\s+are)\s+(?P<going>(?:flying|moving|travell?ing|relocating)\s+(?:back\s+)?to\s+
+    | (?:i|we)(?:['’]?m|['’]?re|\s+am|\s+are)\s+(?P<going>
+      (?:flying|moving|travell?ing|relocating)\s+(?:back\s+)?to\s+
       (?:[\w'’-]+\s*){{1,3}}?|getting\s+married|leaving\s+for\s+(?:[\w'’-]+\s*){{1,3}}?)\s*
       (?=(?:on|in|next|this|tomorrow|tonight|from|at\s+the\s+end)\b)
     )""",
@@ -631,26 +653,33 @@ def _days(text: str, at: datetime, sentence: str) -> Iterator[Finding]:
 # -- what a text is about -------------------------------------------------------------------------
 
 _CAPITALISED: Final = re.compile(r"[A-Z][\w'’-]+(?:\s+[A-Z][\w'’-]+){0,3}")
-_STOP: Final = frozenset(
-    """about above across after again against almost along also although always among another any
-    anybody anyone anything around ask asked asking away back because been before behind being below
-    between both bring came can cannot come could course day days did does doesn doing done down
-    during each either else enough even ever every everything example fact feel few find first for
-    found from further get gets getting give given goes going gone good got great had has have having
-    hello her here hers him his how however http https i'll i'm i've idea in into isn it's its itself
-    just keep kind know known last later least less let let's like likely little long look looking
-    lot made make makes making many matter may maybe mean might mind more most much must need needs
-    never new next nothing now off often okay old once one only onto other others our ours out over
-    own part people perhaps please point possible probably put question quite rather read ready
-    really right said same saw say says see seem seems several shall she should show side since small
-    some someone something sometimes soon sorry still stuff such sure take taken tell than thank
-    thanks that that's the their them then there there's these they they're thing things think this
-    those though thought three through time times today together told tomorrow too took toward tried
-    try trying two under until upon use used using very want wanted wants was wasn way week weeks well
-    went were what what's when where whether which while who whole whom whose why will with within
-    without won word work working works would wouldn write year years yes yesterday yet you you're
-    your yours""".split()
+_STOP: Final = junk.word_set(
+    """the and for are but not all too nor yes am an at be by do he if in is it me my no of on or
+    so to up us we about above across after again against almost along also although always
+    among another any anybody anyone anything around ask asked asking away back because been
+    before behind being below between both bring came can cannot come could course day days did
+    does doesn doing done down during each either else enough even ever every everything example
+    fact feel few find first for found from further get gets getting give given goes going gone
+    good got great had has have having hello her here hers him his how however http https i'll
+    i'm i've idea in into isn it's its itself just keep kind know known last later least less
+    let let's like likely little long look looking lot made make makes making many matter may
+    maybe mean might mind more most much must need needs never new next nothing now off often
+    okay old once one only onto other others our ours out over own part people perhaps please
+    point possible probably put question quite rather read ready really right said same saw say
+    says see seem seems several shall she should show side since small some someone something
+    sometimes soon sorry still stuff such sure take taken tell than thank thanks that that's the
+    their them then there there's these they they're thing things think this those though
+    thought three through time times today together told tomorrow too took toward tried try
+    trying two under until upon use used using very want wanted wants was wasn way week weeks
+    well went were what what's when where whether which while who whole whom whose why will with
+    within without won word work working works would wouldn write year years yes yesterday yet
+    you you're your yours"""
 )
+
+
+def is_stop_word(word: str) -> bool:
+    """Say whether a folded word says nothing of what a text is about."""
+    return word in _STOP
 
 
 def names_in(texts: Sequence[str], *, at_most: int = 20) -> list[str]:
@@ -692,12 +721,12 @@ def topics_of(texts: Sequence[str], *, at_most: int = 8) -> list[str]:
 
 
 _MOODS: Final[dict[str, frozenset[str]]] = {
-    "joy": frozenset("happy glad delighted excited thrilled wonderful joy great fun love".split()),
-    "sadness": frozenset("sad unhappy miss lonely grief cry crying heartbroken depressed".split()),
-    "anger": frozenset("angry annoyed furious mad frustrated frustrating hate irritated".split()),
-    "fear": frozenset("afraid scared worried anxious nervous fear panic stressed".split()),
-    "surprise": frozenset("surprised surprising unexpected amazed astonished shocked".split()),
-    "gratitude": frozenset("grateful thankful appreciate thanks".split()),
+    "joy": junk.word_set("happy glad delighted excited thrilled wonderful joy great fun love"),
+    "sadness": junk.word_set("sad unhappy miss lonely grief cry crying heartbroken depressed"),
+    "anger": junk.word_set("angry annoyed furious mad frustrated frustrating hate irritated"),
+    "fear": junk.word_set("afraid scared worried anxious nervous fear panic stressed"),
+    "surprise": junk.word_set("surprised surprising unexpected amazed astonished shocked"),
+    "gratitude": frozenset(["grateful", "thankful", "appreciate", "thanks"]),
 }
 
 
@@ -710,8 +739,3 @@ def moods_of(texts: Sequence[str]) -> list[str]:
                 if word in words:
                     counts[mood] = counts.get(mood, 0) + 1
     return sorted(counts, key=lambda each: (-counts[each], each))
-
-
-def described(finding: Finding) -> dict[str, Any]:
-    """Return a finding in few words, for tests and logs."""
-    return {"table": finding.table, "key": finding.item.key, "body": finding.item.body}

@@ -38,6 +38,13 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
         max_dream_items: How many items of an owner a dream reads.
         max_dream_tokens: How many tokens of them.
         dream_usd: What models may cost in one dream.
+        embedder: What makes vectors: ``auto`` (MiniLM by fastembed, where that is installed), ``none``,
+            a folder with an ONNX model, a provider's ``provider:model``, or ``test``.
+        embedder_threads: Of an embedder that runs here; 0: as many as there are processors.
+        embed_batch_texts: How many texts are embedded at once.
+        embed_timeout_s: How long that may take.
+        embed_lease_s: After how long texts are another's to embed, when their daemon has gone.
+        question_timeout_s: How long embedding a question may take; then it is searched by words.
         association_half_life_days: After how many days a mention together counts half.
     """
 
@@ -65,6 +72,12 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
     max_dream_items: Annotated[int, Meta(ge=1, le=20_000)] = 2000
     max_dream_tokens: Positive = 200_000
     dream_usd: Annotated[float, Meta(ge=0)] = 0.25
+    embedder: Annotated[str, Meta(min_length=1, max_length=4096)] = "auto"
+    embedder_threads: Annotated[int, Meta(ge=0)] = 0
+    embed_batch_texts: Annotated[int, Meta(ge=1, le=2048)] = 256
+    embed_timeout_s: Annotated[float, Meta(gt=0)] = 120.0
+    embed_lease_s: Annotated[float, Meta(gt=0)] = 300.0
+    question_timeout_s: Annotated[float, Meta(gt=0)] = 5.0
     association_half_life_days: Annotated[float, Meta(gt=0)] = 30.0
     max_query_chars: Positive = 10_000
     traverse_max_depth: Positive = 10

@@ -7,14 +7,14 @@ from typing import Final
 
 Expected = dict[str, str]
 
-CODE: Final = '''Why does this fail?
+CODE: Final = """Why does this fail?
 ```python
 name = "my name is Bob"
 def main():
     # remember that I live in Berlin
     print("I prefer tabs")
 ```
-'''
+"""
 LOG: Final = """2026-03-01 12:00:01 ERROR my name is Bob
 Traceback (most recent call last):
   File "main.py", line 3, in <module>
@@ -191,7 +191,7 @@ DROPPED: Final[tuple[str, ...]] = (
     # -- questions
     "What is my name?",
     "Do you remember that restaurant in Porto?",
-    "Can I say \"my name is Bob\" in an interview?",
+    'Can I say "my name is Bob" in an interview?',
     "Is it true that I prefer tea over coffee?",
     "Where do I live?",
     "Should I always use tabs?",

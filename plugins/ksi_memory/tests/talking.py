@@ -1,0 +1,49 @@
+"""Has conversations with a model that says what a test wants, and waits until they are read."""
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from ksi_client import AsyncClient
+from ksi_daemon.loader import EntryPoint
+
+SETTINGS = ["memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
+NEEDED = {"postgres", "workflows", "tools", "completion", "memory"}
+
+
+def needed() -> list[EntryPoint]:
+    """Return the memory and what it needs but for the models, for which a script stands."""
+    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+
+
+async def talk(
+    client: AsyncClient, conversation: str, *prompts: str, user: str | None = None
+) -> list[Any]:
+    """Say one thing after the other, and return what was told once each was read."""
+    context = {} if user is None else {"user": user}
+    told = []
+    async with await client.subscribe("memory:remembered") as news:
+        for prompt in prompts:
+            asked = {"prompt": prompt, "conversation_id": conversation}
+            turn = await client.request("completion:async", asked, context=context)
+            told.append(await read(news, conversation, 2 * turn["turn"]))
+    return told
+
+
+async def read(news: Any, conversation: str, message: int) -> Any:
+    """Return what is told of a conversation once it was read through a message."""
+    async for event in news:
+        if event.data["conversation_id"] == conversation and event.data["through"] >= message:
+            return event.data
+    raise AssertionError("nothing was told")
+
+
+async def remembered(
+    client: AsyncClient, table: str, *, user: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return what is remembered in a table, by its keys, as a user sees it."""
+    context = {} if user is None else {"user": user}
+    listed = await client.request("memory:list", {"table": table}, context=context)
+    found = {}
+    for each in listed["items"]:
+        found[each["key"]] = await client.request("memory:get", {"id": each["id"]}, context=context)
+    return found
