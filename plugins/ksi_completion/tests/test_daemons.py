@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,6 +14,7 @@ from ksi_completion.tests.test_kills import SETTINGS, ask
 from ksi_completion.tests.test_turns import text_of
 from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
+from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database
 from ksi_workflows.tests.daemons import Fleet
 
 WORDS = 60
@@ -25,24 +26,39 @@ def fleet(work: Path, database_logins: Logins) -> Fleet:
     return Fleet(database_logins, *SETTINGS, "workflows.takeover_after_s=2")
 
 
-@asynccontextmanager
-async def two(
-    fleet: Fleet,
-) -> AsyncIterator[tuple[tuple[DaemonProcess, AsyncClient], tuple[DaemonProcess, AsyncClient]]]:
-    """Start two daemons, with a client each."""
-    async with AsyncExitStack() as stack:
-        made = []
-        for _ in range(2):
-            daemon = stack.enter_context(fleet.daemon())
-            await fleet.start(daemon)
-            made.append((daemon, await stack.enter_async_context(fleet.client(daemon))))
-        yield made[0], made[1]
-        for daemon, _client in made:
+class Pair(NamedTuple):
+    """Two daemons on one database, and whoever looks into it."""
+
+    fleet: Fleet
+    first: DaemonProcess
+    second: DaemonProcess
+
+    @asynccontextmanager
+    async def clients(self) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
+        """Yield a client of each."""
+        async with self.fleet.client(self.first) as one, self.fleet.client(self.second) as two:
+            yield one, two
+
+
+@pytest.fixture(scope="module")
+def pair(
+    _postgres_loop: _Loop, postgres_server: TestServer, database_template: str
+) -> Iterator[Pair]:
+    """Two daemons, for tests that leave them as they are."""
+    logins = _postgres_loop.run(fresh_database(postgres_server, database_template))
+    fleet = Fleet(logins, *SETTINGS)
+    with fleet.daemon() as first, fleet.daemon() as second:
+        for daemon in (first, second):
+            asyncio.run(fleet.start(daemon, "daemon.plugins=system,postgres,workflows,models,"
+                                            "tools,completion"))  # fmt: skip
+        yield Pair(fleet, first, second)
+        for daemon in (first, second):
             daemon.stop()
+    _postgres_loop.run(drop_database(postgres_server, logins))
 
 
 def lorem(delay_ms: int = 20) -> dict[str, Any]:
-    return {"prompt": "go", "model": f"test/lorem-{WORDS}-{delay_ms}ms", "conversation_id": "c"}
+    return {"prompt": "go", "model": f"test/lorem-{WORDS}-{delay_ms}ms"}
 
 
 async def begun(client: AsyncClient, run: str) -> None:
@@ -52,12 +68,12 @@ async def begun(client: AsyncClient, run: str) -> None:
             return
 
 
-async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fleet) -> None:
+async def test_a_turn_is_followed_through_another_daemon_while_it_runs(pair: Pair) -> None:
     call = {"name": "ask_user", "arguments": {"question": "Which?"}}
     words = " ".join(["word"] * WORDS)
     script = json.dumps({"steps": [{"say": words, "calls": [call]}, {"say": " So be it."}]})
     turn = {"prompt": script, "model": "test/script", "tools": ["ask_user"]}
-    async with two(fleet) as ((_, here), (_, there)):
+    async with pair.clients() as (here, there):
         run = (await ask(here, "completion:async", turn))["run_id"]
 
         chunks, while_asked = [], 0
@@ -65,7 +81,7 @@ async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fl
             chunks.append(chunk)
             if text_of(chunks) == words[3:] and not while_asked:
                 while_asked = len(chunks)
-                await fleet.until(
+                await pair.fleet.until(
                     "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
                 )
                 await ask(there, "completion:answer", {"run_id": run, "content": "the red one"})
@@ -77,8 +93,8 @@ async def test_a_turn_is_followed_through_another_daemon_while_it_runs(fleet: Fl
     assert chunks[-1]["kind"] == "result"
 
 
-async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(fleet: Fleet) -> None:
-    async with two(fleet) as ((_, here), (_, there)):
+async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(pair: Pair) -> None:
+    async with pair.clients() as (here, there):
         run = (await ask(here, "completion:async", lorem(100)))["run_id"]
         await begun(here, run)
 
@@ -92,14 +108,18 @@ async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(fleet: 
 
 
 async def test_a_turn_goes_on_in_another_daemon_and_its_follower_is_told(fleet: Fleet) -> None:
-    async with two(fleet) as ((daemon, here), (_, there)):
-        run = (await ask(here, "completion:async", lorem(40)))["run_id"]
-        await begun(here, run)
-        chunks: list[Any] = []
-        async for chunk in there.stream("completion:stream", {"run_id": run}):
-            chunks.append(chunk)
-            if chunk["kind"] == "text" and text_of(chunks) == chunk["text"]:
-                await asyncio.to_thread(daemon.kill)
+    with fleet.daemon() as daemon, fleet.daemon() as other:
+        for each in (daemon, other):
+            await fleet.start(each)
+        async with fleet.client(daemon) as here, fleet.client(other) as there:
+            run = (await ask(here, "completion:async", lorem(40)))["run_id"]
+            await begun(here, run)
+            chunks: list[Any] = []
+            async for chunk in there.stream("completion:stream", {"run_id": run}):
+                chunks.append(chunk)
+                if chunk["kind"] == "text" and text_of(chunks) == chunk["text"]:
+                    await asyncio.to_thread(daemon.kill)
+        other.stop()
 
     kinds = [chunk["kind"] for chunk in chunks]
     again = chunks[kinds.index("restarted") :]
@@ -110,8 +130,8 @@ async def test_a_turn_goes_on_in_another_daemon_and_its_follower_is_told(fleet: 
     assert len(chunks[-1]["text"].split()) == WORDS
 
 
-async def test_turns_of_a_conversation_keep_their_order_across_daemons(fleet: Fleet) -> None:
-    async with two(fleet) as ((_, here), (_, there)):
+async def test_turns_of_a_conversation_keep_their_order_across_daemons(pair: Pair) -> None:
+    async with pair.clients() as (here, there):
         accepted = []
         for number in range(6):
             client = here if number % 2 else there
@@ -126,7 +146,7 @@ async def test_turns_of_a_conversation_keep_their_order_across_daemons(fleet: Fl
     assert [each["turn"] for each in accepted] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_question_to_a_person_outlives_its_daemon(fleet: Fleet) -> None:
+async def test_what_waits_outlives_its_daemon_and_what_nobody_began_is_begun(fleet: Fleet) -> None:
     call = {"name": "ask_user", "arguments": {"question": "Which?"}}
     script = json.dumps({"steps": [{"calls": [call]}, {"say": "So be it."}]})
     with fleet.daemon() as daemon:
@@ -134,33 +154,12 @@ async def test_a_question_to_a_person_outlives_its_daemon(fleet: Fleet) -> None:
         async with fleet.client(daemon) as client:
             turn = {"prompt": script, "model": "test/script", "tools": ["ask_user"]}
             run = (await ask(client, "completion:async", turn))["run_id"]
-            await fleet.until(
-                "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
-            )
-        await asyncio.to_thread(daemon.kill)
-        await fleet.start(daemon)
-        async with fleet.client(daemon) as client:
-            status = await ask(client, "completion:status", {"run_id": run})
-            await ask(client, "completion:answer", {"run_id": run, "content": "the red one"})
-            result = await ask(client, "completion:wait", {"run_id": run})
-            history = await client.request(
-                "conversation:history", {"conversation_id": result["conversation_id"]}
-            )
-        daemon.stop()
-
-    assert status["status"] == "paused"
-    assert "Which?" in status["waits_for"]
-    assert result["text"] == "So be it."
-    assert "the red one" in history["messages"][2]["parts"][0]["content"]
-
-
-async def test_an_accepted_turn_that_nobody_began_is_begun_at_the_next_start(fleet: Fleet) -> None:
-    with fleet.daemon() as daemon:
-        await fleet.start(daemon)
-        async with fleet.client(daemon) as client:
             turn = {"prompt": "hello", "model": "test/echo", "conversation_id": "c"}
             first = (await ask(client, "completion:async", turn))["run_id"]
             await ask(client, "completion:wait", {"run_id": first})
+            await fleet.until(
+                "SELECT status = 'paused' FROM ksi_completion.turn WHERE run = $1", run
+            )
         await asyncio.to_thread(daemon.kill)
         await fleet.query(
             "WITH said AS (INSERT INTO ksi_completion.turn (tenant, conversation, number, run, "
@@ -173,8 +172,17 @@ async def test_an_accepted_turn_that_nobody_began_is_begun_at_the_next_start(fle
         )
         await fleet.start(daemon)
         async with fleet.client(daemon) as client:
-            result = await ask(client, "completion:wait", {"run_id": "left"})
+            left = await ask(client, "completion:wait", {"run_id": "left"})
+            status = await ask(client, "completion:status", {"run_id": run})
+            await ask(client, "completion:answer", {"run_id": run, "content": "the red one"})
+            result = await ask(client, "completion:wait", {"run_id": run})
+            history = await client.request(
+                "conversation:history", {"conversation_id": result["conversation_id"]}
+            )
         daemon.stop()
 
-    assert result["status"] == "succeeded"
-    assert result["text"] == "hello"
+    assert (left["status"], left["text"]) == ("succeeded", "hello")
+    assert status["status"] == "paused"
+    assert "Which?" in status["waits_for"]
+    assert result["text"] == "So be it."
+    assert "the red one" in history["messages"][2]["parts"][0]["content"]
