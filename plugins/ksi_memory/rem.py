@@ -650,6 +650,11 @@ def written(query: MemoryQuery) -> str:
     return " ".join(filter(None, (query.mode.upper(), operand, *clauses)))
 
 
+def is_plain(text: str) -> bool:
+    """Say whether a key can stand without quotes."""
+    return _PLAIN.fullmatch(text) is not None
+
+
 def quoted(text: str) -> str:
     """Put a text into quotes."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -675,5 +680,5 @@ def _written_value(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else quoted(value)
+        return value if is_plain(value) else quoted(value)
     return repr(value)
