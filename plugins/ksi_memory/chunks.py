@@ -310,11 +310,11 @@ class _Cutter:
         if self._is_code(lowest, limit):
             place = self._text.rfind("\n", lowest, limit) + 1
             return place if place > lowest else None
-        place = None
+        found = None
         for match in _SENTENCE.finditer(self._text, lowest, limit):
             if match.end() > lowest and may_cut(self._text, match.end()):
-                place = match.end()
-        return place
+                found = match.end()
+        return found
 
     def _is_code(self, start: int, end: int) -> bool:
         if self._form == "code":

@@ -1,9 +1,15 @@
 """The hooks of the memory."""
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
+from ksi_daemon.supervisor import RestartPolicy
+from ksi_memory.content_handlers import Content
+from ksi_memory.embedders.choice import Choice
+from ksi_memory.embedding import Embedding
+from ksi_memory.embedding_handlers import EmbeddingHandlers
 from ksi_memory.item_handlers import ItemHandlers
 from ksi_memory.items import Items
 from ksi_memory.reasons import Reasons
@@ -11,6 +17,8 @@ from ksi_memory.schema_handlers import SchemaHandlers
 from ksi_memory.settings import MemorySettings
 from ksi_memory.transfer import Transfer
 from ksi_postgres.database import Database
+
+FOR_EVER: Final = RestartPolicy(first_delay_s=0.5, max_delay_s=30.0, max_restarts=1_000_000)
 
 
 @hookimpl
@@ -27,9 +35,18 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Remember while the daemon runs."""
     settings: MemorySettings = plugin.settings
     database = plugin.service(Database)
+    choice = Choice(plugin.home, settings.embedder_threads, plugin.bus)
+    embedding = Embedding(database, settings, choice)
     items = Items(database, settings, plugin.bus.publish)
+    content = Content(database, settings, plugin.home, plugin.bus.publish)
     plugin.add(
+        content,
         ItemHandlers(items, Reasons(items, plugin.bus), Transfer(database, settings)),
         SchemaHandlers(items),
+        EmbeddingHandlers(embedding),
     )
+    plugin.start_task("embedding", embedding.run, FOR_EVER)
+    plugin.start_task("counts", embedding.fold, FOR_EVER)
+    plugin.start_task("uploads", content.run_sweeps, FOR_EVER)
     yield
+    await embedding.close()

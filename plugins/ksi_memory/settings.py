@@ -15,6 +15,17 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
         max_item_characters: Length of an item's title and body; what is longer is loaded in chunks.
         max_item_links: How many edges, sources or persons an item may name, of each.
         max_why_steps: How far, and how wide, the chain of an item's sources is followed.
+        chunk_characters: How long a chunk of a document is, unless a load says otherwise.
+        overlap_characters: How much of a chunk the next one repeats.
+        max_file_bytes: Size of a file that is loaded.
+        max_document_characters: Length of a document's text.
+        max_unpacked_bytes: What a packed document, such as a DOCX, may come to.
+        max_load_files: Files of one load.
+        reader_timeout_s: How long reading a PDF, a DOCX and their like may take.
+        reader_memory_mb: What that may take, in megabytes of address space.
+        max_upload_bytes: Size of a file that is uploaded.
+        max_open_uploads: Uploads of a tenant that may be under way.
+        upload_keep_s: How long an upload is kept that nobody goes on with.
         remember: Whether what is said in conversations is remembered, and summed up in moments.
         remember_after_s: How long after a turn that begins; turns that end meanwhile are read
             together.
@@ -52,6 +63,17 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
     max_item_characters: Positive = 200_000
     max_item_links: Positive = 1000
     max_why_steps: Positive = 200
+    chunk_characters: Annotated[int, Meta(ge=100, le=100_000)] = 1500
+    overlap_characters: Annotated[int, Meta(ge=0, le=50_000)] = 200
+    max_file_bytes: Positive = 64 * 1024 * 1024
+    max_document_characters: Positive = 5_000_000
+    max_unpacked_bytes: Positive = 256 * 1024 * 1024
+    max_load_files: Positive = 1_000_000
+    reader_timeout_s: Annotated[float, Meta(gt=0)] = 60.0
+    reader_memory_mb: Annotated[int, Meta(ge=256)] = 1024
+    max_upload_bytes: Positive = 64 * 1024 * 1024
+    max_open_uploads: Positive = 32
+    upload_keep_s: Annotated[float, Meta(ge=60)] = 24 * 3600.0
     remember: bool = True
     remember_after_s: Seconds = 1.0
     sweep_interval_s: Annotated[float, Meta(gt=0)] = 300.0
