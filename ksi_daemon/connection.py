@@ -42,7 +42,7 @@ from ksi_daemon.subscriptions import Subscription
 
 log = logging.getLogger(__name__)
 
-identity_of = attrgetter(*IDENTITY)
+identity_of = attrgetter(*IDENTITY, "bearer")
 
 
 class Connection(Peer):
@@ -241,7 +241,7 @@ class Connection(Peer):
             )
         whose = own if cause is None else cause
         return msgspec.structs.replace(
-            whose, id=own.id, parent=claim.parent, origin=own.origin, **claim.identity
+            whose, id=own.id, parent=claim.parent, origin=own.origin, **claim.by(self.principal)
         )
 
     def _answer_here(self, route: Route, frame: Frame, event: Event) -> None:

@@ -42,10 +42,15 @@ class Principal(Struct, frozen=True, omit_defaults=True):
     conversation: str | None = None
     run: str | None = None
 
+    @property
+    def bearer(self) -> str | None:
+        """Its name, where it came with a token."""
+        return self.name if self.name.startswith(TOKEN_PREFIX) else None
+
     def context(self, event_id: str) -> Context:
         """Make the context of an event of its own."""
         identity = (self.tenant, self.user, self.agent, self.conversation, self.run)
-        return Context(event_id, None, self.name, *identity)
+        return Context(event_id, None, self.name, *identity, self.bearer)
 
     def may_call(self, event: str) -> bool:
         """Say whether it may send an event to its handler."""
@@ -62,6 +67,11 @@ class Principal(Struct, frozen=True, omit_defaults=True):
         )
 
 
+def is_bearers(context: Context) -> bool:
+    """Say whether a token's bearer caused an event, whichever plugin sends it."""
+    return context.principal is not None
+
+
 OWNER: Final = Principal("owner", EVERYTHING)
 NOBODY: Final = Principal("nobody")
 
@@ -75,12 +85,21 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True):
     agent: str | None = None
     conversation: str | None = None
     run: str | None = None
+    principal: str | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         """The fields that say in whose name the event comes."""
         fields = msgspec.structs.asdict(self)
-        return {key: fields[key] for key in IDENTITY if fields[key] is not None}
+        return {key: fields[key] for key in (*IDENTITY, "principal") if fields[key] is not None}
+
+    def by(self, sender: Principal) -> dict[str, str]:
+        """Return these fields as they count: a token's bearer speaks for no owner and no plugin."""
+        fields = self.identity
+        name = fields.get("principal", TOKEN_PREFIX)
+        if sender.bearer is not None and not name.startswith(TOKEN_PREFIX):
+            fields["principal"] = f"{TOKEN_PREFIX}{name}"
+        return fields
 
 
 class TokenRecord(Struct, frozen=True, omit_defaults=True):

@@ -48,6 +48,7 @@ async def whoami(data: Any) -> dict[str, Any]:
         "origin": context.origin,
         "conversation": context.conversation,
         "run": context.run,
+        "principal": context.principal,
         "parent": context.parent is not None,
         "data": data,
     }
@@ -174,13 +175,13 @@ async def test_a_stream_comes_in_order_and_ends_with_its_error(client: AsyncClie
 
 
 async def test_another_plugin_is_asked_in_the_context_of_the_event(client: AsyncClient) -> None:
-    context = {"conversation": "c1", "run": "r1"}
+    context = {"conversation": "c1", "run": "r1", "principal": "token:someone"}
     answer = await client.request(
         "everything:relay", {"event": "other:whoami", "data": {"a": 1}}, context=context
     )
 
     assert answer.pop("origin") in {"everything", "plugin:everything"}
-    assert answer == {"conversation": "c1", "run": "r1", "parent": True, "data": {"a": 1}}
+    assert answer == {**context, "parent": True, "data": {"a": 1}}
 
 
 async def test_an_error_of_another_plugin_passes_through(client: AsyncClient) -> None:

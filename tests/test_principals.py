@@ -27,7 +27,8 @@ IDENTITY = ("tenant", "user", "agent", "conversation", "run")
 
 def told(context: Context | None) -> dict[str, Any]:
     assert context is not None
-    return {name: getattr(context, name) for name in ("id", "parent", "origin", *IDENTITY)}
+    names = ("id", "parent", "origin", "principal", *IDENTITY)
+    return {name: getattr(context, name) for name in names}
 
 
 class Chain:
@@ -171,7 +172,7 @@ async def test_what_may_not_be_called_is_not_told_apart_from_what_is_not_there(
 # -- what a peer claims ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", IDENTITY)
+@pytest.mark.parametrize("field", [*IDENTITY, "principal"])
 async def test_a_claimed_identity_is_refused_and_logged(
     as_token: Callable[..., Awaitable[Wire]], daemon: Daemon, field: str
 ) -> None:
@@ -206,6 +207,35 @@ async def test_who_may_impersonate_is_still_named_as_the_origin(
     result = answer["result"]
     assert (result["origin"], result["tenant"]) == ("token:t", "acme")
     assert (result["user"], result["run"], result["agent"]) == ("ann", "r1", None)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "counts"), [("token:ann", "token:ann"), ("owner", "token:owner"), ("", "token:")]
+)
+async def test_who_may_impersonate_names_another_bearer_but_never_the_owner(
+    as_token: Callable[..., Awaitable[Wire]], claimed: str, counts: str
+) -> None:
+    mine = await as_token(Grants(call=("*",), impersonate=True))
+
+    answer = await mine.ask("chain:outer", context={"principal": claimed})
+
+    assert answer["result"]["outer"]["principal"] == counts
+    assert answer["result"]["inner"]["principal"] == counts
+
+
+async def test_what_plugins_send_because_of_a_bearer_names_him(
+    as_token: Callable[..., Awaitable[Wire]], client: AsyncClient, chain: Chain
+) -> None:
+    mine = await as_token(Grants(call=("*",)))
+
+    theirs = (await mine.ask("chain:outer"))["result"]
+    shown = [(await chain.seen.get()).context.principal for _ in range(2)]
+    owners = await client.request("chain:outer")
+
+    assert theirs["inner"]["origin"] == "chain"
+    told_of = [theirs["outer"], theirs["inner"], *theirs["chunks"]]
+    assert [*(each["principal"] for each in told_of), *shown] == ["token:t"] * 6
+    assert owners["outer"]["principal"] is owners["inner"]["principal"] is None
 
 
 async def test_a_run_s_token_stamps_all_that_its_bearer_sends(

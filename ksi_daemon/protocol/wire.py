@@ -10,7 +10,9 @@ class Context(Struct, frozen=True, omit_defaults=True):
     """Where an event comes from and in whose name; stamped by the router, never by a peer.
 
     ``id`` names this event, ``parent`` the event that caused it, ``origin`` who sent it (a
-    principal's name, or a plugin's). The rest says whose event it is; ``None`` means nobody's.
+    principal's name, or a plugin's). ``principal`` is the token's bearer who caused it, through
+    whatever plugins; ``None`` is the owner, or the daemon itself. The rest says whose event it is;
+    ``None`` means nobody's.
     """
 
     id: str
@@ -21,6 +23,7 @@ class Context(Struct, frozen=True, omit_defaults=True):
     agent: str | None = None
     conversation: str | None = None
     run: str | None = None
+    principal: str | None = None
 
 
 class ErrorBody(Struct, frozen=True, omit_defaults=True):

@@ -15,7 +15,7 @@ from ksi_daemon.event_system import (
     event_handler,
     event_interceptor,
 )
-from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import Denied, Event, KsiError
 from ksi_system.events import HealthCheck, HealthChecked
 
@@ -139,7 +139,7 @@ class Handlers:
 
 
 def _check_owner() -> None:
-    """Refuse who came with a token: a checkpoint holds what plugins know of every tenant."""
+    """Refuse what a token's bearer caused: a checkpoint holds what plugins know of all tenants."""
     context = current_context()
-    if context is not None and context.origin.startswith(TOKEN_PREFIX):
+    if context is not None and is_bearers(context):
         raise Denied("checkpoints are of the daemon as a whole: only its owner has to do with them")

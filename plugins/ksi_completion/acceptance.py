@@ -17,7 +17,7 @@ from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Asked, Next, Said, Store, next_of
 from ksi_completion.work import TurnOptions
 from ksi_daemon.event_system import acting_as
-from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.principals import TOKEN_PREFIX, is_bearers
 from ksi_daemon.protocol import (
     Busy,
     Conflict,
@@ -192,7 +192,7 @@ def _permit_of(request: CompletionAsync, conversation: str, context: Context) ->
         parent = f"agent:{context.agent}"
     elif context.conversation is not None:
         parent = f"conversation:{context.conversation}"
-    elif is_bound(context):
+    elif is_bearers(context):
         return None  # whoever has a token can't hand on more than what may be called by all
     return ToolPermit(subject=f"conversation:{conversation}", allow=request.tools, parent=parent)
 

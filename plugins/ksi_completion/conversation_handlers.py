@@ -16,7 +16,7 @@ from ksi_completion.messages import decode_parts, digest_of
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as, current_context, event_handler
-from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import Conflict, Context, Denied, InvalidData, KsiError, NotFound
 from ksi_models.events import Message, ModelSettings, ToolCallPart, ToolResultPart
 from ksi_tools.events import ToolPermissions, ToolPermit, ToolPermitted
@@ -325,7 +325,7 @@ class ConversationHandlers:
             parent = f"agent:{context.agent}"
         elif context.conversation is not None:
             parent = f"conversation:{context.conversation}"
-        elif context.origin.startswith(TOKEN_PREFIX):
+        elif is_bearers(context):
             return  # such a one can't hand on more than what all may call
         permit = ToolPermit(subject=f"conversation:{conversation}", allow=tools, parent=parent)
         with suppress(NotFound):  # nobody has tools

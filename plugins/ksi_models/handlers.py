@@ -8,7 +8,7 @@ from typing import Final
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import current_context, event_contributor, event_handler
-from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import InvalidData, KsiError
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_models import events as e
@@ -182,8 +182,8 @@ class Handlers:
                 raise InvalidData(f"{name} needs a time zone, such as 2026-01-31T00:00:00Z")
         context = current_context()
         assert context is not None  # events have one
-        is_owner = not context.origin.startswith(TOKEN_PREFIX)
-        tenant = None if "tenant" in request.by and is_owner else context.tenant
+        may_see_all = "tenant" in request.by and not is_bearers(context)
+        tenant = None if may_see_all else context.tenant
         return await self._store.sums(tenant, request)
 
     # -- by itself ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as, current_context
-from ksi_daemon.principals import TOKEN_PREFIX
+from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import (
     Busy,
     Cancelled,
@@ -459,9 +459,8 @@ class Calls:
 
 
 def may_call_all(context: Context) -> bool:
-    """Say whether a call is the owner's own: nobody's agent makes it, and nobody's token."""
-    is_own = context.agent is None and context.conversation is None
-    return is_own and not context.origin.startswith(TOKEN_PREFIX)
+    """Say whether a call is the owner's own: no agent makes it, and no token's bearer caused it."""
+    return context.agent is None and context.conversation is None and not is_bearers(context)
 
 
 def current_cancelling() -> bool:

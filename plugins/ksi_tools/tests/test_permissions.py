@@ -1,5 +1,6 @@
 """Who may call what."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
@@ -11,10 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ksi_client import AsyncClient, Denied, InvalidData, UnixTransport
+from ksi_daemon.bus import LocalBus
+from ksi_daemon.event_system import event_handler
 from ksi_daemon.principals import Principal
 from ksi_daemon.protocol.events import Grants
 from ksi_postgres.database import Database
 from ksi_tools.api import tool
+from ksi_tools.events import ToolCall
 from ksi_tools.store import Permission, Permissions
 from ksi_tools.tests.conftest import Client, Run
 
@@ -198,6 +202,28 @@ async def test_a_token_may_no_more_than_what_was_said(run: Run) -> None:
             assert await allowed(agent) == {"mail_read"}
             await permit(client, "agent:a", allow=["*"])
             assert await allowed(agent) == {"mail_read", "mail_send", "file_write"}
+
+
+class Relay:
+    """A plugin's event that calls a tool, for whoever asks."""
+
+    bus: Any = None
+
+    @event_handler("tool:relay")
+    async def relay(self, request: ToolCall) -> Any:
+        return await self.bus.request("tool:call", request)
+
+
+async def test_a_plugin_in_between_makes_no_owner_of_a_token_s_bearer(run: Run) -> None:
+    relay = Relay()
+    async with run(*MAIL, owners=(relay,)) as client, asyncio.TaskGroup() as tasks:
+        relay.bus = LocalBus(client.daemon.router, "work", tasks)
+        for name in ("mail_read", "mail_send"):
+            assert (await client.request("tool:relay", {"name": name}))["status"] == "done"
+        async with as_token(client) as nobody:
+            assert (await nobody.request("tool:relay", {"name": "mail_read"}))["status"] == "done"
+            with pytest.raises(Denied, match="mail_send"):
+                await nobody.request("tool:relay", {"name": "mail_send"})
 
 
 async def test_a_word_counts_for_its_tenant_alone(run: Run) -> None:
