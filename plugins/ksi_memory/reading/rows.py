@@ -90,10 +90,10 @@ def read_rows(values: list[Any], table: str = "") -> Rows | None:
         rows = _rows_of(value, table)
         if rows is None:
             return None
-        found.extend(
-            _row(len(found) + at, to_table, key, row)
-            for at, (to_table, key, row) in enumerate(rows)
-        )
+        first = len(found)
+        found += [
+            _row(first + at, to_table, key, row) for at, (to_table, key, row) in enumerate(rows)
+        ]
         if len(found) > MAX_ROWS:
             raise Unreadable(f"it has more than {MAX_ROWS:,} rows: split it")
     return Rows(rows=tuple(found)) if found else None

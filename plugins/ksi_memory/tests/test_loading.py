@@ -4,12 +4,13 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Denied, InvalidData
+from ksi_client import AsyncClient, Denied, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
 from ksi_memory import events as e
@@ -45,10 +46,13 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    from importlib.metadata import entry_points
-
     needed = ("postgres", "workflows", "tools", "models", "completion", "memory")
     return [point for point in entry_points(group="ksi") if point.name in needed]
+
+
+@pytest.fixture
+def ksi_settings() -> list[str]:
+    return ["memory.embedder=none"]
 
 
 async def load(
@@ -56,8 +60,7 @@ async def load(
 ) -> tuple[e.ContentLoaded, list[e.ContentProgress]]:
     request = {**more, **({} if path is None else {"path": str(path)})}
     chunks = [
-        each
-        async for each in client.stream("content:load", request, result_type=e.ContentChunk)
+        each async for each in client.stream("content:load", request, result_type=e.ContentChunk)
     ]
     assert isinstance(chunks[-1], e.ContentLoaded)
     progress = [each for each in chunks if isinstance(each, e.ContentProgress)]
@@ -113,3 +116,318 @@ async def test_a_markdown_file_becomes_a_document_its_chunks_and_edges(
     assert file.attributes["size_bytes"] == len(NOTE)
     assert chunk.sources[0].item == document.sources[0].item == file.id
     assert set(loaded.dangling) == {"people/bob", "https://example.org/law"}
+
+
+async def test_rows_go_to_the_table_that_they_name_or_that_is_asked_for(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "people.yaml").write_text(
+        "- key: ada\n  title: Ada\n  born: 1815-12-10\n  edges: {knows: [charles], wrote: notes}\n"
+        "- name: Charles\n  text: Built engines.\n  starts_at: 1791-12-26\n"
+        "- title: nobody\n"
+        "- key: bad\n  starts_at: 2024-02-30\n"
+        "- just a text\n"
+    )
+    (tmp_path / "things.jsonl").write_text(
+        '{"table": "entities", "key": "engine", "body": "of brass"}\n'
+        "no json\n"
+        '{"table": "facts", "key": "tea", "body": "at five"}\n'
+    )
+    (tmp_path / "more.json").write_text('{"facts": [{"key": "cake", "body": "at four"}]}')
+    (tmp_path / "package.json").write_text('{"name": "not a row", "version": "1"}')
+
+    people, _ = await load(client, tmp_path / "people.yaml", table="entities")
+    things, _ = await load(client, tmp_path / "things.jsonl", table="entities")
+    more, _ = await load(client, tmp_path / "more.json")
+    package, _ = await load(client, tmp_path / "package.json")
+
+    assert people.inserted == 3  # with the file
+    assert [(each.place, each.key, each.why[:30]) for each in people.problems] == [
+        (2, "people.yaml: row 2", "it has no key: name it in 'key"),
+        (3, "people.yaml: bad", "starts_at: 2024-02-30 is no ti"),
+        (4, "people.yaml: row 4", "it is no row: a row has fields"),
+    ]
+    ada = await item(client, "ada", "entities")
+    assert ada.attributes == {"born": "1815-12-10"}
+    assert {(each.relation, each.to) for each in ada.edges} == {
+        ("knows", "charles"),
+        ("wrote", "notes"),
+    }
+    charles = await item(client, "charles", "entities")
+    assert (charles.title, charles.body) == ("Charles", "Built engines.")
+    assert [each.why[:22] for each in things.problems] == ["line 2: it is no JSON:"]
+    assert (await item(client, "tea", "entities")).body == "at five"
+    assert (await item(client, "cake", "facts")).body == "at four"
+    assert more.problems == ()
+    assert (await item(client, "package.json", "resources")).attributes["chunks"] == 1
+    assert package.problems == ()
+
+
+async def test_only_what_changed_is_read_again_and_what_a_file_lost_ends(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("# One\nfirst\n# Two\nsecond\n# Three\nthird\n")
+    (folder / "b.md").write_text("# B\nsame\n")
+    await load(client, folder)
+
+    same, _ = await load(client, folder)
+    again, _ = await load(client, folder, again=True)
+    (folder / "a.md").write_text("# One\nfirst\n# Two\nchanged\n")
+    changed, _ = await load(client, folder)
+    other, _ = await load(client, folder, chunk_characters=100)
+
+    assert (same.unchanged_files, same.inserted, same.updated) == (2, 0, 0)
+    assert (again.unchanged_files, again.inserted, again.updated) == (0, 0, 0)
+    assert again.unchanged == 8
+    assert (changed.unchanged_files, changed.ended) == (1, 1)
+    assert other.unchanged_files == 0
+    with pytest.raises(NotFound):
+        await item(client, "notes/a.md#2")
+    assert (await item(client, "notes/a.md#1")).version == 2
+
+
+async def test_a_file_that_went_away_ends_with_all_its_parts(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.md").write_text("# A\nalpha\n")
+    (folder / "deep" / "b.md").write_text("# B\nbeta\n")
+    (folder / "deep" / "c.md").write_text("# C\ngamma\n")
+    await load(client, folder)
+    (folder / "deep" / "b.md").unlink()
+    (folder / ".ksiignore").write_text("c.md\n")
+
+    loaded, _ = await load(client, folder)
+
+    assert loaded.gone == ("notes/deep/b.md", "notes/deep/c.md")
+    assert loaded.ended == 6
+    for table in ("files", "ontologies"):
+        with pytest.raises(NotFound):
+            await item(client, "notes/deep/b.md", table)
+    assert (await item(client, "notes/a.md", "ontologies")).version == 1
+    (folder / "deep" / "b.md").write_text("# B\nbeta\n")
+    back, _ = await load(client, folder)
+    assert (back.inserted + back.updated, back.gone) == (3, ())
+
+
+async def test_a_directory_is_ignored_where_git_would_and_no_link_leads_out(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.md").write_text("# Secret\n")
+    folder = tmp_path / "repo"
+    (folder / "build" / "deep").mkdir(parents=True)
+    (folder / "src").mkdir()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "x.md").write_text("no")
+    (folder / ".env").write_text("PASSWORD=x")
+    (folder / ".gitignore").write_text("build/\n*.log\n!keep.log\n" + "*a" * 50 + "b\n")
+    (folder / "src" / ".gitignore").write_text("private.*\n")
+    (folder / "src" / ".ksiignore").write_text("!private.md\n")
+    for name in ("build/deep/x.md", "a.log", "keep.log", "src/private.py", "src/private.md",
+                 "src/main.py"):  # fmt: skip
+        (folder / name).write_text("x = 1\n")
+    (folder / "loop").symlink_to(folder)
+    (folder / "out.md").symlink_to(tmp_path / "secret.md")
+    os.mkfifo(folder / "pipe.md")
+
+    loaded, progress = await load(client, folder)
+
+    assert [each.path for each in progress if not each.skipped] == [
+        "repo/keep.log",
+        "repo/src/main.py",
+        "repo/src/private.md",
+    ]
+    assert skipped(progress) == {
+        "repo/loop": "it is a link, which is not followed",
+        "repo/out.md": "it is a link, which is not followed",
+        "repo/pipe.md": "it is a pipe",
+    }
+    assert {each.key for each in loaded.problems} == set(skipped(progress))
+
+
+async def test_bad_files_are_told_of_and_the_others_remembered(
+    client: AsyncClient, database: Database, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    with (folder / "huge.md").open("wb") as huge:
+        huge.truncate(2 * 1024**3)
+    (folder / "binary.md").write_bytes(b"\x7fELF\x00\x01\x02" * 100)
+    (folder / "latin.md").write_bytes("# Müller\n".encode("latin-1"))
+    (folder / "front.md").write_text("---\ntitle: [unclosed\n---\n# x\n")
+    (folder / "date.md").write_text("---\ndate: 2023-02-29\n---\n# x\n")
+    (folder / "deep.md").write_text("---\nx: " + "[" * 100_000 + "\n---\n# x\n")
+    (folder / "bomb.md").write_text(
+        "---\n"
+        + "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(
+            f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n" for p, n in zip("abcdefgh", "bcdefghi")
+        )
+        + "---\n# x\n"
+    )
+    (folder / "empty.md").write_text("")
+    (folder / "blank.md").write_text(" \n\n")
+    (folder / "fake.pdf").write_text("I am no PDF.")
+    (folder / "fake.docx").write_bytes(b"PK\x03\x04 no zip")
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (folder / "nul.txt").write_text("a\0b")
+    (folder / ("n" * 240 + ".md")).write_text("# fine\n")
+    deep = folder
+    for _ in range(5):
+        deep = deep / ("d" * 200)
+    deep.mkdir(parents=True)
+    (deep / "long.md").write_text("# too long a key\n")
+    (folder / "emoji 👩‍👩‍👧.md").write_text("# שלום 👩‍👩‍👧\nمرحبا بالعالم\n")
+    os.close(os.open(os.fsencode(folder) + b"/\xff\xfe.md", os.O_CREAT | os.O_WRONLY))
+    unreadable = folder / "unreadable.md"
+    unreadable.write_text("# x\n")
+    if os.getuid():
+        unreadable.chmod(0)
+    else:
+        unreadable.unlink()
+
+    loaded, progress = await load(client, folder)
+
+    why = {path.removeprefix("bad/"): reason for path, reason in skipped(progress).items()}
+    assert "memory.max_file_bytes" in why.pop("huge.md")
+    assert why.pop("binary.md") == "it is no text: its character 4 is a zero"
+    assert why.pop("latin.md") == "it is not UTF-8: its byte 3 is 0xfc; convert it first"
+    assert "front matter: it is no YAML: line" in why.pop("front.md")
+    assert "2023-02-29 is no time that exists" in why.pop("date.md")
+    assert "nested more than 50 deep" in why.pop("deep.md")
+    assert "aliases come to more" in why.pop("bomb.md")
+    assert why.pop("empty.md") == "it is empty"
+    assert why.pop("blank.md") == "it holds no text"
+    assert why.pop("fake.pdf") == "it is no PDF: it does not begin as one"
+    assert why.pop("fake.docx").startswith("it is no DOCX: ")
+    assert why.pop("picture.png").startswith("image/png is not read")
+    assert "zero" in why.pop("nul.txt")
+    assert "its name is not UTF-8" in why.pop("��.md")
+    assert "its key would have" in why.pop("/".join(["d" * 200] * 5) + "/long.md")
+    why.pop("unreadable.md", None)
+    assert why == {}
+    assert loaded.skipped_files == len(skipped(progress))
+    assert (await item(client, "bad/emoji 👩‍👩‍👧.md", "ontologies")).title == "שלום 👩‍👩‍👧"
+    kept = await client.request("memory:list", {"table": "files"})
+    assert len(kept["items"]) == 2  # nothing of the others is half-stored
+    everything = await client.request("memory:list", {"table": "ontologies"})
+    assert len(everything["items"]) == 4
+
+
+async def test_a_document_is_stored_whole_or_not_at_all(
+    client: AsyncClient, database: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "long.md"
+    file.write_text("".join(f"# Part {n}\ntext of part {n}\n" for n in range(1500)))
+    other = tmp_path / "wide.md"
+    other.write_text("---\n" + f"x: {'y' * 100_000}\n" + "---\n# W\n" + "z " * 5000)
+
+    whole, _ = await load(client, file)
+    refused, progress = await load(client, other)
+
+    assert whole.inserted == 1502
+    assert refused.inserted == 0
+    assert "memory.max_attributes_bytes" in skipped(progress)["wide.md"]
+    listed = await client.request("memory:list", {"table": "files"})
+    assert [each["key"] for each in listed["items"]] == ["long.md"]
+
+
+async def test_files_that_are_refused_take_no_other_of_their_batch_along(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02}.md").write_text(f"# Number {number}\n")
+    (folder / "15.md").write_text("---\n" + f"x: {'y' * 100_000}\n" + "---\n# W\n")
+
+    loaded, progress = await load(client, folder)
+
+    assert list(skipped(progress)) == ["mixed/15.md"]
+    assert (loaded.files, loaded.inserted) == (30, 29 * 3)
+
+
+async def test_a_file_of_another_folder_is_not_overwritten_by_one_of_its_name(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "notes").mkdir(parents=True)
+        (tmp_path / folder / "notes" / "x.md").write_text(f"# {folder}\n")
+    await load(client, tmp_path / "a" / "notes")
+
+    loaded, progress = await load(client, tmp_path / "b" / "notes")
+    named, _ = await load(client, tmp_path / "b" / "notes", name="other")
+    shutil.rmtree(tmp_path / "a")
+    moved, _ = await load(client, tmp_path / "b" / "notes")
+
+    assert "is that of another file" in skipped(progress)["notes/x.md"]
+    assert loaded.inserted == 0
+    assert loaded.gone == ()
+    assert named.inserted == 3
+    assert moved.updated > 0
+
+
+async def test_what_was_forgotten_is_not_loaded_again_unless_it_is_said_so(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.md"
+    file.write_text("# One\nfirst\n# Two\nsecond\n")
+    await load(client, file)
+    await client.request("memory:forget", {"key": "a.md#1"})
+
+    file.write_text("# One\nfirst, changed\n# Two\nsecond\n")
+    part, _ = await load(client, file)
+    await client.request("memory:forget", {"id": (await item(client, "a.md", "files")).id})
+    whole, progress = await load(client, file)
+    back, _ = await load(client, file, even_forgotten=True)
+
+    assert (part.skipped_files, part.forgotten) == (0, 1)
+    assert whole.inserted == 0
+    assert "even_forgotten" in skipped(progress)["a.md"]
+    assert back.inserted + back.updated >= 3
+
+
+async def test_a_path_is_for_the_owner_alone(
+    client: AsyncClient, connect: Callable[..., Any], daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "a.md").write_text("# A\n")
+    grants = Grants(call=("content:*", "memory:*"))
+    made = await client.request(
+        "token:create", {"name": "app", "grants": grants, "user": "ada", "ttl_s": 60}
+    )
+    other = await connect(token=made["token"])
+
+    with pytest.raises(Denied, match="content:upload"):
+        await load(other, tmp_path / "a.md")
+    with pytest.raises(InvalidData, match="from the root on"):
+        await load(client, Path("a.md"))
+    with pytest.raises(InvalidData, match="can't be read"):
+        await load(client, tmp_path / "nowhere.md")
+    with pytest.raises(InvalidData, match="either a path or an upload_id"):
+        await load(client)
+    with pytest.raises(InvalidData, match="at most half"):
+        await load(client, tmp_path, chunk_characters=200, overlap_characters=150)
+
+
+async def test_a_load_that_is_given_up_leaves_whole_documents(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(400):
+        (folder / f"{number:03}.md").write_text(f"# Number {number}\ntext\n## More\ntext\n")
+    chunks = client.stream("content:load", {"path": str(folder)}, result_type=e.ContentChunk)
+    async for _ in chunks:
+        break
+    await chunks.aclose()
+
+    # What was being written then may yet be committed; a whole load after it finds all in order.
+    loaded, _ = await load(client, folder)
+
+    listed = await client.request("memory:stats")
+    tables = {each["table"]: each["items"] for each in listed["tables"]}
+    assert loaded.unchanged_files > 0
+    assert tables == {"files": 400, "ontologies": 1200}
