@@ -16,7 +16,8 @@ from ksi_postgres.queries import load_queries
 from ksi_postgres.reader import Reader, Rows
 
 SQL: Final = load_queries(__package__, "finding_queries.sql")
-HEAD_CHARS: Final = 2000  # of a body, where only a part of it is shown
+HEAD_CHARS: Final = 600  # of a body, where only a part of it is shown
+SEEN_CHARS: Final = 20_000  # of a whole one, for its snippet
 WHOLE_CHARS: Final = 1_000_000_000
 STOPPED: Final = {
     "nodes": "the walk stopped at {0.traverse_max_nodes:,} nodes (memory.traverse_max_nodes)",
@@ -113,7 +114,8 @@ class Finding:
         notes = self._walk_notes(rows[0]["stopped"], limit) if rows else ()
         if depth > steps:
             notes = (*notes, f"the walk went {steps} steps at most (memory.traverse_max_depth)")
-        return Walk(tuple(node_of(row, load=load) for row in rows), notes)
+        names = {row["name"]: row["key"] or row["name"] for row in rows}
+        return Walk(tuple(node_of(row, names, load=load) for row in rows), notes)
 
     def _walk_notes(self, stopped: str | None, limit: int | None) -> tuple[str, ...]:
         if stopped is None:
@@ -177,7 +179,7 @@ def found_of(row: Mapping[str, Any], score: float, *, body: str | None = None) -
         score=score,
         owner=row["owner"],
         title=row["title"],
-        snippet=row["body"][:HEAD_CHARS],
+        snippet=row["body"][:SEEN_CHARS],
         body=body,
         category=row["category"],
         attributes=msgspec.json.decode(row["attributes"]),
@@ -190,9 +192,9 @@ def found_of(row: Mapping[str, Any], score: float, *, body: str | None = None) -
     )
 
 
-def node_of(row: Mapping[str, Any], *, load: bool) -> Found:
+def node_of(row: Mapping[str, Any], names: Mapping[str, str], *, load: bool) -> Found:
     """Make a result of a node; of one that nothing bears, only its name is known."""
-    via = None if row["via"] is None else (row["relation"], row["via"])
+    via = None if row["via"] is None else (row["relation"], names[row["via"]])
     if row["id"] is None:
         return Found(
             id="",

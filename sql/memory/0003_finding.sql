@@ -64,7 +64,9 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
-    names text[] := ARRAY(SELECT folded(each) FROM unnest(keys) AS given (each));
+    -- What folded() does, without what a call of it costs.
+    names text[] := ARRAY(SELECT btrim(lower(unaccent('unaccent'::regdictionary, given.each)))
+                            FROM unnest(keys) AS given (each));
 BEGIN
     RETURN QUERY
     SELECT i.id, i.kind, i.key, i.version, i.owner, i.title, i.body, i.category, i.attributes,

@@ -16,6 +16,7 @@ import completion
 import exchange
 import fanout
 import kernel
+import memory_finding
 import report
 import soak
 import workflows
@@ -27,6 +28,7 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "fanout": fanout.measure,
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
+    "memory": memory_finding.measure,
     "soak": soak.measure,
     "store": bench_store.measure,
     "workflows": workflows.measure,

@@ -1,87 +1,27 @@
 """Questions as they come over the bus: every mode, budgets, snippets, who may ask what."""
 
 from collections.abc import AsyncIterator, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import Struct
 
-from ksi_client import AsyncClient, LocalTransport
+from ksi_client import AsyncClient
 from ksi_completion.tokens import of_text
-from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.protocol import Denied, InvalidData, KsiError, NotFound
-from ksi_daemon.testing import module_plugin, running_daemon
-from ksi_memory.events import Edge, Item, MemoryFound, NewItem
-from ksi_memory.finding import Finding
+from ksi_memory.events import Edge, MemoryFound, NewItem
 from ksi_memory.items import Items
-from ksi_memory.query_handlers import QueryHandlers
 from ksi_memory.settings import MemorySettings
+from ksi_memory.tests.asking import Searching, asking_daemon
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
-from ksi_postgres.reader import Reader
-from ksi_postgres.testing import settings_for
 
 ALL = Whose("default")
 OTHER = Whose("other")
 SECRET = "of-another-tenant-4711"
-
-
-class Answer(Struct, frozen=True):
-    """What the double of the search answers."""
-
-    results: tuple[Any, ...]
-    embedder: str | None = "test"
-    notes: tuple[str, ...] = ()
-    truncated: bool = False
-    weights: dict[str, float] | None = None
-
-
-class Hit(Struct, frozen=True, kw_only=True):
-    """A hit of it."""
-
-    id: str
-    table: str
-    key: str
-    version: int
-    score: float
-    owner: str
-    title: str
-    body: str
-    category: str | None
-    attributes: dict[str, Any]
-    session: str | None
-    starts_at: Any
-    ends_at: Any
-    valid_from: Any
-    valid_to: Any
-    features: dict[str, float]
-
-
-class Searching:
-    """A double of the search: finds two documents, and keeps what it is asked."""
-
-    def __init__(self, items: Items) -> None:
-        self.items = items
-        self.asked: dict[str, Any] = {}
-
-    async def search(self, whose: Whose, question: str, **clauses: Any) -> Answer:
-        self.asked = {"question": question, "user": whose.user, **clauses}
-        found = [
-            await self.items.get(whose, key=key, table="resources") for key in ("rent.md", "b.md")
-        ]
-        hits = tuple(map(hit_of, found))
-        return Answer(hits, weights={"cos": 0.7})
-
-
-def hit_of(item: Item) -> Hit:
-    names = set(Hit.__struct_fields__) - {"score", "features"}
-    columns = {name: getattr(item, name) for name in names}
-    return Hit(**columns, score=1.0, features={"cos": 0.5})
 
 
 @pytest.fixture
@@ -98,25 +38,7 @@ def searching(items: Items) -> Searching:
 async def client(
     ksi_home: Path, database_logins: Logins, searching: Searching
 ) -> AsyncIterator[AsyncClient]:
-    """A client of a daemon that answers questions."""
-
-    async def lifespan(plugin: Any) -> AsyncIterator[None]:
-        finding = Finding(plugin.service(Database), plugin.service(Reader), MemorySettings())
-        plugin.add(QueryHandlers(finding, searching, MemorySettings()))
-        yield
-
-    asking = module_plugin(
-        "asking",
-        ksi_plugin=hookimpl(lambda: PluginInfo(requires=("postgres",))),
-        ksi_lifespan=hookimpl(lifespan),
-    )
-    postgres = [point for point in entry_points(group="ksi") if point.name == "postgres"]
-    plugins = [*postgres, asking]
-    chosen = settings_for(database_logins)
-    async with (
-        running_daemon(ksi_home, *plugins, settings=chosen) as daemon,
-        AsyncClient(LocalTransport(daemon)) as connected,
-    ):
+    async with asking_daemon(ksi_home, database_logins, searching) as connected:
         yield connected
 
 
