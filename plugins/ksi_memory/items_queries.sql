@@ -21,7 +21,7 @@ SELECT l.name, (l.item).* FROM ksi_memory.list_items($1, $2, $3, $4, $5, $6, $7,
 
 -- name: count
 -- How much does each table hold?
-SELECT kind, items, versions, words FROM ksi_memory.count_items($1, $2);
+SELECT kind, items, versions, words FROM ksi_memory.count_kinds($1, $2);
 
 -- name: count_rest
 -- How many edges are there, and how many tombstones?

@@ -2,6 +2,9 @@
 --
 -- All that writes for a tenant holds the tenant's lock until its transaction ends, so that versions
 -- follow one another, whoever writes, and no two writers wait for each other.
+--
+-- Sequential scans are off where rows are looked up: plans are kept, and one that was made when a
+-- table was small would read all of it for each row when it no longer is.
 
 SET LOCAL search_path = ksi_memory, public, pg_temp;
 
@@ -26,6 +29,15 @@ SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
      WHERE f.name <> ''
 $$;
 
+-- Where a version stands, for a statement that changes many: whatever is known of the table, each is
+-- looked up by its key.
+CREATE FUNCTION row_of(of_tenant text, by_id uuid, by_version integer, OUT place tid)
+LANGUAGE sql STABLE AS $$
+    SELECT i.ctid FROM ksi_memory.item i
+     WHERE i.tenant = of_tenant AND i.id = by_id AND i.version = by_version
+     LIMIT 1
+$$;
+
 -- -- what is shown of an item --------------------------------------------------------------------
 
 CREATE TYPE shown AS (
@@ -36,7 +48,8 @@ CREATE TYPE shown AS (
 );
 
 CREATE FUNCTION edges_of(of_tenant text, of_item uuid, of_version integer) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     SELECT jsonb_agg(jsonb_build_object(
                'to', e.to_name, 'relation', e.relation, 'weight', e.weight) ORDER BY e.number)
       FROM edge e
@@ -44,7 +57,8 @@ LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS
 $$;
 
 CREATE FUNCTION sources_of(of_tenant text, by_item uuid, by_version integer) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
                'kind', CASE WHEN s.conversation IS NOT NULL THEN 'message'
                             WHEN s.of_item IS NOT NULL THEN 'item'
@@ -71,6 +85,7 @@ CREATE FUNCTION find_items(
     as_of timestamptz
 ) RETURNS SETOF shown
 LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 1
+SET enable_seqscan = off
 SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 BEGIN
     IF of_id IS NOT NULL THEN
@@ -128,7 +143,8 @@ CREATE FUNCTION drafts_of(
     of_tenant text, of_owner text, of_kind text, of_origin text, even_forgotten boolean,
     needs_attributes boolean, given json
 ) RETURNS draft[]
-LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     WITH g AS MATERIALIZED (
         SELECT row_number() OVER () AS spot, r.*
           FROM json_to_recordset(given) AS r (
@@ -137,7 +153,7 @@ LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS
                starts_at timestamptz, ends_at timestamptz, days datemultirange, hash bytea,
                text_hash bytea, words integer, valid_from timestamptz, edges jsonb, sources jsonb)
     ), m AS MATERIALIZED (
-        SELECT g.spot, g.id, o.version AS old_version, coalesce(o.is_current, false) AS is_known,
+        SELECT g.spot, g.id, o.version AS old_version, o.id IS NOT NULL AS is_known,
                o.hash = g.hash AS is_repeated, o.origin AS old_origin, o.is_pinned AS was_pinned,
                o.valid_from AS since,
                g.owner, g.key,
@@ -159,11 +175,11 @@ LANGUAGE sql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS
                OR coalesce(g.body, o.body, '') <> coalesce(g.body, '')
                OR g.starts_at IS NULL AND o.starts_at IS NOT NULL AS is_mixed
           FROM g
-          LEFT JOIN LATERAL (SELECT max(i.version) AS version FROM item i
-                              WHERE i.tenant = of_tenant AND i.id = g.id) l ON true
-          LEFT JOIN LATERAL (SELECT i.*, true AS is_current FROM item i
+          LEFT JOIN LATERAL (SELECT i.* FROM item i
                               WHERE i.tenant = of_tenant AND i.id = g.id
-                                AND i.version = l.version AND i.valid_to IS NULL) o ON true
+                              ORDER BY i.version DESC
+                              LIMIT 1) l ON true
+          LEFT JOIN LATERAL (SELECT l.*) o ON l.valid_to IS NULL
     ), h AS MATERIALIZED (
         SELECT m.*,
                CASE WHEN NOT m.is_mixed THEN m.text_hash
@@ -237,7 +253,8 @@ $$;
 -- The sources of drafts: those that were given, or else whoever sends them.
 CREATE FUNCTION write_sources(of_tenant text, batch draft[], by_run text, by_whom text)
 RETURNS void
-LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     INSERT INTO source (tenant, item, version, number, conversation, message, of_item, of_version,
                         run, told)
     SELECT of_tenant, b.id, b.version, s.number, s.conversation, s.message, s.item,
@@ -259,7 +276,8 @@ $$;
 
 -- What is known as it is, and now also comes from elsewhere.
 CREATE FUNCTION add_sources(of_tenant text, batch draft[]) RETURNS void
-LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     WITH new AS (
         SELECT b.id, b.old_version AS version, s.number, s.conversation, s.message,
                s.item AS of_item,
@@ -290,7 +308,8 @@ $$;
 
 -- The edges of drafts: those that were given, or else those of the version before.
 CREATE FUNCTION write_edges(of_tenant text, batch draft[]) RETURNS void
-LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
     SELECT of_tenant, b.id, b.version, e.number, folded(b.key), e.relation, folded(e.to_key),
            e.weight
@@ -302,7 +321,10 @@ LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     INSERT INTO edge (tenant, item, version, number, from_name, relation, to_name, weight)
     SELECT of_tenant, b.id, b.version, e.number, folded(b.key), e.relation, e.to_name, e.weight
       FROM unnest(batch) b
-      JOIN edge e ON (e.tenant, e.item, e.version) = (of_tenant, b.id, b.old_version)
+     CROSS JOIN LATERAL (
+           SELECT * FROM edge e
+            WHERE (e.tenant, e.item, e.version) = (of_tenant, b.id, b.old_version)
+           OFFSET 0) e
      WHERE b.verdict = 'updated' AND b.edges IS NULL;
 $$;
 
@@ -313,6 +335,7 @@ CREATE FUNCTION upsert_items(
     OUT verdicts text[], OUT dangling text[], OUT mixed text
 )
 LANGUAGE plpgsql SECURITY DEFINER
+SET enable_seqscan = off
 SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     batch draft[];
@@ -321,9 +344,8 @@ BEGIN
     batch := drafts_of(of_tenant, of_owner, of_kind, of_origin, even_forgotten, needs_attributes,
                        given);
     UPDATE item i SET valid_to = greatest(b.valid_from, i.valid_from)
-      FROM unnest(batch) b
-     WHERE b.verdict = 'updated'
-       AND i.tenant = of_tenant AND i.id = b.id AND i.version = b.old_version;
+      FROM unnest(batch) b, row_of(of_tenant, b.id, b.old_version) r
+     WHERE b.verdict = 'updated' AND i.ctid = r.place;
     INSERT INTO item (
         tenant, id, version, kind, owner, key, name, category, title, body, attributes, persons,
         session, place, starts_at, ends_at, days, hash, text_hash, words, lexemes, origin,
@@ -409,7 +431,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION list_items IS 'what is remembered, a page at a time';
 
-CREATE FUNCTION count_items(of_tenant text, of_owner text)
+CREATE FUNCTION count_kinds(of_tenant text, of_owner text)
 RETURNS TABLE (kind text, items bigint, versions bigint, words bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     SELECT i.kind, count(*) FILTER (WHERE i.valid_to IS NULL), count(*),
@@ -419,7 +441,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_ca
      GROUP BY i.kind
      ORDER BY i.kind
 $$;
-COMMENT ON FUNCTION count_items IS 'how much each table holds';
+COMMENT ON FUNCTION count_kinds IS 'how much each table holds';
 
 CREATE FUNCTION count_rest(of_tenant text, of_owner text, OUT edges bigint, OUT forgotten bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
@@ -437,7 +459,8 @@ $$;
 -- The versions of an item, those that they rest on, those that these rest on …: the nearest first.
 CREATE FUNCTION chain_of(of_tenant text, of_owner text, by_id uuid, at_most integer)
 RETURNS SETOF shown
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     WITH RECURSIVE chain (id, version) AS (
         (SELECT i.id, i.version FROM item i
           WHERE i.tenant = of_tenant AND i.id = by_id
@@ -459,7 +482,8 @@ COMMENT ON FUNCTION chain_of IS 'where an item comes from, and where that comes 
 
 CREATE FUNCTION resting_on(of_tenant text, of_owner text, by_id uuid, at_most integer)
 RETURNS TABLE (id uuid)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     SELECT DISTINCT s.item
       FROM source s
       JOIN item i ON (i.tenant, i.id, i.version) = (s.tenant, s.item, s.version)
@@ -475,7 +499,8 @@ COMMENT ON FUNCTION resting_on IS 'what was derived of an item';
 -- A version whose last source is gone: what a machine derived goes with it, what a person gave or
 -- said stays.
 CREATE FUNCTION lose_sources() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     bare item[];
 BEGIN
@@ -517,7 +542,8 @@ CREATE TYPE version_key AS (id uuid, version integer);
 -- The versions that go with some items: those that rest on nothing else, and, of what machines
 -- derived from these among others, those that say the same.
 CREATE FUNCTION going_with(of_tenant text, roots uuid[]) RETURNS version_key[]
-LANGUAGE plpgsql STABLE SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     going version_key[];
     also version_key[];
@@ -568,7 +594,8 @@ END $$;
 
 -- What still rests on something else gets a version that does not rest on what goes.
 CREATE FUNCTION rewrite_items(of_tenant text, going version_key[], is_dry boolean) RETURNS uuid[]
-LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     kept item[];
     at timestamptz := clock_timestamp();
@@ -583,8 +610,8 @@ BEGIN
                      WHERE s.version = i.version);
     IF NOT is_dry THEN
         UPDATE item i SET valid_to = greatest(at, i.valid_from)
-          FROM unnest(kept) k
-         WHERE (i.tenant, i.id, i.version) = (of_tenant, k.id, k.version);
+          FROM unnest(kept) k, row_of(of_tenant, k.id, k.version) r
+         WHERE i.ctid = r.place;
         INSERT INTO item (
             tenant, id, version, kind, owner, key, name, category, title, body, attributes,
             persons, session, place, starts_at, ends_at, days, hash, text_hash, words, lexemes,
@@ -623,6 +650,7 @@ CREATE FUNCTION forget_items(
     OUT led_to_by text[], OUT needles text[]
 )
 LANGUAGE plpgsql SECURITY DEFINER
+SET enable_seqscan = off
 SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     going version_key[];
@@ -667,8 +695,8 @@ BEGIN
             ON CONFLICT (tenant, id, text_hash)
             DO UPDATE SET forgotten_at = excluded.forgotten_at, reason = excluded.reason;
         DELETE FROM item i
-         USING unnest(going) g
-         WHERE i.tenant = of_tenant AND i.id = g.id AND i.version = g.version;
+         USING unnest(going) g, row_of(of_tenant, g.id, g.version) r
+         WHERE i.ctid = r.place;
         -- What machines derived does not lead there any more, unless another bears that name.
         DELETE FROM edge e
          USING item i
@@ -751,7 +779,8 @@ COMMENT ON FUNCTION look_for IS 'where what was forgotten is still to be found';
 CREATE FUNCTION write_old_sources(
     of_tenant text, of_owner text, by_id uuid, by_version integer, given jsonb
 ) RETURNS void
-LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
     INSERT INTO source (tenant, item, version, number, conversation, message, of_item, of_version,
                         run, told)
     SELECT of_tenant, by_id, by_version, s.number,
@@ -795,7 +824,8 @@ CREATE TYPE exported AS (
 );
 
 CREATE FUNCTION write_version(of_tenant text, of_owner text, e exported, fixed text[]) RETURNS text
-LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET enable_seqscan = off
+SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     known item;
     hash_of_text bytea := sha256(convert_to(e.title || E'\n' || e.body, 'UTF8'));
@@ -848,6 +878,7 @@ END $$;
 CREATE FUNCTION import_lines(of_tenant text, of_owner text, fixed text[], given jsonb)
 RETURNS text[]
 LANGUAGE plpgsql SECURITY DEFINER
+SET enable_seqscan = off
 SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 DECLARE
     e exported;
