@@ -6,6 +6,7 @@ import random
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from ksi_completion.work import Prepared, Work
 from ksi_daemon.bus import Bus
@@ -25,7 +26,17 @@ AWAY_S: Final = 10.0
 OFFER_S: Final = 10.0
 MAX_OFFERED: Final = 500
 
-Outcome = ToolResultPart | ToolCalled
+BEGUN: Final = ("begun", "at_work")  # the kinds of errors of a call that may have its effect yet
+
+
+class Held(Struct, frozen=True):
+    """A call that was begun, and of which nothing can be told just now."""
+
+    call_id: str
+    why: str
+
+
+Outcome = ToolResultPart | ToolCalled | Held
 
 
 class Tooling:
@@ -78,7 +89,11 @@ class Tooling:
         )
 
     async def call(self, work: Work, index: int, refused: tuple[int, ...]) -> Outcome:
-        """Make one of a step's calls; what comes back is for the model, or a call that waits."""
+        """Make one of a step's calls; what comes back is for the model, or a call that waits.
+
+        One that was begun waits too, where nothing can be told of it: the model would take an error
+        for a call that was never made.
+        """
         part = work.calls[index]
         why = _why_not(work, part, is_refused=index in refused)
         if why is not None:
@@ -89,6 +104,8 @@ class Tooling:
         try:
             called = await self._called(request)
         except KsiError as error:
+            if (error.details or {}).get("kind") in BEGUN:
+                return Held(work.call_id(index), error.message)
             told = f"{error.code}: {error.message}"
             return ToolResultPart(part.id, part.name, told, is_error=True)
         if called.status in ("waiting", "in_doubt"):

@@ -1,9 +1,10 @@
 """Has turns: calls the model, calls the tools that it asks for, until there is an answer."""
 
 import asyncio
+import itertools
 import logging
-from contextlib import aclosing
-from typing import Any, Final
+from contextlib import aclosing, suppress
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -26,7 +27,7 @@ from ksi_completion.relays import DIED, Relays
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Commit, Committed, Lost, Store, result_of
 from ksi_completion.streams import Hub, Kind
-from ksi_completion.tooling import Outcome, Tooling
+from ksi_completion.tooling import Held, Outcome, Tooling
 from ksi_completion.work import (
     Acted,
     Stopped,
@@ -70,6 +71,7 @@ from ksi_workflows.api import Run, current_run, receive, step, workflow
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S: Final = (15.0, 60.0, 240.0, 600.0)  # after pauses for calls that were begun
 TRANSIENT: Final = (Unavailable, Busy, TimedOut)
 TEXTS: Final[dict[type[Any], Kind]] = {TextPart: StreamText, ThinkingPart: StreamThinking}
 
@@ -169,12 +171,15 @@ class Turns:
         self, run: Run, number: int, group: tuple[int, ...], refused: tuple[int, ...]
     ) -> bool:
         """Make some calls, however long a person takes to decide; say whether the turn is over."""
+        pauses = itertools.chain(LOOK_AGAIN_S, itertools.repeat(LOOK_AGAIN_S[-1]))
         while True:
             acted = await self.act(run.tenant, run.id, number, group, refused)
             if acted.is_over or acted.waits_on is None:
                 return acted.is_over
             await self._load(run.tenant, run.id, number)
-            await receive(f"tool:{acted.waits_on}")
+            timeout_s = next(pauses) if acted.looks_again else None
+            with suppress(TimedOut):
+                await receive(f"tool:{acted.waits_on}", timeout_s=timeout_s)
 
     async def _give_up(self, run: Run, error: Exception) -> None:
         body = error.body if isinstance(error, KsiError) else ErrorBody(Failed.code, "a turn broke")
@@ -431,9 +436,13 @@ class Turns:
         except KsiError as error:
             await self._end(work, "failed", error.body)
             return Acted(is_over=True)
-        waiting = next((each for each in outcomes if isinstance(each, ToolCalled)), None)
-        if waiting is not None:
-            return await self._pause(work, waiting)
+        for each in outcomes:
+            if isinstance(each, ToolCalled):
+                waits_for = "answer" if each.status == "waiting" else "decision"
+                return await self._pause(work, waits_for, each.call_id, each.content)
+        for each in outcomes:
+            if isinstance(each, Held):
+                return await self._pause(work, "tool", each.call_id, each.why)
         return await self._keep_results(work, group, outcomes)
 
     async def _call_all(
@@ -455,23 +464,18 @@ class Turns:
                 ]
             return [task.result() for task in tasks]
 
-    async def _pause(self, work: Work, called: ToolCalled) -> Acted:
-        waits_for = "answer" if called.status == "waiting" else "decision"
+    async def _pause(
+        self, work: Work, waits_for: Literal["answer", "decision", "tool"], call_id: str, why: str
+    ) -> Acted:
         verdict = await self._store.set_waiting(
-            work.tenant, work.run, "paused", f"{waits_for}: {called.content}", called.call_id
+            work.tenant, work.run, "paused", f"{waits_for}: {why}", call_id
         )
         if verdict != "ok":
             await self._end(work, "cancelled", _cancelled(work))
             return Acted(is_over=True)
         work.is_paused = True
-        work.live.show(
-            StreamStatus(
-                waits_for="answer" if called.status == "waiting" else "decision",
-                message=called.content,
-                call_id=called.call_id,
-            )
-        )
-        return Acted(waits_on=called.call_id)
+        work.live.show(StreamStatus(waits_for=waits_for, message=why, call_id=call_id))
+        return Acted(waits_on=call_id, looks_again=waits_for == "tool")
 
     async def _keep_results(
         self, work: Work, group: tuple[int, ...], outcomes: list[Outcome]

@@ -229,9 +229,13 @@ class Thought(Struct, frozen=True, kw_only=True):
 
 
 class Acted(Struct, frozen=True, kw_only=True):
-    """What became of a group of tool calls: it is done, waits for a person, or ended the turn."""
+    """What became of a group of tool calls: it is done, waits for a person, or ended the turn.
+
+    With ``looks_again`` the call that it waits on may go on without a word from anybody.
+    """
 
     waits_on: str | None = None
+    looks_again: bool = False
     is_over: bool = False
 
 

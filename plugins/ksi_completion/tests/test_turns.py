@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound
+from ksi_completion import turns
 from ksi_completion.tests.doubles import Script, Toolbox, calling
 from ksi_daemon.protocol import Denied, Unavailable
 from ksi_models.events import (
@@ -512,6 +513,41 @@ async def test_a_turn_that_waits_for_a_person_is_cancelled(
 
     assert answer["status"] == "cancelled"
     assert_sane(script.calls[-1].messages)
+
+
+@pytest.mark.parametrize("ksi_settings", [["completion.patience_s=0.2"]])
+@pytest.mark.parametrize("error", [Unavailable, Busy])
+async def test_a_turn_pauses_for_a_call_that_was_begun_and_of_which_nothing_is_known(
+    client: AsyncClient,
+    script: Script,
+    toolbox: Toolbox,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Unavailable | Busy],
+) -> None:
+    monkeypatch.setattr(turns, "LOOK_AGAIN_S", (0.1, 0.2))
+    is_back = asyncio.Event()
+
+    def pay(call: ToolCall) -> str:
+        if not is_back.is_set():
+            kind = "begun" if error is Unavailable else "at_work"
+            raise error("it has been begun", retry_after_s=0.05, details={"kind": kind})
+        return "paid"
+
+    toolbox.add("pay", "effectful", pay)
+    script.say(calling(("pay", "{}")), "It is paid.")
+    run = (await ask(client))["run_id"]
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "status" and chunk["message"] == "it has been begun":
+            break
+
+    turn = await client.request("completion:status", {"run_id": run})
+    is_back.set()
+    result = await ended(client, run)
+
+    assert (turn["status"], turn["waits_for"]) == ("paused", "tool: it has been begun")
+    assert result["text"] == "It is paid."
+    assert {call.call_id for call in toolbox.calls} == {f"{run}:1:0"}
+    assert results_of(script.calls[1].messages)[0].content == "paid"
 
 
 async def test_what_is_said_to_a_turn_at_work_is_read_before_it_ends(
