@@ -36,6 +36,10 @@ from ksi_postgres.database import Connection, Database
 __all__ = ["File", "How", "Loader"]
 
 FILES: Final = "files"
+# The order in which a file's items are written: each comes from one of those before it.
+FILE, DOCUMENT, PARTS = 0, 1, 2
+FORGOTTEN: Final = WHY_NOT["forgotten"]
+PROTECTED: Final = WHY_NOT["protected"]
 MAX_KEY_BYTES: Final = 980  # with the number of a chunk after it
 ATTEMPTS: Final = 3
 MAX_BATCH: Final = 50  # files of one transaction
@@ -95,11 +99,20 @@ class File(Struct, frozen=True, kw_only=True):
         return hashlib.sha256(self.data).hexdigest()
 
 
+class _Batch(Struct, frozen=True):
+    """Items of a table; those of a later stage say that they come from those of the one before."""
+
+    stage: int
+    table: str
+    origin: e.Origin
+    items: list[e.NewItem]
+
+
 class _Prepared(Struct, frozen=True, kw_only=True):
-    """A file as items, by table; ``document`` is the table whose chunks it has."""
+    """A file as items; ``document`` is the table whose chunks it has."""
 
     file: File
-    items: dict[str, list[e.NewItem]]
+    batches: tuple["_Batch", ...]
     document: str = ""
     parts: int = 0
     was_in: str = ""
@@ -108,7 +121,7 @@ class _Prepared(Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """How many items it is."""
-        return sum(map(len, self.items.values()))
+        return sum(len(each.items) for each in self.batches)
 
 
 class _Refusal(Exception):
@@ -305,9 +318,15 @@ class Loader:
                 self._settings,
                 lambda event, data: published.append((event, data)),
             )
-            for table, batch in _by_table(how, some):
-                told = await items.upsert(whose, table, batch, even_forgotten=how.even_forgotten)
-                self._take(table, told, outcome)
+            for batch in _merged(some):
+                told = await items.upsert(
+                    whose,
+                    batch.table,
+                    batch.items,
+                    origin=batch.origin,
+                    even_forgotten=how.even_forgotten,
+                )
+                self._take(batch.stage, told, outcome)
             outcome.counts["ended"] += await self._end_parts(connection, whose, how, some)
         for event, data in published:
             self._publish(event, data)
@@ -319,17 +338,21 @@ class Loader:
             for problem in each.problems:
                 tally.problem(f"{each.file.key}: {problem.key}", problem.why, problem.place)
 
-    def _take(self, table: str, told: e.MemoryUpserted, outcome: Tally) -> None:
-        """Note what came of items; what was forgotten stays so, all else must be remembered."""
-        wrong = [each for each in told.refused if each.why != WHY_NOT["forgotten"]]
-        forgotten = [each for each in told.refused if each.why == WHY_NOT["forgotten"]]
+    def _take(self, stage: int, told: e.MemoryUpserted, outcome: Tally) -> None:
+        """Note what came of items; all must be remembered but for what a person had otherwise.
+
+        A part that was forgotten stays so, and what a person corrected stays as that person has
+        it; where a file or a document was forgotten, so is all of it.
+        """
+        forgotten = [each for each in told.refused if each.why == FORGOTTEN]
+        wrong = [each for each in told.refused if each.why not in (FORGOTTEN, PROTECTED)]
+        if stage < PARTS:
+            wrong += forgotten
         if wrong:
             raise _Refusal(wrong)
-        if forgotten and table == FILES:
-            raise _Refusal(forgotten)
         outcome.upserted(told)
         outcome.counts["forgotten"] += len(forgotten)
-        for each in forgotten:
+        for each in told.refused:
             outcome.problem(each.key, each.why)
 
     async def _end_parts(
@@ -642,13 +665,15 @@ def _why(error: Exception) -> str:
 # -- items ----------------------------------------------------------------------------------------
 
 
-def _by_table(how: How, some: Sequence[_Prepared]) -> Iterator[tuple[str, list[e.NewItem]]]:
-    """Yield the items of several files by table, those of the files themselves first."""
-    tables: dict[str, list[e.NewItem]] = {FILES: []}
+def _merged(some: Sequence[_Prepared]) -> list[_Batch]:
+    """Return the items of several files, in as few batches as can be, in their order."""
+    found: dict[tuple[int, str, e.Origin], list[e.NewItem]] = {}
     for each in some:
-        for table, items in each.items.items():
-            tables.setdefault(table, []).extend(items)
-    yield from tables.items()
+        for batch in each.batches:
+            if batch.items:
+                key = (batch.stage, batch.table, batch.origin)
+                found.setdefault(key, []).extend(batch.items)
+    return [_Batch(*key, found[key]) for key in sorted(found)]
 
 
 def _file_item(how: How, file: File, table: str, parts: int) -> e.NewItem:
@@ -669,13 +694,13 @@ def _file_item(how: How, file: File, table: str, parts: int) -> e.NewItem:
     )
 
 
-def _source(how: How, file: File) -> e.Source:
-    return e.Source(kind="item", item=str(item_id(FILES, file.key, how.owner)))
+def _source(table: str, how: How, file: File) -> e.Source:
+    return e.Source(kind="item", item=str(item_id(table, file.key, how.owner)))
 
 
 def _rows(how: How, file: File, rows: Rows, was_in: str) -> _Prepared:
     """Make items of rows; those that can't be are told of, and the others are remembered."""
-    source = _source(how, file)
+    source = _source(FILES, how, file)
     items: dict[str, list[e.NewItem]] = {}
     problems = []
     for row in rows.rows:
@@ -690,7 +715,10 @@ def _rows(how: How, file: File, rows: Rows, was_in: str) -> _Prepared:
         items.setdefault(row.table, []).append(item)
     return _Prepared(
         file=file,
-        items={FILES: [_file_item(how, file, "", 0)], **items},
+        batches=(
+            _Batch(FILE, FILES, "given", [_file_item(how, file, "", 0)]),
+            *(_Batch(PARTS, table, "given", batch) for table, batch in items.items()),
+        ),
         was_in=was_in,
         problems=tuple(problems),
     )
@@ -706,7 +734,7 @@ def _document(how: How, file: File, document: Document, table: str, was_in: str)
     )
     if not document.text.strip():
         chunks = ()
-    source = _source(how, file)
+    source = _source(table, how, file)
     category = how.category if how.category is not None else document.category
     title = document.title or file.name
     whole = e.NewItem(
@@ -726,7 +754,7 @@ def _document(how: How, file: File, document: Document, table: str, was_in: str)
         starts_at=document.starts_at,
         ends_at=document.ends_at,
         edges=(*document.edges, *_sections(file.key, document, chunks))[:1000],
-        sources=(source,),
+        sources=(_source(FILES, how, file),),
     )
     parts = [
         e.NewItem(
@@ -748,7 +776,11 @@ def _document(how: How, file: File, document: Document, table: str, was_in: str)
     ]
     return _Prepared(
         file=file,
-        items={FILES: [_file_item(how, file, table, len(chunks))], table: [whole, *parts]},
+        batches=(
+            _Batch(FILE, FILES, "given", [_file_item(how, file, table, len(chunks))]),
+            _Batch(DOCUMENT, table, "derived", [whole]),
+            _Batch(PARTS, table, "derived", parts),
+        ),
         document=table,
         parts=len(chunks),
         was_in=was_in,

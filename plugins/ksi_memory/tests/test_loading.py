@@ -1,6 +1,5 @@
 """Files and directories become documents, chunks, rows and edges; whole, or not at all."""
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable
@@ -114,7 +113,8 @@ async def test_a_markdown_file_becomes_a_document_its_chunks_and_edges(
     file = await item(client, "notes/rent.md", "files")
     assert file.attributes["media_type"] == "text/markdown"
     assert file.attributes["size_bytes"] == len(NOTE)
-    assert chunk.sources[0].item == document.sources[0].item == file.id
+    assert document.sources[0].item == file.id
+    assert chunk.sources[0].item == document.id
     assert set(loaded.dangling) == {"people/bob", "https://example.org/law"}
 
 
@@ -262,7 +262,7 @@ async def test_bad_files_are_told_of_and_the_others_remembered(
     (folder / "deep.md").write_text("---\nx: " + "[" * 100_000 + "\n---\n# x\n")
     (folder / "bomb.md").write_text(
         "---\n"
-        + "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        "a: &a [x,x,x,x,x,x,x,x,x]\n"
         + "".join(
             f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n" for p, n in zip("abcdefgh", "bcdefghi")
         )
@@ -387,7 +387,26 @@ async def test_what_was_forgotten_is_not_loaded_again_unless_it_is_said_so(
     assert (part.skipped_files, part.forgotten) == (0, 1)
     assert whole.inserted == 0
     assert "even_forgotten" in skipped(progress)["a.md"]
-    assert back.inserted + back.updated >= 3
+    assert (back.inserted, back.unchanged) == (4, 0)
+
+
+async def test_what_a_person_corrected_stays_so_and_the_rest_is_loaded(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.md"
+    file.write_text("# One\nfirst\n# Two\nsecond\n")
+    await load(client, file)
+    await client.request("memory:correct", {"key": "a.md#0", "body": "rather this"})
+
+    file.write_text("# One\nfirst, again\n# Two\nchanged\n")
+    loaded, progress = await load(client, file)
+
+    assert skipped(progress) == {}
+    assert [(each.key, each.why) for each in loaded.problems] == [
+        ("a.md#0", "a person said otherwise")
+    ]
+    assert (await item(client, "a.md#0")).body == "rather this"
+    assert (await item(client, "a.md#1")).body.endswith("changed\n")
 
 
 async def test_a_path_is_for_the_owner_alone(
