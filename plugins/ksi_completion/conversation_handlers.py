@@ -110,9 +110,6 @@ class ConversationHandlers:
         """Delete a conversation with its messages and turns, and what may be called in it."""
         viewer = Viewer.current()
         gone = await self._store.delete(viewer, request.conversation_id)
-        forget = ToolPermit(subject=f"conversation:{request.conversation_id}", forget=True)
-        with acting_as(Context("", tenant=viewer.tenant)), suppress(NotFound):  # nobody has tools
-            await self._bus.request("tool:permit", forget)
         return e.ConversationDeleted(conversation_id=request.conversation_id, messages=gone)
 
     # -- messages -------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ SELECT * FROM ksi_completion.due($1, $2);
 -- Which turns are at work?
 SELECT * FROM ksi_completion.at_work($1, $2);
 
+-- name: drop_questions
+-- Drops what turns that have ended had asked a person.
+SELECT ksi_completion.drop_questions();
+
 -- name: hand_on
 -- Hands what a turn says to other daemons.
 SELECT ksi_completion.hand_on($1, $2, $3);

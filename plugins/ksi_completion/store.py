@@ -302,6 +302,10 @@ class Store:
 
     # -- asked by the sweep ---------------------------------------------------------------------
 
+    async def drop_questions(self) -> None:
+        """Drop what turns that have ended had asked a person."""
+        await self.database.execute(SQL["drop_questions"])
+
     async def claim_next(self, tenant: str, conversation: str) -> Next | None:
         """Begin the next turn of a conversation, if one may begin."""
         row = await self.database.fetchrow(SQL["claim_next"], tenant, conversation)

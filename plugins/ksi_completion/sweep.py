@@ -59,6 +59,7 @@ class Sweep:
                     checked_at = loop.time()
                     await self.end_stranded()
                     await self._store.tidy_relay(FORGOTTEN_S)
+                    await self._store.drop_questions()
             except (Unavailable, TimedOut, Busy):
                 pass  # Postgres is away; there will be another time
             await asyncio.sleep(self._settings.sweep_s)

@@ -63,6 +63,7 @@ WITHOUT_TENANT: Final = {
     "ksi_journal.write": "writes a batch, each entry of which names its tenant",
     "ksi_journal.written_through": "tells a writer how far it had come",
     "ksi_completion.at_work": "names the turns at work and whose they are, for the sweep",
+    "ksi_completion.drop_questions": "drops what turns that have ended had asked, whosever",
     "ksi_completion.due": "begins what may begin and names whose it is, for the sweep",
     "ksi_completion.tidy_relay": "deletes what was relayed long ago, whosever",
     "ksi_tools.doubt_calls": "puts in doubt what daemons that are gone have left, whosever",

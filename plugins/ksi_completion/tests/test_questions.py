@@ -1,0 +1,68 @@
+"""What turns ask people, in the ledger of the real tools."""
+
+from importlib.metadata import entry_points
+from typing import Any
+
+import pytest
+
+from ksi_client import AsyncClient, Conflict
+from ksi_completion.tests.doubles import Script, calling
+from ksi_completion.tests.test_turns import ask, cancel, ended, paused
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.loader import EntryPoint
+from ksi_postgres.database import Database
+
+NEEDED = ("postgres", "workflows", "tools", "completion")
+ASKS = calling(("ask_user", '{"question": "Which?"}'))
+
+
+@pytest.fixture
+def ksi_plugins(script: Script) -> list[EntryPoint]:
+    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return [*installed, script.plugin()]
+
+
+async def open_calls(client: AsyncClient) -> list[Any]:
+    return [
+        call
+        for call in (await client.request("tool:calls", {"limit": 100}))["calls"]
+        if call["status"] == "waiting"
+    ]
+
+
+async def test_the_question_of_a_turn_that_is_cancelled_is_dropped_with_it(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(ASKS)
+    run = (await ask(client))["run_id"]
+    await paused(client, run)
+    before = await open_calls(client)
+
+    await cancel(client, run)
+    await ended(client, run)
+
+    assert [call["run_id"] for call in before] == [run]
+    assert await open_calls(client) == []
+    answer = {"call_id": before[0]["call_id"], "content": "red"}
+    with pytest.raises(Conflict, match="dropped"):
+        await client.request("tool:answer", answer)
+
+
+async def test_a_question_that_came_after_its_turn_s_end_is_dropped_by_the_sweep(
+    client: AsyncClient, script: Script, daemon: Daemon
+) -> None:
+    script.say(ASKS, ASKS)
+    cancelled, waiting = [(await ask(client))["run_id"] for _ in range(2)]
+    for run in (cancelled, waiting):
+        await paused(client, run)
+    await cancel(client, cancelled)
+    database = daemon._services[Database]
+    assert isinstance(database, Database)
+    async with database.transaction(tenant="default") as connection:
+        await connection.execute(
+            "UPDATE ksi_tools.call SET status = 'waiting' WHERE run = $1", cancelled
+        )
+
+    await database.execute("SELECT ksi_completion.drop_questions()")
+
+    assert [call["run_id"] for call in await open_calls(client)] == [waiting]
