@@ -1,7 +1,7 @@
 """Puts together what makes conversations memory, and memory a part of conversations."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,11 +14,13 @@ from ksi_memory.dreaming import Dreaming
 from ksi_memory.extraction import Extraction
 from ksi_memory.items import Items
 from ksi_memory.moment_handlers import MomentHandlers
-from ksi_memory.recall import Finder, Recall
+from ksi_memory.recall import Recall
 from ksi_memory.remembering import Remembering
+from ksi_memory.search import Hit, Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tools import MemoryTools
 from ksi_memory.upkeep import Upkeep
+from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_tools.api import Tools
 from ksi_workflows.api import Workflows
@@ -27,13 +29,13 @@ FOR_EVER: Final = RestartPolicy(first_delay_s=0.2, max_delay_s=10.0, max_restart
 
 
 @contextmanager
-def conversing(plugin: Plugin, items: Items, find: Finder) -> Iterator[None]:
+def conversing(plugin: Plugin, items: Items, search: Search) -> Iterator[None]:
     """Remember conversations, and recall before their turns, while the plugin runs.
 
     Args:
         plugin: The memory.
         items: Keeps what is remembered.
-        find: Searches it.
+        search: Finds it.
     """
     settings: MemorySettings = plugin.settings
     workflows = plugin.service(Workflows)
@@ -44,6 +46,11 @@ def conversing(plugin: Plugin, items: Items, find: Finder) -> Iterator[None]:
     remembering = Remembering(store, items, compaction, extraction, plugin.bus, workflows, settings)
     dreaming = Dreaming(store, items, remembering, upkeep, plugin.bus, workflows, settings)
     workflows.register(remembering.remember, dreaming.dream, dreaming.dream_everywhere)
+
+    async def find(
+        whose: Whose, question: str, tables: Sequence[str], limit: int
+    ) -> Sequence[Hit]:
+        return (await search.search(whose, question, tables=tables, limit=limit)).results
 
     async def schedule() -> None:
         await workflows.ready()

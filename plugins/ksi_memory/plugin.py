@@ -7,16 +7,21 @@ from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.supervisor import RestartPolicy
 from ksi_memory.content_handlers import Content
+from ksi_memory.conversations import conversing
 from ksi_memory.embedders.choice import Choice
 from ksi_memory.embedding import Embedding
 from ksi_memory.embedding_handlers import EmbeddingHandlers
+from ksi_memory.finding import Finding
 from ksi_memory.item_handlers import ItemHandlers
 from ksi_memory.items import Items
+from ksi_memory.query_handlers import QueryHandlers
 from ksi_memory.reasons import Reasons
 from ksi_memory.schema_handlers import SchemaHandlers
+from ksi_memory.search import Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.transfer import Transfer
 from ksi_postgres.database import Database
+from ksi_postgres.reader import Reader
 
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.5, max_delay_s=30.0, max_restarts=1_000_000)
 
@@ -39,14 +44,18 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     embedding = Embedding(database, settings, choice)
     items = Items(database, settings, plugin.bus.publish)
     content = Content(database, settings, plugin.home, plugin.bus.publish)
+    finding = Finding(database, plugin.service(Reader), settings)
+    search = Search(database, embedding)
     plugin.add(
         content,
         ItemHandlers(items, Reasons(items, plugin.bus), Transfer(database, settings)),
         SchemaHandlers(items),
         EmbeddingHandlers(embedding),
+        QueryHandlers(finding, search, settings),
     )
     plugin.start_task("embedding", embedding.run, FOR_EVER)
     plugin.start_task("counts", embedding.fold, FOR_EVER)
     plugin.start_task("uploads", content.run_sweeps, FOR_EVER)
-    yield
+    with conversing(plugin, items, search):
+        yield
     await embedding.close()

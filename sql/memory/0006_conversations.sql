@@ -317,7 +317,7 @@ SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
        FROM item i
       WHERE i.tenant = of_tenant AND i.kind = 'facts' AND i.valid_to IS NULL
         AND i.owner IN ('', of_owner)
-      ORDER BY i.is_pinned DESC, i.category = 'instruction' DESC, i.valid_from DESC, i.id
+      ORDER BY i.is_pinned DESC, (i.category IS NOT DISTINCT FROM 'instruction') DESC, i.valid_from DESC, i.id
       LIMIT max_facts)
     UNION ALL
     (SELECT i.kind, i.key, left(i.body, 2000), i.title, i.owner,

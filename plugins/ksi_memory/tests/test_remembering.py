@@ -2,7 +2,7 @@
 
 import pytest
 
-from ksi_client import AsyncClient
+from ksi_client import AsyncClient, InvalidData, NotFound
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
 from ksi_memory.tests.talking import SETTINGS, needed, remembered, talk
@@ -130,3 +130,153 @@ async def test_what_was_forgotten_comes_back_only_where_the_user_says_it_anew(
     assert after.keys() == {"user:home"}
     assert later.keys() == {"user:home"}
     assert anew.keys() == {"user:home", "user:name"}
+
+
+# -- moments --------------------------------------------------------------------------------------
+
+LONG = [
+    "I am planning our garden in Porto. We decided to plant three apple trees in March.",
+    "Clara wants a greenhouse for tomatoes. The greenhouse costs 1,200 euros, which is too much.",
+    "We chose a smaller greenhouse for 400 euros instead. The delivery is on 20 May.",
+]
+
+
+async def moments(client: AsyncClient, **which: object) -> list[dict[str, object]]:
+    listed = await client.request("memory:moments", which)
+    return list(listed["items"])
+
+
+async def test_a_conversation_is_summed_up_once_it_is_long_enough(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(*["The garden will need water, sun and patience in the first year. " * 4] * 12)
+    told = await talk(client, "c1", *LONG, *LONG)
+
+    found = await moments(client, type="session_chunk")
+
+    made = [key for each in told for key in each.get("moments", ())]
+    assert made == [each["key"] for each in reversed(found)]
+    assert len(made) >= 2
+    second, first = found[-2], found[-1]
+    assert "three apple trees" in str(first["body"])
+    assert first["attributes"]["topics"]
+    assert first["session"] == "c1"
+    assert second["attributes"]["previous"] == first["key"]
+    assert second["attributes"]["first_message"] == first["attributes"]["last_message"] + 1
+    assert all(each["kind"] == "message" for each in first["sources"])
+
+
+async def test_a_conversation_is_summed_up_when_somebody_says_so(
+    client: AsyncClient, script: Script
+) -> None:
+    await talk(client, "c1", LONG[0])
+    before = await moments(client)
+    compacted = await client.request(
+        "memory:compact", {"conversation_id": "c1", "threshold_tokens": 0}
+    )
+    again = await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+
+    assert before == []
+    assert compacted["moments"] == ["c1#1"]
+    assert compacted["up_to"] == 2
+    assert compacted["uncovered_tokens"] == 0
+    assert again["moments"] == []
+    assert len(await moments(client)) == 1
+
+
+async def test_a_chat_of_pleasantries_becomes_no_moment(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say("Hello!", "You are welcome!")
+    await talk(client, "c1", "Hi there!", "Thanks!")
+
+    compacted = await client.request(
+        "memory:compact", {"conversation_id": "c1", "threshold_tokens": 0}
+    )
+
+    assert compacted["moments"] == []
+    assert compacted["up_to"] == 4
+    assert await moments(client) == []
+
+
+async def test_others_conversations_are_not_there(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0], user="anna")
+
+    with pytest.raises(NotFound):
+        await client.request("memory:compact", {"conversation_id": "c1"}, context={"user": "ben"})
+
+
+async def test_what_is_forgotten_leaves_the_moments_too(
+    client: AsyncClient, script: Script
+) -> None:
+    await talk(client, "c1", LONG[0], "I live in Zanzibar.", LONG[1])
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+    before = (await moments(client))[0]
+    async with await client.subscribe("memory:remembered") as news:
+        await client.request("memory:forget", {"key": "user:home"})
+        at_once = await moments(client)
+        told = await anext(news)
+    after = (await moments(client))[0]
+
+    assert "Zanzibar" in str(before["body"])
+    assert at_once == [] or "Zanzibar" not in str(at_once)
+    assert told.data["moments"] == ["c1#1"]
+    assert "Zanzibar" not in str(after)
+    assert "greenhouse" in str(after["body"])
+
+
+async def test_a_moment_that_was_forgotten_is_not_made_again(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0])
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+    await client.request("memory:forget", {"key": "c1#1"})
+
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+    await talk(client, "c1", "What a day.")
+
+    assert await moments(client) == []
+
+
+async def test_moments_go_with_their_conversation(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0])
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+
+    await client.request("conversation:delete", {"conversation_id": "c1"})
+
+    assert await moments(client) == []
+
+
+async def test_off_the_record_is_off_the_record(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0], "Off the record: the heir is Zacharias Quill.", LONG[1])
+
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+
+    assert "Zacharias" not in str(await moments(client))
+
+
+async def test_moments_are_listed_by_person_topic_and_time(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0], "Yesterday I met with Clara Silva about the garden.")
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+    await talk(client, "c2", "My dentist appointment is on 14 March 2100.")
+
+    assert [each["key"] for each in await moments(client, person="clara silva")] == ["c1#1"]
+    assert [each["key"] for each in await moments(client, topic="garden")] == ["c1#1"]
+    assert [each["key"] for each in await moments(client, type="date")] == [
+        "date:dentist-appointment"
+    ]
+    assert [each["key"] for each in await moments(client, since="2100-01-01T00:00:00Z")] == [
+        "date:dentist-appointment"
+    ]
+
+
+async def test_pages_of_moments_follow_one_another(client: AsyncClient) -> None:
+    for what in ("math", "music", "driving"):
+        await talk(client, f"c-{what}", f"My {what} exam is on 14 March 2100.")
+
+    first = await client.request("memory:moments", {"limit": 2})
+    second = await client.request("memory:moments", {"limit": 2, "cursor": first["next"]})
+
+    assert len(first["items"]) == 2
+    assert len(second["items"]) == 1
+    assert second.get("next") is None
+    with pytest.raises(InvalidData):
+        await client.request("memory:moments", {"cursor": "nonsense"})
