@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TokenUsage,
         ToolCallChunk,
         ToolResultChunk,
+        TurnOptions,
     )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ToolCallChunk",
     "ToolResultChunk",
     "Transport",
+    "TurnOptions",
     "Unavailable",
     "UnixTransport",
 ]
@@ -90,6 +92,7 @@ _LATE = {
     "TokenUsage": "ksi_client.turns",
     "ToolCallChunk": "ksi_client.turns",
     "ToolResultChunk": "ksi_client.turns",
+    "TurnOptions": "ksi_client.turns",
 }
 
 

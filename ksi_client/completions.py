@@ -6,9 +6,9 @@ connection that is lost is found again without a gap.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Unpack, cast
 
 from ksi_client.turns import (
     RECONNECT_S,
@@ -16,6 +16,7 @@ from ksi_client.turns import (
     CompletionChunk,
     Following,
     TurnAccepted,
+    TurnOptions,
     delays_s,
     succeeded,
     turn_request,
@@ -43,38 +44,19 @@ class CompletionCalls:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Any] = (),
-        model: str | None = None,
-        conversation_id: str | None = None,
-        agent: str | None = None,
-        system: str | None = None,
-        tools: Sequence[str] | None = None,
-        settings: dict[str, Any] | None = None,
-        output_schema: dict[str, Any] | None = None,
-        priority: int | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
         wait_s: float | None = None,
         context: dict[str, Any] | None = None,
+        **options: Unpack[TurnOptions],
     ) -> Completion:
         """Have a turn, and wait for its end.
 
         Args:
-            prompt: What to say; or else ``messages``.
-            messages: Messages, the last of them the user's.
-            model: Which one is asked; the conversation's, or the default, unless given.
-            conversation_id: Which conversation to go on with; a new one unless given.
-            agent: In whose name.
-            system: The system prompt.
-            tools: Globs that narrow which tools the model may call.
-            settings: Such as ``{"temperature": 0.2}``.
-            output_schema: A JSON Schema; the answer's value is then ``output``.
-            priority: Among those that wait for the model; 1 is first.
-            timeout_s: How long the turn may take in the daemon.
-            request_id: With the same one, asking twice is asking once.
+            prompt: What to say; or else ``messages``, among the options.
             wait_s: How long to wait here; after that the turn is returned as it stands, and goes
                 on. For ever unless given.
             context: In whose name to send it; needs the grant ``impersonate``.
+            options: How to have it: ``model``, ``conversation_id``, ``tools`` and whatever else
+                `TurnOptions` has.
 
         Raises:
             KsiError: The turn was refused, or it failed; then ``details`` has its ``run_id`` and
@@ -84,20 +66,7 @@ class CompletionCalls:
             response = await client.create_completion(prompt="Explain quantum computing")
             print(response.text, response.usage.output_tokens, response.conversation_id)
         """
-        start = turn_request(
-            prompt=prompt,
-            messages=messages,
-            model=model,
-            conversation_id=conversation_id,
-            agent=agent,
-            system=system,
-            tools=tools,
-            settings=settings,
-            output_schema=output_schema,
-            priority=priority,
-            timeout_s=timeout_s,
-            request_id=request_id,
-        )
+        start = turn_request(prompt, options)
         accepted = await cast(_Asks, self).request(
             "completion:async",
             start,
@@ -135,19 +104,9 @@ class CompletionCalls:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Any] = (),
-        model: str | None = None,
-        conversation_id: str | None = None,
-        agent: str | None = None,
-        system: str | None = None,
-        tools: Sequence[str] | None = None,
-        settings: dict[str, Any] | None = None,
-        output_schema: dict[str, Any] | None = None,
-        priority: int | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
         reconnect_s: float = RECONNECT_S,
         context: dict[str, Any] | None = None,
+        **options: Unpack[TurnOptions],
     ) -> AsyncGenerator[CompletionChunk]:
         """Have a turn, and yield what comes of it; the last chunk is the `Completion`.
 
@@ -164,20 +123,7 @@ class CompletionCalls:
                 if isinstance(chunk, TextChunk):
                     print(chunk.text, end="")
         """
-        start = turn_request(
-            prompt=prompt,
-            messages=messages,
-            model=model,
-            conversation_id=conversation_id,
-            agent=agent,
-            system=system,
-            tools=tools,
-            settings=settings,
-            output_schema=output_schema,
-            priority=priority,
-            timeout_s=timeout_s,
-            request_id=request_id,
-        )
+        start = turn_request(prompt, options)
         async with aclosing(self._follow(Following(start), reconnect_s, context)) as chunks:
             async for chunk in chunks:
                 yield chunk

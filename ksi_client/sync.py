@@ -3,11 +3,11 @@
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -18,7 +18,7 @@ from ksi_daemon.protocol.paths import check_owner, home_directory, socket_path
 from ksi_daemon.protocol.wire import Ask, Cancel, Context, Frame, decode_frame, decode_plain, encode
 
 if TYPE_CHECKING:  # most commands have no turns, and start quicker without
-    from ksi_client.turns import Completion, CompletionChunk
+    from ksi_client.turns import Completion, CompletionChunk, TurnOptions
 
 Result = TypeVar("Result")
 
@@ -211,18 +211,8 @@ class Client:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Any] = (),
-        model: str | None = None,
-        conversation_id: str | None = None,
-        agent: str | None = None,
-        system: str | None = None,
-        tools: Sequence[str] | None = None,
-        settings: dict[str, Any] | None = None,
-        output_schema: dict[str, Any] | None = None,
-        priority: int | None = None,
-        timeout_s: float | None = None,
-        request_id: str | None = None,
         wait_s: float | None = None,
+        **options: "Unpack[TurnOptions]",
     ) -> "Completion":
         """Have a turn with a model, and wait for its end: see `AsyncClient.create_completion`.
 
@@ -231,20 +221,7 @@ class Client:
         """
         from ksi_client import completions, turns  # noqa: PLC0415  most commands have no turns
 
-        start = turns.turn_request(
-            prompt=prompt,
-            messages=messages,
-            model=model,
-            conversation_id=conversation_id,
-            agent=agent,
-            system=system,
-            tools=tools,
-            settings=settings,
-            output_schema=output_schema,
-            priority=priority,
-            timeout_s=timeout_s,
-            request_id=request_id,
-        )
+        start = turns.turn_request(prompt, options)
         return completions.create(self, start, wait_s)
 
     def stream_completion(
@@ -254,7 +231,7 @@ class Client:
         run_id: str | None = None,
         offset: int = 0,
         reconnect_s: float = 60.0,
-        **given: Any,
+        **options: "Unpack[TurnOptions]",
     ) -> "Iterator[CompletionChunk]":
         """Have a turn with a model, and yield what comes of it; the last is the `Completion`.
 
@@ -266,7 +243,7 @@ class Client:
         """
         from ksi_client import completions, turns  # noqa: PLC0415  most commands have no turns
 
-        start = None if run_id else turns.turn_request(prompt=prompt, **given)
+        start = None if run_id else turns.turn_request(prompt, options)
         place = turns.Following(start, run_id=run_id, offset=offset)
         return completions.stream(self, place, reconnect_s)
 

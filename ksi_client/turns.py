@@ -5,9 +5,9 @@ These are the daemon's own payloads as a client needs them, without the plugin t
 
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -169,8 +169,46 @@ CompletionChunk = (
 Offset = TextChunk | ThinkingChunk | ToolCallChunk | ToolResultChunk | StepChunk
 
 
-def turn_request(**given: Any) -> dict[str, Any]:
-    """Return the payload of ``completion:async``: what is given, and a request's id."""
+class TurnOptions(TypedDict, total=False):
+    """How a turn is to be had; `AsyncClient.create_completion` and its likes take these.
+
+    Attributes:
+        messages: Instead of a prompt: messages, the last of them the user's.
+        model: Which one is asked; the conversation's, or the default, unless given.
+        conversation_id: Which conversation to go on with; a new one unless given.
+        agent: In whose name.
+        system: The system prompt.
+        tools: Globs that narrow which tools the model may call.
+        settings: Such as ``{"temperature": 0.2}``.
+        output_schema: A JSON Schema; the answer's value is then ``output``.
+        priority: Among those that wait for the model; 1 is first.
+        timeout_s: How long the turn may take in the daemon.
+        request_id: With the same one, asking twice is asking once.
+    """
+
+    messages: Sequence[Any]
+    model: str | None
+    conversation_id: str | None
+    agent: str | None
+    system: str | None
+    tools: Sequence[str] | None
+    settings: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
+    priority: int | None
+    timeout_s: float | None
+    request_id: str | None
+
+
+def turn_request(prompt: str | None, options: TurnOptions) -> dict[str, Any]:
+    """Return the payload of ``completion:async``: what is given, and a request's id.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    unknown = options.keys() - TurnOptions.__optional_keys__
+    if unknown:
+        raise TypeError(f"a turn has no option {min(unknown)!r}")
+    given = {"prompt": prompt, **options}
     payload = {name: value for name, value in given.items() if value is not None and value != ()}
     payload.setdefault("request_id", f"client-{uuid.uuid4().hex}")
     return payload

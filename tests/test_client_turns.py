@@ -103,8 +103,14 @@ def test_what_is_void_is_asked_for_again_from_where_it_began() -> None:
     assert place.request == {"run_id": "r1", "offset": 8, "attempt": 2}
 
 
+@pytest.mark.parametrize("options", [{"modle": "x"}, {"prompt": "x"}, {"wait_s": 1.0}])
+def test_an_option_that_there_is_not_is_refused_at_once(options: Any) -> None:
+    with pytest.raises(TypeError, match=next(iter(options))):
+        turns.turn_request("hi", options)
+
+
 def test_a_new_turn_is_asked_for_with_the_same_request_until_it_is_accepted() -> None:
-    place = Following(turns.turn_request(prompt="hi"))
+    place = Following(turns.turn_request("hi", {}))
     first = place.request
     place.lost(Unavailable("gone"))
 
