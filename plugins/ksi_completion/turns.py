@@ -438,8 +438,12 @@ class Turns:
             return Acted(is_over=True)
         for each in outcomes:
             if isinstance(each, ToolCalled):
-                waits_for = "answer" if each.status == "waiting" else "decision"
-                return await self._pause(work, waits_for, each.call_id, each.content)
+                return await self._pause(
+                    work,
+                    "answer" if each.status == "waiting" else "decision",
+                    each.call_id,
+                    each.content,
+                )
         for each in outcomes:
             if isinstance(each, Held):
                 return await self._pause(work, "tool", each.call_id, each.why)
