@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ksi_completion.tokens import of_text
 from ksi_memory import events as e
-from ksi_memory.snippets import snippet
+from ksi_memory.snippets import alike, snippet
 
 AROUND_TOKENS: Final = 8  # of a result's marks and numbers, besides its texts
+ROW_CHARS: Final = 200  # of a row, as a guess
 MAX_NOTED: Final = 5
 
 
@@ -25,6 +28,12 @@ def not_there(keys: Sequence[str]) -> tuple[str, ...]:
     shown = ", ".join(repr(key[:80]) for key in keys[:MAX_NOTED])
     more = f" and {len(keys) - MAX_NOTED:,} more" if len(keys) > MAX_NOTED else ""
     return (f"nothing bears the key {shown}{more}; FUZZY finds keys that are alike",)
+
+
+def without_text(results: Sequence[e.Found], instead: str) -> tuple[str, ...]:
+    """Note how many results are too long to be loaded."""
+    cut = sum(each.body is None for each in results)
+    return (f"{cut:,} are shown without their text, which is too long: {instead}",) if cut else ()
 
 
 def found_of(hit: Any, sources: dict[tuple[str, int], str], *, explain: bool) -> e.Found:
@@ -50,58 +59,120 @@ def found_of(hit: Any, sources: dict[tuple[str, int], str], *, explain: bool) ->
     )
 
 
-def told(found: e.Found, words: Sequence[str] = (), *, by_name: bool = False) -> e.Found:
-    """Cut a result's snippet to size, and count its tokens."""
-    texts = (found.snippet, found.title, found.key)
-    shown = snippet(words, *(texts[::-1] if by_name and words else texts))
-    return _counted(msgspec.structs.replace(found, snippet=shown))
+class Raw(Struct, frozen=True, kw_only=True):
+    """An answer whose results have as their snippets the text that those are made of.
+
+    Attributes:
+        found: The answer.
+        words: What is marked.
+        by_name: Whether what was found is like the question by its key or title.
+    """
+
+    found: e.MemoryFound
+    words: tuple[str, ...] = ()
+    by_name: bool = False
+
+    @property
+    def chars(self) -> int:
+        """How much text there is to go through."""
+        texts = sum(len(each.snippet) + len(each.body or "") for each in self.found.results)
+        return texts + ROW_CHARS * len(self.found.rows)
 
 
-def _counted(found: e.Found) -> e.Found:
+def shaped(raw: Raw, max_tokens: int | None, max_chars: int) -> e.MemoryFound:
+    """Cut snippets to size, count tokens, and leave out what does not fit; that is said."""
+    if raw.found.mode == "sql":
+        return _rows_within(raw.found, max_tokens, max_chars)
+    room = _Room(max_tokens, max_chars)
+    results = [room.fitting(_cut(each, raw)) for each in raw.found.results]
+    kept = tuple(each for each in results if each is not None)
+    return _told(raw.found, room, len(results) - len(kept), results=kept)
+
+
+def _cut(found: e.Found, raw: Raw) -> e.Found:
+    words = raw.words
+    texts: tuple[str, ...] = (found.snippet, found.title, found.key)
+    if raw.by_name:
+        words = alike(words, f"{found.key} {found.title}")
+        texts = texts[::-1] if words else texts
+    return replace(found, snippet=snippet(words, *texts))
+
+
+class _Room:
+    """What there is room for, and what was taken of it."""
+
+    def __init__(self, max_tokens: int | None, max_chars: int) -> None:
+        self.max_tokens = max_tokens
+        self.max_chars = max_chars
+        self.tokens = 0
+        self.chars = 0
+        self.cut = 0
+        self.is_full_of_chars = False
+
+    def fitting(self, found: e.Found) -> e.Found | None:
+        """Return a result as it fits: whole, without its body and attributes, or not at all."""
+        if self.takes(texts := _texts(found)):
+            return replace(found, tokens=self.take(texts))
+        small = replace(found, body=None, attributes={})
+        if self.takes(texts := _texts(small)):
+            self.cut += 1
+            return replace(small, tokens=self.take(texts))
+        return None
+
+    def takes(self, texts: Sequence[str]) -> bool:
+        """Say whether there is room for some texts."""
+        if self.chars + sum(map(len, texts)) > self.max_chars:
+            self.is_full_of_chars = True
+            return False
+        return self.max_tokens is None or self.tokens + _tokens(texts) <= self.max_tokens
+
+    def take(self, texts: Sequence[str]) -> int:
+        """Take the room for some texts; return how many tokens they are."""
+        tokens = _tokens(texts)
+        self.tokens += tokens
+        self.chars += sum(map(len, texts))
+        return tokens
+
+
+def _texts(found: e.Found) -> list[str]:
     texts = [found.table, found.key, found.title, found.snippet, found.body or "", found.source]
     if found.attributes:
         texts.append(msgspec.json.encode(found.attributes).decode())
-    return msgspec.structs.replace(found, tokens=AROUND_TOKENS + sum(map(of_text, texts)))
+    return texts
 
 
-def within(found: e.MemoryFound, max_tokens: int | None) -> e.MemoryFound:
-    """Count an answer's tokens; leave out what does not fit into a budget, and say so."""
-    if found.mode == "sql":
-        return _rows_within(found, max_tokens)
-    kept, total = [], 0
-    for each in found.results:
-        fitting = _fitting(each, max_tokens, total)
-        if fitting is not None:
-            kept.append(fitting)
-            total += fitting.tokens
-    return _shortened(found, max_tokens, total, len(found.results) - len(kept), results=tuple(kept))
+def _tokens(texts: Sequence[str]) -> int:
+    return AROUND_TOKENS + sum(map(of_text, texts))
 
 
-def _fitting(found: e.Found, max_tokens: int | None, before: int) -> e.Found | None:
-    """Return a result as it fits: whole, without its body and attributes, or not at all."""
-    if max_tokens is None or before + found.tokens <= max_tokens:
-        return found
-    small = _counted(msgspec.structs.replace(found, body=None, attributes={}))
-    return small if before + small.tokens <= max_tokens else None
-
-
-def _rows_within(found: e.MemoryFound, max_tokens: int | None) -> e.MemoryFound:
-    kept, total = [], of_text(" ".join(found.columns))
+def _rows_within(found: e.MemoryFound, max_tokens: int | None, max_chars: int) -> e.MemoryFound:
+    room = _Room(max_tokens, max_chars)
+    room.take(found.columns)
+    kept = 0
     for row in found.rows:
-        tokens = of_text(msgspec.json.encode(row, enc_hook=str).decode())
-        if max_tokens is not None and total + tokens > max_tokens:
+        texts = [msgspec.json.encode(row, enc_hook=str).decode()]
+        if not room.takes(texts):
             break
-        kept.append(row)
-        total += tokens
-    return _shortened(found, max_tokens, total, len(found.rows) - len(kept), rows=tuple(kept))
+        room.take(texts)
+        kept += 1
+    return _told(found, room, len(found.rows) - kept, rows=found.rows[:kept])
 
 
-def _shortened(
-    found: e.MemoryFound, max_tokens: int | None, total: int, left_out: int, **kept: Any
-) -> e.MemoryFound:
-    notes = found.notes
+def _told(found: e.MemoryFound, room: _Room, left_out: int, **kept: Any) -> e.MemoryFound:
+    notes = list(found.notes)
+    bound = (
+        f"{room.max_chars:,} characters (memory.max_answer_chars)"
+        if room.is_full_of_chars
+        else f"{room.max_tokens or 0:,} tokens (max_tokens)"
+    )
     if left_out:
-        notes = (*notes, f"{left_out:,} more did not fit into {max_tokens:,} tokens (max_tokens)")
-    return msgspec.structs.replace(
-        found, tokens=total, notes=notes, truncated=found.truncated or bool(left_out), **kept
+        notes.append(f"{left_out:,} more did not fit into {bound}")
+    if room.cut:
+        notes.append(f"{room.cut:,} are shown without their text, to fit into {bound}")
+    return replace(
+        found,
+        tokens=room.tokens,
+        notes=tuple(notes),
+        truncated=found.truncated or bool(left_out),
+        **kept,
     )

@@ -17,8 +17,7 @@ from ksi_postgres.reader import Reader, Rows
 
 SQL: Final = load_queries(__package__, "finding_queries.sql")
 HEAD_CHARS: Final = 600  # of a body, where only a part of it is shown
-SEEN_CHARS: Final = 20_000  # of a whole one, for its snippet
-WHOLE_CHARS: Final = 1_000_000_000
+SEEN_CHARS: Final = 20_000  # of a whole one, for its snippet; and of a node's that is loaded
 STOPPED: Final = {
     "nodes": "the walk stopped at {0.traverse_max_nodes:,} nodes (memory.traverse_max_nodes)",
     "edges": "the walk stopped at {0.traverse_max_edges:,} edges in a step: some nodes are missing "
@@ -58,10 +57,11 @@ class Finding:
         limit: int = 1000,
     ) -> list[Found]:
         """Return what bears these keys, in their order, a user's own first."""
+        bounds = (limit, self._settings.max_answer_chars, HEAD_CHARS)
         rows = await self._database.fetch(
-            SQL["lookup"], whose.tenant, whose.user, keys, tables or None, as_of, limit
+            SQL["lookup"], whose.tenant, whose.user, keys, tables or None, as_of, *bounds
         )
-        return [found_of(row, 1.0, body=row["body"]) for row in rows]
+        return [found_of(row, 1.0, load=True) for row in rows]
 
     async def fuzzy(
         self,
@@ -109,7 +109,7 @@ class Finding:
             min(limit or settings.traverse_max_nodes, settings.traverse_max_nodes),
             settings.traverse_max_edges,
             timedelta(seconds=settings.traverse_max_time_s),
-            WHOLE_CHARS if load else HEAD_CHARS,
+            SEEN_CHARS if load else HEAD_CHARS,
         )
         notes = self._walk_notes(rows[0]["stopped"], limit) if rows else ()
         if depth > steps:
@@ -169,8 +169,11 @@ class Finding:
         return tuple(row[0] for row in rows)
 
 
-def found_of(row: Mapping[str, Any], score: float, *, body: str | None = None) -> Found:
-    """Make a result of a row; its snippet is the beginning of its text, not yet cut to size."""
+def found_of(row: Mapping[str, Any], score: float, *, load: bool = False) -> Found:
+    """Make a result of a row; its snippet is the beginning of its text, not yet cut to size.
+
+    Its body is loaded only where all of it is there.
+    """
     return Found(
         id=str(row["id"]),
         table=row["kind"],
@@ -180,7 +183,7 @@ def found_of(row: Mapping[str, Any], score: float, *, body: str | None = None) -
         owner=row["owner"],
         title=row["title"],
         snippet=row["body"][:SEEN_CHARS],
-        body=body,
+        body=row["body"] if load and row["is_whole"] else None,
         category=row["category"],
         attributes=msgspec.json.decode(row["attributes"]),
         session=row["session"],
@@ -206,5 +209,5 @@ def node_of(row: Mapping[str, Any], names: Mapping[str, str], *, load: bool) -> 
             via=via,
             is_dangling=True,
         )
-    found = found_of(row, row["score"], body=row["body"] if load else None)
+    found = found_of(row, row["score"], load=load)
     return msgspec.structs.replace(found, depth=row["depth"], via=via)

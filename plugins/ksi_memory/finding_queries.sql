@@ -1,8 +1,8 @@
 -- name: lookup
 -- What bears these keys?
 SELECT id, kind, key, version, owner, title, body, category, attributes, session, starts_at, ends_at,
-       valid_from, valid_to, source
-  FROM ksi_memory.lookup($1, $2, $3, $4, $5, $6);
+       valid_from, valid_to, source, is_whole
+  FROM ksi_memory.lookup($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: fuzzy
 -- What has a key or a title like this?
@@ -16,7 +16,7 @@ SELECT (hit).*, name, depth, relation, via, score, stopped
 -- name: timeline
 -- What happened around this, in its order?
 SELECT id, kind, key, version, owner, title, body, category, attributes, session, starts_at, ends_at,
-       valid_from, valid_to, source
+       valid_from, valid_to, source, is_whole
   FROM ksi_memory.timeline($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: sources

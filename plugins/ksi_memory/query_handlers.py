@@ -1,5 +1,6 @@
 """Answers ``memory:query``, ``memory:timeline`` and ``memory:keys``."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -9,16 +10,17 @@ from ksi_daemon.protocol import Denied, NotFound
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_memory import events as e
 from ksi_memory import rem
-from ksi_memory.answers import folded, found_of, not_there, told, within
+from ksi_memory.answers import Raw, folded, found_of, not_there, shaped, without_text
 from ksi_memory.finding import Finding
 from ksi_memory.questions import refuse_what_is_no_text, understood
 from ksi_memory.settings import MemorySettings
-from ksi_memory.snippets import alike, words_of
+from ksi_memory.snippets import words_of
 from ksi_memory.whose import Whose, current_whose
 
 RESULTS: Final = 10
 LOOKED_UP: Final = 100
 STEPS: Final = 100
+SMALL_CHARS: Final = 50_000  # go through so many at once; more would keep others waiting
 
 
 class Searching(Protocol):
@@ -55,7 +57,7 @@ class QueryHandlers:
         self._finding = finding
         self._search = search
         self._settings = settings
-        self._modes: dict[e.Mode, Callable[[Whose, e.MemoryQuery], Awaitable[e.MemoryFound]]] = {
+        self._modes: dict[e.Mode, Callable[[Whose, e.MemoryQuery], Awaitable[Raw]]] = {
             "lookup": self._lookup,
             "search": self._searched,
             "fuzzy": self._fuzzy,
@@ -99,12 +101,15 @@ class QueryHandlers:
         """
         asked = understood(request, self._settings.max_query_chars)
         assert asked.mode is not None
-        found = await self._modes[asked.mode](whose, asked)
-        return within(found, asked.max_tokens)
+        raw = await self._modes[asked.mode](whose, asked)
+        bounds = (asked.max_tokens, self._settings.max_answer_chars)
+        if raw.chars <= SMALL_CHARS:
+            return shaped(raw, *bounds)
+        return await asyncio.to_thread(shaped, raw, *bounds)
 
     # -- the modes ------------------------------------------------------------------------------
 
-    async def _lookup(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _lookup(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         limit = max(LOOKED_UP, len(asked.keys))
         results = await self._finding.lookup(
             whose, asked.keys, tables=asked.tables, as_of=asked.as_of, limit=limit + 1
@@ -114,14 +119,16 @@ class QueryHandlers:
             known = {folded(each.key) for each in results}
             missing = [key for key in asked.keys if folded(key) not in known]
             notes = not_there(missing)
-        return e.MemoryFound(
+        notes = (*notes, *without_text(results, "LOOKUP fewer at once (memory.max_answer_chars)"))
+        found = e.MemoryFound(
             mode="lookup",
-            results=tuple(told(each) for each in results[:limit]),
+            results=tuple(results[:limit]),
             notes=notes,
             truncated=len(results) > limit,
         )
+        return Raw(found=found)
 
-    async def _searched(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _searched(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         assert asked.query is not None
         await self._check_tables(whose, asked)
         found = await self._search.search(
@@ -140,18 +147,15 @@ class QueryHandlers:
         sources = await self._finding.sources(
             whose, ((str(hit.id), hit.version) for hit in found.results)
         )
-        words = words_of(asked.query)
-        results = tuple(
-            told(found_of(hit, sources, explain=asked.explain), words) for hit in found.results
-        )
-        return e.MemoryFound(
+        answer = e.MemoryFound(
             mode="search",
-            results=results,
+            results=tuple(found_of(hit, sources, explain=asked.explain) for hit in found.results),
             notes=found.notes,
             embedder=found.embedder,
             truncated=found.truncated,
-            weights=getattr(found, "weights", None) if asked.explain else None,
+            weights=found.weights if asked.explain else None,
         )
+        return Raw(found=answer, words=words_of(asked.query))
 
     async def _check_tables(self, whose: Whose, asked: e.MemoryQuery) -> None:
         """See to it that the tables are there.
@@ -167,7 +171,7 @@ class QueryHandlers:
             if table not in known:
                 raise NotFound(f"there is no table {table!r}{did_you_mean(table, known)}")
 
-    async def _fuzzy(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _fuzzy(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         assert asked.query is not None
         await self._check_tables(whose, asked)
         limit = asked.limit or RESULTS
@@ -179,17 +183,12 @@ class QueryHandlers:
             as_of=asked.as_of,
             limit=limit + 1,
         )
-        words = words_of(asked.query)
-        return e.MemoryFound(
-            mode="fuzzy",
-            results=tuple(
-                told(each, alike(words, f"{each.key} {each.title}"), by_name=True)
-                for each in results[:limit]
-            ),
-            truncated=len(results) > limit,
+        found = e.MemoryFound(
+            mode="fuzzy", results=tuple(results[:limit]), truncated=len(results) > limit
         )
+        return Raw(found=found, words=words_of(asked.query), by_name=True)
 
-    async def _traverse(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _traverse(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         walk = await self._finding.traverse(
             whose,
             asked.keys[0],
@@ -200,17 +199,18 @@ class QueryHandlers:
             as_of=asked.as_of,
             limit=asked.limit,
         )
-        notes = walk.notes
-        if len(walk.results) == 1 and walk.results[0].is_dangling:
-            return e.MemoryFound(mode="traverse", notes=(*not_there(asked.keys[:1]), *notes))
-        return e.MemoryFound(
-            mode="traverse",
-            results=tuple(map(told, walk.results)),
-            notes=notes,
-            truncated=bool(notes),
+        results, notes = walk.results, walk.notes
+        if len(results) == 1 and results[0].is_dangling:
+            results, notes = (), (*not_there(asked.keys[:1]), *notes)
+        if asked.load:
+            borne = [each for each in results if not each.is_dangling]
+            notes = (*notes, *without_text(borne, "LOOKUP shows it"))
+        found = e.MemoryFound(
+            mode="traverse", results=results, notes=notes, truncated=bool(walk.notes)
         )
+        return Raw(found=found)
 
-    async def _timeline(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _timeline(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         await self._check_tables(whose, asked)
         limit = asked.limit or STEPS
         results = await self._finding.timeline(
@@ -224,14 +224,12 @@ class QueryHandlers:
         )
         is_more = len(results) > limit
         notes = (f"these are the newest {limit:,}; there are earlier ones",) if is_more else ()
-        return e.MemoryFound(
-            mode="timeline",
-            results=tuple(map(told, results[-limit:])),
-            notes=notes,
-            truncated=is_more,
+        found = e.MemoryFound(
+            mode="timeline", results=tuple(results[-limit:]), notes=notes, truncated=is_more
         )
+        return Raw(found=found)
 
-    async def _sql(self, whose: Whose, asked: e.MemoryQuery) -> e.MemoryFound:
+    async def _sql(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         assert asked.query is not None
         if (whose.user, whose.agent, whose.conversation, whose.run) != (None,) * 4:
             raise Denied(
@@ -239,10 +237,11 @@ class QueryHandlers:
                 "agent's name: use LOOKUP, SEARCH, FUZZY, TRAVERSE or TIMELINE"
             )
         rows = await self._finding.sql(whose, asked.query)
-        return e.MemoryFound(
+        found = e.MemoryFound(
             mode="sql",
             columns=rows.columns,
             rows=rows.rows,
             notes=("there are more rows (postgres.read_max_rows)",) if rows.truncated else (),
             truncated=rows.truncated,
         )
+        return Raw(found=found)

@@ -57,6 +57,12 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
         embed_lease_s: After how long texts are another's to embed, when their daemon has gone.
         question_timeout_s: How long embedding a question may take; then it is searched by words.
         association_half_life_days: After how many days a mention together counts half.
+        max_query_chars: Length of a question, in the dialect or in SQL.
+        max_answer_chars: Length of all texts of an answer together; whole bodies are left out first.
+        traverse_max_depth: How many steps a walk along edges goes.
+        traverse_max_nodes: How many nodes it comes to.
+        traverse_max_edges: How many edges it looks at in a step.
+        traverse_max_time_s: How long it begins further steps.
     """
 
     max_attributes_bytes: Positive = 64 * 1024
@@ -102,6 +108,7 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
     question_timeout_s: Annotated[float, Meta(gt=0)] = 5.0
     association_half_life_days: Annotated[float, Meta(gt=0)] = 30.0
     max_query_chars: Positive = 10_000
+    max_answer_chars: Positive = 500_000
     traverse_max_depth: Positive = 10
     traverse_max_nodes: Positive = 1000
     traverse_max_edges: Positive = 20_000

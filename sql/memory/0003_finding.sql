@@ -26,11 +26,12 @@ CREATE INDEX item_starts ON item (tenant, starts_at, id) WHERE starts_at IS NOT 
 CREATE INDEX item_owner ON item (tenant, owner, starts_at) WHERE owner <> '';
 CREATE INDEX item_of_session ON item (tenant, session, starts_at) WHERE session IS NOT NULL;
 
--- A result as it is shown, with its source in words.
+-- A result as it is shown, with its source in words; is_whole says whether the body is.
 CREATE TYPE found AS (
     id uuid, kind text, key text, version integer, owner text, title text, body text,
     category text, attributes jsonb, session text, starts_at timestamptz, ends_at timestamptz,
-    valid_from timestamptz, valid_to timestamptz, source text
+    valid_from timestamptz, valid_to timestamptz, source text,
+    is_whole boolean
 );
 
 -- Of each version where it comes from, in words: the first sources. What belongs to somebody else
@@ -57,8 +58,10 @@ SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION sources_in_words IS 'where versions come from, in words';
 
+-- Bodies are whole as long as they all together have no more than max_chars.
 CREATE FUNCTION lookup(
-    of_tenant text, of_owner text, keys text[], kinds text[], as_at timestamptz, at_most integer
+    of_tenant text, of_owner text, keys text[], kinds text[], as_at timestamptz, at_most integer,
+    max_chars integer, body_chars integer
 ) RETURNS SETOF found
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
@@ -69,28 +72,35 @@ DECLARE
                             FROM unnest(keys) AS given (each));
 BEGIN
     RETURN QUERY
-    SELECT i.id, i.kind, i.key, i.version, i.owner, i.title, i.body, i.category, i.attributes,
-           i.session, i.starts_at, i.ends_at, i.valid_from, i.valid_to,
-           (SELECT string_agg(
-                       CASE WHEN s.of_item IS NOT NULL
-                            THEN (SELECT w.source FROM sources_in_words(
-                                      of_tenant, of_owner, ARRAY[i.id], ARRAY[i.version]) w)
-                            WHEN s.message IS NOT NULL
-                            THEN format('message %s of %s', s.message, s.conversation)
-                            WHEN s.conversation IS NOT NULL THEN 'conversation ' || s.conversation
-                            WHEN s.run IS NOT NULL THEN 'run ' || s.run
-                            ELSE s.told END, ', ' ORDER BY s.number)
+    SELECT i.id, i.kind, i.key, i.version, i.owner, i.title,
+           CASE WHEN i.chars <= max_chars THEN i.body ELSE left(i.body, body_chars) END,
+           i.category, i.attributes, i.session, i.starts_at, i.ends_at, i.valid_from, i.valid_to,
+           (SELECT CASE WHEN bool_or(s.of_item IS NOT NULL)
+                        THEN (SELECT w.source FROM sources_in_words(
+                                  of_tenant, of_owner, ARRAY[i.id], ARRAY[i.version]) w)
+                        ELSE string_agg(
+                            CASE WHEN s.message IS NOT NULL
+                                 THEN format('message %s of %s', s.message, s.conversation)
+                                 WHEN s.conversation IS NOT NULL
+                                 THEN 'conversation ' || s.conversation
+                                 WHEN s.run IS NOT NULL THEN 'run ' || s.run
+                                 ELSE s.told END, ', ' ORDER BY s.number) END
               FROM source s
-             WHERE (s.tenant, s.item, s.version) = (i.tenant, i.id, i.version) AND s.number < 5)
-      FROM item i
-     WHERE i.tenant = of_tenant
-       AND i.name = ANY (names)
-       AND (kinds IS NULL OR i.kind = ANY (kinds))
-       AND (of_owner IS NULL OR i.owner IN ('', of_owner))
-       AND CASE WHEN as_at IS NULL THEN i.valid_to IS NULL
-                ELSE i.valid_from <= as_at AND (i.valid_to IS NULL OR i.valid_to > as_at) END
-     ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner
-     LIMIT at_most;
+             WHERE (s.tenant, s.item, s.version) = (i.tenant, i.id, i.version) AND s.number < 5),
+           i.chars <= max_chars OR length(i.body) <= body_chars
+      FROM (SELECT i.*, sum(length(i.body)) OVER (
+                            ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner
+                            ROWS UNBOUNDED PRECEDING) AS chars
+              FROM item i
+             WHERE i.tenant = of_tenant
+               AND i.name = ANY (names)
+               AND (kinds IS NULL OR i.kind = ANY (kinds))
+               AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+               AND CASE WHEN as_at IS NULL THEN i.valid_to IS NULL
+                        ELSE i.valid_from <= as_at AND (i.valid_to IS NULL OR i.valid_to > as_at) END
+             ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner
+             LIMIT at_most) i
+     ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner;
 END $$;
 COMMENT ON FUNCTION lookup IS 'what bears these keys';
 
@@ -146,7 +156,7 @@ BEGIN
     RETURN QUERY
     SELECT (i.id, i.kind, i.key, i.version, i.owner, i.title, left(i.body, body_chars), i.category,
             i.attributes, i.session, i.starts_at, i.ends_at, i.valid_from, i.valid_to,
-            w.source)::found,
+            w.source, length(i.body) <= body_chars)::found,
            b.likeness
       FROM unnest(ids, versions, likes) WITH ORDINALITY AS b (id, version, likeness, place)
       JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, b.id, b.version)
@@ -256,7 +266,7 @@ BEGIN
       LEFT JOIN LATERAL (
            SELECT (i.id, i.kind, i.key, i.version, i.owner, i.title, left(i.body, body_chars),
                    i.category, i.attributes, i.session, i.starts_at, i.ends_at, i.valid_from,
-                   i.valid_to, NULL)::found AS hit
+                   i.valid_to, NULL, length(i.body) <= body_chars)::found AS hit
              FROM item i
             WHERE i.tenant = of_tenant AND i.name = n.name
               AND (of_owner IS NULL OR i.owner IN ('', of_owner))
@@ -335,7 +345,8 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT i.id, i.kind, i.key, i.version, i.owner, i.title, left(i.body, body_chars), i.category,
-           i.attributes, i.session, i.starts_at, i.ends_at, i.valid_from, i.valid_to, w.source
+           i.attributes, i.session, i.starts_at, i.ends_at, i.valid_from, i.valid_to, w.source,
+           length(i.body) <= body_chars
       FROM unnest(ids, versions) WITH ORDINALITY AS b (id, version, place)
       JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, b.id, b.version)
       LEFT JOIN sources_in_words(of_tenant, of_owner, ids, versions) w

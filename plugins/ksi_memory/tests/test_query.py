@@ -131,6 +131,20 @@ async def test_what_does_not_fit_into_a_budget_is_left_out_and_counted(
     assert "2 more did not fit into 1 tokens (max_tokens)" in none.notes
 
 
+async def test_an_answer_has_only_so_many_characters(client: AsyncClient, items: Items) -> None:
+    body = "日本 " * 50_000
+    await items.upsert(ALL, "resources", [NewItem(key=f"k{n}", body=body) for n in range(5)])
+
+    looked_up = await ask(client, "LOOKUP k0, k1, k2, k3, k4")
+    rows = await ask(client, "SQL SELECT key, body FROM items")
+
+    assert [each.body is None for each in looked_up.results] == [False] * 3 + [True] * 2
+    assert all(each.snippet for each in looked_up.results)
+    assert "memory.max_answer_chars" in looked_up.notes[0]
+    assert (len(rows.rows), rows.truncated) == (3, True)
+    assert "2 more did not fit into 500,000 characters" in rows.notes[0]
+
+
 async def test_rows_of_sql_are_cut_to_a_budget_too(client: AsyncClient) -> None:
     found = await ask(client, "SQL SELECT generate_series(1, 500) AS n", max_tokens=100)
 
