@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import InvalidData, Unavailable
@@ -115,8 +116,8 @@ async def test_a_tenant_sees_its_own_and_the_owner_by_tenant_all(bench: Make) ->
 
     own = await used(made, "model", context=context(tenant="x"))
     everybody = await used(made, "tenant", context=context(tenant="y"))
-    token = context(tenant="y")
-    by_token = await used(made, "tenant", context=type(token)("e", None, "token:abc", tenant="y"))
+    bearer = structs.replace(context(tenant="y"), origin="relay", principal="token:abc")
+    by_token = await used(made, "tenant", context=bearer)
 
     assert own.total.calls == 2
     assert {row.by["tenant"]: row.calls for row in everybody.rows} == {"x": 2, "y": 1}
