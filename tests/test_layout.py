@@ -158,7 +158,7 @@ def test_nothing_is_imported_through_a_source_root() -> None:
 
 # What a plugin may import of another: its payloads, and of those that offer objects, those.
 OFFERED = {
-    "ksi_postgres": {"database", "news", "reader", "queries", "logins", "testing"},
+    "ksi_postgres": {"database", "news", "patience", "reader", "queries", "logins", "testing"},
     "ksi_workflows": {"api", "testing"},
     "ksi_journal": {"journal", "testing"},
     "ksi_models": {"testing"},

@@ -1,11 +1,9 @@
 """Keeps turns in Postgres: one function, and one round trip, for each thing that is asked."""
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import asyncpg
 import msgspec
@@ -13,17 +11,14 @@ from msgspec import Struct
 
 from ksi_completion.events import CompletionResult, TurnStatus
 from ksi_completion.messages import decode_parts, encode_parts, text_of
-from ksi_daemon.protocol import Busy, Context, ErrorBody, TimedOut, Unavailable
+from ksi_daemon.protocol import Context, ErrorBody
 from ksi_models.events import Message, Part, Role, Usage
 from ksi_postgres.database import Database
+from ksi_postgres.patience import until_there
 from ksi_postgres.queries import load_queries
 
 SQL: Final = load_queries(__package__)
 FENCED: Final = "KS001"
-FIRST_DELAY_S: Final = 0.05
-MAX_DELAY_S: Final = 1.0
-
-Answer = TypeVar("Answer")
 
 
 class Lost(Exception):
@@ -229,11 +224,11 @@ class Store:
 
     async def state_of(self, tenant: str, run: str) -> Any:
         """Return what has to be known of a turn."""
-        return await self._until_there(lambda: self.database.fetchrow(SQL["state_of"], tenant, run))
+        return await until_there(lambda: self.database.fetchrow(SQL["state_of"], tenant, run))
 
     async def outcome_at_work(self, tenant: str, run: str) -> Any:
         """Return how a turn ended, as soon as Postgres can tell."""
-        return await self._until_there(lambda: self.outcome(tenant, run))
+        return await until_there(lambda: self.outcome(tenant, run))
 
     async def begin_anew(self, tenant: str, run: str) -> int:
         """Count that a turn's stream begins anew; return which attempt it is now."""
@@ -283,22 +278,11 @@ class Store:
             Lost: Another daemon has the turn now.
         """
         try:
-            return await self._until_there(
-                lambda: self.database.fetchrow(sql, *self._office(), *args)
-            )
+            return await until_there(lambda: self.database.fetchrow(sql, *self._office(), *args))
         except asyncpg.PostgresError as error:
             if error.sqlstate == FENCED:
                 raise Lost from error
             raise
-
-    async def _until_there(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        bound_s = FIRST_DELAY_S
-        while True:
-            try:
-                return await ask()
-            except (Unavailable, TimedOut, Busy):
-                await asyncio.sleep(random.uniform(0.0, bound_s))
-                bound_s = min(2 * bound_s, MAX_DELAY_S)
 
     # -- asked by the sweep ---------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ from typing import Final
 
 from msgspec import structs
 
-from ksi_daemon.protocol import InvalidData, KsiError, Unavailable
+from ksi_daemon.protocol import KsiError, Unavailable
 from ksi_models.store import Beginning, CallRow, Store
+from ksi_postgres.patience import until_there
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 10_000
-FIRST_DELAY_S: Final = 0.1
 MAX_DELAY_S: Final = 5.0
 LAST_FLUSH_S: Final = 2.0
 
@@ -69,18 +69,11 @@ class Recorder:
                 self.later(row)
 
     async def _until_written(self, row: CallRow) -> None:
-        delay = FIRST_DELAY_S
-        while True:
-            try:
-                await self._store.record(row, self._timeout_s)
-            except InvalidData:
-                raise  # it will never be taken
-            except KsiError as error:
-                log.warning("what a call took can't be recorded yet", extra={"why": error.message})
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, MAX_DELAY_S)
-            else:
-                return
+        await until_there(
+            lambda: self._store.record(row, self._timeout_s),
+            max_delay_s=MAX_DELAY_S,
+            failed=_log_late,
+        )
 
     def later(self, row: CallRow) -> None:
         """Write a row soon, without waiting."""
@@ -124,6 +117,10 @@ class Recorder:
         except (KsiError, TimeoutError) as error:
             for row in self._waiting:
                 _log_lost(row, str(error) or "it took too long")
+
+
+def _log_late(error: KsiError) -> None:
+    log.warning("what a call took can't be recorded yet", extra={"why": error.message})
 
 
 def _log_lost(row: CallRow, why: str) -> None:

@@ -24,6 +24,7 @@ from ksi_daemon.protocol import (
     TimedOut,
     Unavailable,
 )
+from ksi_postgres.patience import until_there
 from ksi_tools import events as e
 from ksi_tools.registry import Tools
 from ksi_tools.settings import ToolsSettings
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-AWAY: Final = (Unavailable, TimedOut, Busy)
-FIRST_DELAY_S: Final = 0.05
 MAX_DELAY_S: Final = 5.0
 STOP_SHARE_S: Final = 2.0
 MAX_MESSAGE_CHARS: Final = 1000
@@ -317,14 +316,7 @@ class Calls:
 
     async def _persist(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Ask Postgres, again and again while it is away."""
-        delay_s = FIRST_DELAY_S
-        while True:
-            try:
-                return await work()
-            except AWAY as error:
-                log.warning("a call can't be recorded yet", extra={"why": error.message})
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, MAX_DELAY_S)
+        return await until_there(work, max_delay_s=MAX_DELAY_S, failed=_log_late)
 
     def _ended_as(self, intent: Intent, ending: Ending, *, is_repeated: bool) -> e.ToolCalled:
         if ending.status == "lost":
@@ -550,6 +542,10 @@ def _told(call: Known) -> e.ToolCalled:
         duration_ms=call.duration_ms or 0.0,
         is_repeated=call.status != "waiting",
     )
+
+
+def _log_late(error: KsiError) -> None:
+    log.warning("a call can't be recorded yet", extra={"why": error.message})
 
 
 def _ms_since(started: float) -> float:

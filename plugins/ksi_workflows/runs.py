@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +14,14 @@ from msgspec import Raw, Struct
 
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import (
-    Busy,
     Conflict,
     Context,
     Failed,
     InvalidData,
     KsiError,
     TimedOut,
-    Unavailable,
 )
+from ksi_postgres.patience import until_there
 from ksi_workflows import codec
 from ksi_workflows.codec import Envelope
 from ksi_workflows.definitions import ACTIVE_RUN, Retry, Step, Workflow
@@ -37,7 +35,6 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 FIRST_DELAY_S: Final = 0.05
-MAX_DELAY_S: Final = 1.0
 SURELY_NEW_S: Final = 0.5
 DEADLINE_MARGIN_S: Final = 5.0  # the engine's own deadline lies behind ours, which says why
 
@@ -238,15 +235,11 @@ class Run:
 
     async def _persist(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Ask until Postgres answers: what was done must not be lost because it is away."""
-        bound_s = FIRST_DELAY_S
-        while True:
-            try:
-                return await ask()
-            except (Unavailable, TimedOut, Busy):
-                await asyncio.sleep(random.uniform(0.0, bound_s))
-                bound_s = min(2 * bound_s, MAX_DELAY_S)
-            except Fenced:
-                await self._abandon("lost")
+        try:
+            return await until_there(ask)
+        except Fenced:
+            await self._abandon("lost")
+            raise AssertionError from None  # that never returns
 
     async def sleep(self, seconds: float) -> None:
         """Wait until a time that is recorded once."""
