@@ -34,7 +34,7 @@ from ksi_postgres.database import Database
 
 log = logging.getLogger(__name__)
 
-INDEX_AFTER: Final = 1000  # vectors stored, it is looked whether they need an index now
+INDEX_AFTER: Final = 50_000  # vectors; before that the index is made when nothing waits
 LANES: Final = 2  # while one embeds, the other one stores and claims
 FIRST_PAUSE_S: Final = 1.0
 LAST_PAUSE_S: Final = 60.0

@@ -144,13 +144,16 @@ CREATE TABLE embedder (
 );
 SELECT ksi_postgres.share('embedder', 'models are the same for everybody');
 
+-- The keys of these tables begin with what tells most: a plan that was made while they were empty
+-- stays a good one.
+
 -- A text's own vector. The same text of a tenant has one.
 CREATE TABLE text_vector (
     tenant text NOT NULL,
     embedder smallint NOT NULL,
     text_hash bytea NOT NULL, -- of what was embedded
     vector halfvec,
-    PRIMARY KEY (tenant, embedder, text_hash)
+    PRIMARY KEY (text_hash, embedder, tenant)
 );
 ALTER TABLE text_vector ALTER COLUMN vector SET STORAGE EXTERNAL;
 SELECT ksi_postgres.protect('text_vector');
@@ -166,11 +169,11 @@ CREATE TABLE meaning (
     is_current boolean NOT NULL,
     text_hash bytea NOT NULL,
     vector halfvec,
-    PRIMARY KEY (tenant, embedder, item, version)
+    PRIMARY KEY (item, version, embedder, tenant)
 ) PARTITION BY LIST (embedder);
 CREATE TABLE meaning_default PARTITION OF meaning DEFAULT;
 CREATE INDEX meaning_owner ON meaning (tenant, owner, kind) WHERE is_current;
-CREATE INDEX meaning_text ON meaning (tenant, embedder, text_hash);
+CREATE INDEX meaning_text ON meaning (text_hash, tenant);
 SELECT ksi_postgres.protect('meaning');
 
 -- Which texts wait for a vector. One that can't have any is kept with the reason.
@@ -184,21 +187,11 @@ CREATE TABLE waiting (
     leased_until timestamptz NOT NULL DEFAULT '-infinity',
     attempts integer NOT NULL DEFAULT 0,
     why text, -- it was set aside
-    PRIMARY KEY (tenant, embedder, item, version)
+    PRIMARY KEY (item, version, embedder, tenant)
 );
 CREATE INDEX waiting_turn ON waiting (embedder, is_backlog, number) WHERE why IS NULL;
+CREATE INDEX waiting_set_aside ON waiting (tenant, embedder) WHERE why IS NOT NULL;
 SELECT ksi_postgres.protect('waiting');
-
--- A text's vector with those of its neighbours.
-CREATE FUNCTION joined_vector(own halfvec, before halfvec, after halfvec) RETURNS halfvec
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = public, pg_catalog, pg_temp AS $$
-    SELECT l2_normalize(
-        own::vector
-        + coalesce(before::vector * array_fill(0.35::real, ARRAY[vector_dims(own)])::vector,
-                   array_fill(0::real, ARRAY[vector_dims(own)])::vector)
-        + coalesce(after::vector * array_fill(0.25::real, ARRAY[vector_dims(own)])::vector,
-                   array_fill(0::real, ARRAY[vector_dims(own)])::vector))::halfvec
-$$;
 
 -- The item before a place in a session, and the one after it: of one kind and owner, and valid then.
 CREATE FUNCTION item_before(
@@ -244,30 +237,46 @@ LANGUAGE sql STABLE AS $$
       FROM ksi_memory.item_after(of_tenant, of_kind, of_owner, of_session, of_place, as_of) a
 $$;
 
--- Makes the vectors anew by which items are searched.
+-- The vector of a version's own text.
+CREATE FUNCTION own_vector(of_tenant text, of_embedder smallint, of_item uuid, of_version integer)
+RETURNS TABLE (vector halfvec)
+LANGUAGE sql STABLE AS $$
+    SELECT t.vector
+      FROM ksi_memory.meaning m
+      JOIN ksi_memory.text_vector t ON t.text_hash = m.text_hash AND t.embedder = m.embedder
+                                   AND t.tenant = m.tenant
+     WHERE m.item = of_item AND m.version = of_version AND m.embedder = of_embedder
+       AND m.tenant = of_tenant
+    OFFSET 0
+$$;
+
+-- Makes the vectors anew by which items are searched: a text's own, 0.35 times the one before it, and
+-- 0.25 times the one after it, brought to length 1.
 CREATE FUNCTION refresh_meanings(of_tenant text, those uuid[]) RETURNS void
 LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+    WITH factor AS MATERIALIZED (
+        SELECT e.id AS embedder, array_fill(0::real, ARRAY[e.dimension])::vector AS nothing,
+               array_fill(0.35::real, ARRAY[e.dimension])::vector AS before,
+               array_fill(0.25::real, ARRAY[e.dimension])::vector AS after
+          FROM embedder e
+    ), fresh AS MATERIALIZED (
+        SELECT f.embedder, i.id AS item, i.version, l2_normalize(
+                   own.vector::vector
+                   + coalesce(before.vector::vector * f.before, f.nothing)
+                   + coalesce(after.vector::vector * f.after, f.nothing))::halfvec AS vector
+          FROM unnest(those) t (id)
+         CROSS JOIN LATERAL (
+               SELECT i.* FROM item i
+                WHERE i.tenant = of_tenant AND i.id = t.id AND i.valid_to IS NULL OFFSET 0) i
+         CROSS JOIN factor f
+         CROSS JOIN LATERAL own_vector(of_tenant, f.embedder, i.id, i.version) own
+          LEFT JOIN item_before(of_tenant, i.kind, i.owner, i.session, i.place, NULL) b ON true
+          LEFT JOIN LATERAL own_vector(of_tenant, f.embedder, b.id, b.version) before ON true
+          LEFT JOIN item_after(of_tenant, i.kind, i.owner, i.session, i.place, NULL) a ON true
+          LEFT JOIN LATERAL own_vector(of_tenant, f.embedder, a.id, a.version) after ON true
+    )
     UPDATE meaning m SET vector = fresh.vector
-      FROM (SELECT m.embedder, m.item, m.version,
-                   joined_vector(own.vector, before.vector, after.vector) AS vector
-              FROM unnest(those) t (id)
-              JOIN item i ON i.tenant = of_tenant AND i.id = t.id AND i.valid_to IS NULL
-             CROSS JOIN embedder e
-              JOIN meaning m ON m.tenant = of_tenant AND m.embedder = e.id AND m.item = i.id
-                            AND m.version = i.version
-              JOIN text_vector own ON (own.tenant, own.embedder, own.text_hash)
-                                    = (of_tenant, e.id, m.text_hash)
-              LEFT JOIN item_before(of_tenant, i.kind, i.owner, i.session, i.place, NULL) b ON true
-              LEFT JOIN meaning mb ON mb.tenant = of_tenant AND mb.embedder = e.id
-                                  AND (mb.item, mb.version) = (b.id, b.version)
-              LEFT JOIN text_vector before ON (before.tenant, before.embedder, before.text_hash)
-                                            = (of_tenant, e.id, mb.text_hash)
-              LEFT JOIN item_after(of_tenant, i.kind, i.owner, i.session, i.place, NULL) a ON true
-              LEFT JOIN meaning ma ON ma.tenant = of_tenant AND ma.embedder = e.id
-                                  AND (ma.item, ma.version) = (a.id, a.version)
-              LEFT JOIN text_vector after ON (after.tenant, after.embedder, after.text_hash)
-                                           = (of_tenant, e.id, ma.text_hash)
-           ) fresh
+      FROM fresh
      WHERE m.tenant = of_tenant
        AND (m.embedder, m.item, m.version) = (fresh.embedder, fresh.item, fresh.version)
        AND m.vector IS DISTINCT FROM fresh.vector
@@ -571,7 +580,9 @@ BEGIN
     SELECT l.tenant, l.item, l.version, left(i.title, 2000), left(i.body, 8000), i.persons, i.session,
            coalesce(i.starts_at, i.valid_from)
       FROM leased l
-      JOIN item i ON (i.tenant, i.id, i.version) = (l.tenant, l.item, l.version)
+     CROSS JOIN LATERAL (
+           SELECT i.* FROM item i
+            WHERE (i.tenant, i.id, i.version) = (l.tenant, l.item, l.version) OFFSET 0) i
      ORDER BY l.is_backlog, l.number;
 END $$;
 
@@ -611,8 +622,10 @@ BEGIN
     SELECT array_agg(l.id), array_agg(l.version) INTO stored, stored_versions
       FROM (SELECT i.id, i.version
               FROM unnest(items, versions) g (item, version)
-              JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, g.item, g.version)
-               FOR KEY SHARE OF i SKIP LOCKED) l;
+             CROSS JOIN LATERAL (
+                   SELECT i.id, i.version FROM item i
+                    WHERE (i.tenant, i.id, i.version) = (of_tenant, g.item, g.version)
+                      FOR KEY SHARE SKIP LOCKED) i) l;
     IF stored IS NULL THEN
         RETURN 0;
     END IF;
@@ -633,10 +646,12 @@ BEGIN
       FROM unnest(items, versions, hashes) g (item, version, hash)
       JOIN unnest(stored, stored_versions) s (item, version)
            ON (s.item, s.version) = (g.item, g.version)
-      JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, g.item, g.version)
+     CROSS JOIN LATERAL (
+           SELECT i.* FROM item i
+            WHERE (i.tenant, i.id, i.version) = (of_tenant, g.item, g.version) OFFSET 0) i
       JOIN text_vector t ON (t.tenant, t.embedder, t.text_hash) = (of_tenant, of_embedder, g.hash)
      ORDER BY i.id, i.version
-    ON CONFLICT (tenant, embedder, item, version) DO UPDATE
+    ON CONFLICT (item, version, embedder, tenant) DO UPDATE
        SET text_hash = excluded.text_hash, is_current = excluded.is_current
      WHERE (m.text_hash, m.is_current) IS DISTINCT FROM (excluded.text_hash, excluded.is_current);
     UPDATE meaning m SET vector = t.vector
@@ -648,7 +663,9 @@ BEGIN
        AND (t.tenant, t.embedder, t.text_hash) = (of_tenant, of_embedder, m.text_hash);
     SELECT array_agg(DISTINCT b.id) INTO touched
       FROM unnest(stored, stored_versions) s (item, version)
-      JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, s.item, s.version)
+     CROSS JOIN LATERAL (
+           SELECT i.* FROM item i
+            WHERE (i.tenant, i.id, i.version) = (of_tenant, s.item, s.version) OFFSET 0) i
      CROSS JOIN LATERAL beside(of_tenant, i.kind, i.owner, i.session, i.place, NULL) b
      WHERE b.id <> ALL (stored);
     PERFORM refresh_meanings(of_tenant, stored || touched);
@@ -853,7 +870,9 @@ BEGIN
         SELECT f.lexeme, f.kind, sum(f.documents) AS documents
           FROM unnest(tsvector_to_array(to_tsvector('ksi_memory.words', question))) q (lexeme)
          CROSS JOIN unnest(known_kinds) k (kind)
-          JOIN frequency f ON (f.tenant, f.kind, f.lexeme) = (of_tenant, k.kind, q.lexeme)
+         CROSS JOIN LATERAL (
+               SELECT f.* FROM frequency f
+                WHERE (f.tenant, f.kind, f.lexeme) = (of_tenant, k.kind, q.lexeme) OFFSET 0) f
          GROUP BY 1, 2
         HAVING sum(f.documents) > 0
     ), words AS MATERIALIZED (
@@ -904,7 +923,6 @@ BEGIN
                  FROM item i
                 WHERE (i.tenant || E'\x1f' || i.kind) = (of_tenant || E'\x1f' || r.kind)
                   AND i.lexemes @@ query_of(r.lexeme, '')
-                  AND i.tenant = of_tenant AND i.kind = r.kind
                   AND (of_owner IS NULL OR i.owner IN ('', of_owner))
                   AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
                       ELSE i.valid_from <= as_of AND (i.valid_to IS NULL OR i.valid_to > as_of) END
@@ -947,13 +965,17 @@ BEGIN
                END AS lexemes,
                CASE WHEN of_vector IS NOT NULL THEN 1 - (m.vector <=> of_vector) END AS cos
           FROM candidate c
-          JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, c.id, c.version)
+         CROSS JOIN LATERAL (
+               SELECT i.* FROM item i
+                WHERE (i.tenant, i.id, i.version) = (of_tenant, c.id, c.version) OFFSET 0) i
           LEFT JOIN item_before(of_tenant, i.kind, i.owner, i.session, i.place, as_of) before
                  ON of_field IS NULL
           LEFT JOIN item_after(of_tenant, i.kind, i.owner, i.session, i.place, as_of) after
                  ON of_field IS NULL
-          LEFT JOIN meaning m ON m.tenant = of_tenant AND m.embedder = of_embedder
-                             AND m.item = i.id AND m.version = i.version
+          LEFT JOIN LATERAL (
+               SELECT m.vector FROM meaning m
+                WHERE m.item = c.id AND m.version = c.version AND m.embedder = of_embedder
+                  AND m.tenant = of_tenant OFFSET 0) m ON true
          WHERE (of_category IS NULL OR i.category = of_category)
            AND (since IS NULL OR coalesce(i.ends_at, i.starts_at, i.valid_from) >= since)
            AND (until IS NULL OR coalesce(i.starts_at, i.valid_from) < until)
@@ -996,7 +1018,9 @@ BEGIN
            i.persons, i.session, i.place, i.starts_at, i.ends_at, i.origin, i.is_pinned,
            i.valid_from, i.valid_to, b.score, b.features
       FROM best b
-      JOIN item i ON (i.tenant, i.id, i.version) = (of_tenant, b.id, b.version)
+     CROSS JOIN LATERAL (
+           SELECT i.* FROM item i
+            WHERE (i.tenant, i.id, i.version) = (of_tenant, b.id, b.version) OFFSET 0) i
      ORDER BY b.score DESC, b.id;
 END $$;
 COMMENT ON FUNCTION search IS 'finds what fits a question best, by words, meaning, person and time';
