@@ -78,6 +78,8 @@ class Finding:
         With a threshold all that is as alike as that; without one nothing less alike once there is
         something.
         """
+        if not any(character.isalnum() for character in text):
+            return []  # there is nothing to compare, and the index would be read as a whole
         arguments = (text, tables or None, threshold, as_of, limit, HEAD_CHARS)
         rows = await self._database.fetch(SQL["fuzzy"], whose.tenant, whose.user, *arguments)
         return [found_of(row, round(row["score"], 4)) for row in rows]

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from ksi_daemon.event_system import event_handler
-from ksi_daemon.protocol import Denied, NotFound
+from ksi_daemon.protocol import Denied, InvalidData, NotFound
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_memory import events as e
 from ksi_memory import rem
@@ -173,6 +173,11 @@ class QueryHandlers:
 
     async def _fuzzy(self, whose: Whose, asked: e.MemoryQuery) -> Raw:
         assert asked.query is not None
+        if len(asked.query) > rem.MAX_KEY_CHARS:
+            raise InvalidData(
+                f"a FUZZY is about a key or a name, of {rem.MAX_KEY_CHARS:,} characters at most",
+                details={"path": "$.query"},
+            )
         await self._check_tables(whose, asked)
         limit = asked.limit or RESULTS
         results = await self._finding.fuzzy(

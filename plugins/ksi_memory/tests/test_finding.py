@@ -169,6 +169,17 @@ async def test_a_threshold_leaves_out_what_is_less_alike(items: Items, finding: 
     assert len(await finding.fuzzy(ALL, "schmidt", threshold=0.0, limit=2)) == 2
 
 
+async def test_of_a_document_the_first_chunk_is_found_by_likeness(
+    items: Items, finding: Finding
+) -> None:
+    chunks = [NewItem(key=f"docs/rent.md#{n}", session="rent.md", place=n) for n in range(4)]
+    await items.upsert(ALL, "resources", chunks)
+    await items.upsert(ALL, "moments", [NewItem(key="rent talk", session="c_1", place=3)])
+
+    assert keys(await finding.fuzzy(ALL, "rent", threshold=0.1)) == ["rent talk", "docs/rent.md#0"]
+    assert await finding.fuzzy(ALL, "?!") == []
+
+
 async def test_likeness_stays_with_who_may_see_it(items: Items, finding: Finding) -> None:
     await items.upsert(ANNA, "facts", [NewItem(key="diary of anna", owner="anna")])
 
