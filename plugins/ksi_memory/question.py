@@ -68,7 +68,7 @@ def names_in(text: str) -> list[Word]:
     return found
 
 
-def understood(
+def taken_apart(
     text: str, words: Iterable[Word], persons: Mapping[str, set[str]], at: datetime
 ) -> Question:
     """Take a question apart.

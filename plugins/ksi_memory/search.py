@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ksi_daemon.protocol import Context, InvalidData, KsiError
 from ksi_memory.embedding import Answering, Embedding
-from ksi_memory.question import Question, multirange, names_in, understood
+from ksi_memory.question import Question, multirange, names_in, taken_apart
 from ksi_memory.vectors import SQL
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
@@ -117,8 +117,8 @@ class Search:
             raise InvalidData(f"FIELD is title or body, not {field!r}")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidData(f"the limit is from 1 to {MAX_LIMIT}, not {limit}")
-        question = question.replace("\0", " ")
-        asked = await self._understood(whose, question, tables, as_of)
+        question = question.replace("\0", " ").encode(errors="replace").decode()
+        asked = await self.understood(whose, question, tables, as_of)
         answering = await self._embedding.answering()
         vector, note = await self._vector(whose, asked, answering)
         rows = await self._database.fetch(
@@ -153,9 +153,10 @@ class Search:
             weights=dict(zip(FEATURES, WEIGHTS, strict=True)),
         )
 
-    async def _understood(
+    async def understood(
         self, whose: Whose, question: str, tables: Sequence[str], as_of: datetime | None
     ) -> Question:
+        """Take a question apart, with the persons that its asker may know of."""
         words = names_in(question)
         names = sorted({word.name for word in words})
         rows = await self._database.fetch(
@@ -164,7 +165,7 @@ class Search:
         persons: dict[str, set[str]] = {}
         for row in rows:
             persons.setdefault(row["asked"], set()).add(row["name"])
-        return understood(question, words, persons, as_of or datetime.now(UTC))
+        return taken_apart(question, words, persons, as_of or datetime.now(UTC))
 
     async def _vector(
         self, whose: Whose, asked: Question, answering: Answering
