@@ -96,9 +96,10 @@ class StatusChunk(Struct, frozen=True, kw_only=True, tag="status", tag_field="ki
     """What the turn waits for just now.
 
     ``waits_for`` is ``turn``, ``slot``, ``rate``, ``retry``, ``circuit``, ``fallback``, ``model``,
-    ``tool``, ``answer`` (a person is asked; see ``answer_completion``) or ``decision`` (a call is
-    in doubt; see ``tool:resolve``). The client itself adds ``daemon``: the connection is lost, and
-    it tries to find the daemon again.
+    ``summary`` (what falls out of the model's window is summed up), ``tool``, ``answer`` (a person
+    is asked; see ``answer_completion``) or ``decision`` (a call is in doubt; see
+    ``tool:resolve``). The client itself adds ``daemon``: the connection is lost, and it tries to
+    find the daemon again.
     """
 
     waits_for: str

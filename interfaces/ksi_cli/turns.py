@@ -33,6 +33,7 @@ _WAITS: Final = {
     "circuit": "waiting for the provider to recover",
     "fallback": "asking another model",
     "model": "waiting for the model",
+    "summary": "summing up what was said before",
     "tool": "calling a tool",
     "answer": "waiting for your answer",
     "decision": "waiting for your decision",

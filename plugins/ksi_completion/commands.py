@@ -433,29 +433,24 @@ def turns_text(listed: e.CompletionListed) -> str:
 def status(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
     """Tell how a turn stands."""
     ask = e.CompletionStatus(run_id=run_id)
-    show_answer("completion:status", ask, e.CompletionResult, result_text, as_json=as_json)
+    show_answer("completion:status", ask, e.Turn, turn_text, as_json=as_json)
 
 
-def result_text(result: e.CompletionResult) -> str:
-    """Write how a turn stands, and what it has said."""
-    took = ""
-    if result.started_at and result.ended_at:
-        took = f"{(result.ended_at - result.started_at).total_seconds():.1f} s"
-    known = "unknown" if result.cost_usd is None else f"${result.cost_usd:.4f}"
-    head = output.fields(
+def turn_text(turn: e.Turn) -> str:
+    """Write how a turn stands."""
+    until = turn.waits_until.astimezone().strftime("%H:%M:%S") if turn.waits_until else ""
+    return output.fields(
         [
-            ("run", result.run_id),
-            ("conversation", result.conversation_id),
-            ("status", result.status),
-            ("model", result.model),
-            ("tokens", f"{result.usage.input_tokens} in, {result.usage.output_tokens} out"),
-            ("cost", known if result.steps else ""),
-            ("tool calls", result.tool_calls or ""),
-            ("took", took),
-            ("error", result.error.message if result.error else ""),
+            ("run", turn.run_id),
+            ("conversation", turn.conversation_id),
+            ("status", turn.status),
+            ("model", turn.model),
+            ("agent", turn.agent or ""),
+            ("waits for", turn.waits_for or ""),
+            ("until", until),
+            ("error", turn.error.message if turn.error else ""),
         ]
     )
-    return f"{head}\n\n{result.text}" if result.text else head
 
 
 @turn.command()

@@ -145,8 +145,9 @@ class StreamStatus(
 ):
     """What the turn waits for just now; no part of its text, and not repeated to who comes later.
 
-    A turn waits for the ``turn`` before it, for a model's ``slot``, or to try again; for a ``tool``
-    that runs; for an ``answer`` of a person, or a ``decision`` about a call in doubt.
+    A turn waits for the ``turn`` before it, for a model's ``slot``, or to try again; for a
+    ``summary`` of what falls out of the model's window; for a ``tool`` that runs; for an ``answer``
+    of a person, or a ``decision`` about a call in doubt.
     """
 
     waits_for: Literal[
@@ -157,6 +158,7 @@ class StreamStatus(
         "circuit",
         "fallback",
         "model",
+        "summary",
         "tool",
         "answer",
         "decision",
@@ -244,7 +246,11 @@ class CompletionList(Struct, frozen=True, kw_only=True):
 
 
 class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A turn of a conversation, without its texts; ``waits_for`` says why it does not get on."""
+    """A turn of a conversation, without its texts; ``waits_for`` says why it does not get on.
+
+    That a model is asked again ``waits_until`` a time, or that its circuit is open, is known to the
+    daemon that is at the turn, and told by ``completion:status`` alone.
+    """
 
     run_id: str
     conversation_id: str
@@ -254,6 +260,7 @@ class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     agent: str | None = None
     waits_for: str | None = None
+    waits_until: datetime | None = None
     error: ErrorBody | None = None
     accepted_at: datetime | None = None
     started_at: datetime | None = None

@@ -6,6 +6,8 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from msgspec import structs
+
 from ksi_completion import events as e
 from ksi_completion.acceptance import Acceptance, is_bound, said
 from ksi_completion.following import ENDED, Following
@@ -103,7 +105,12 @@ class Handlers:
     @event_handler("completion:status")
     async def status(self, request: e.CompletionStatus) -> e.Turn:
         """Tell how a turn stands."""
-        return turn_of(await self._find(_context(), request.run_id))
+        turn = turn_of(await self._find(_context(), request.run_id))
+        work = self._turns.find(request.run_id)
+        held_up = work.live.held_up() if work is not None and turn.status == "running" else None
+        if held_up is None:
+            return turn
+        return structs.replace(turn, waits_for=held_up[0], waits_until=held_up[1])
 
     @event_handler("completion:wait", timeout_s=WAIT_MARGIN_S)
     async def wait(self, request: e.CompletionWait) -> e.CompletionResult:

@@ -1,10 +1,16 @@
 """Makes what a turn's model is asked, with what falls out of its window summed up first."""
 
+from typing import Final
+
 from ksi_completion import tokens
 from ksi_completion.context import Asking, Built, Contexts
+from ksi_completion.events import StreamStatus
 from ksi_completion.summaries import Summaries
 from ksi_completion.work import Work
 from ksi_models.events import ModelResponse, ToolSchema
+
+SUMMING_UP: Final = StreamStatus(waits_for="summary", message="summing up what was said before")
+SUMMED_UP: Final = StreamStatus(waits_for="model", message="it is summed up")
 
 
 class Prompts:
@@ -39,8 +45,12 @@ class Prompts:
             priority=work.options.priority,
         )
         built = await self._contexts.build(asking)
-        if built.wants_summary is not None and await self._summaries.summarize(asking, built):
+        if built.wants_summary is None:
+            return built
+        work.live.show(SUMMING_UP)
+        if await self._summaries.summarize(asking, built):
             built = await self._contexts.build(asking)
+        work.live.show(SUMMED_UP)
         return built
 
     def observe(self, built: Built, response: ModelResponse) -> None:

@@ -7,6 +7,8 @@ was only just, in the conversation; the rest can be read there, at the same offs
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from ksi_completion.events import (
     CompletionResult,
@@ -19,6 +21,8 @@ from ksi_completion.events import (
     StreamToolCall,
     StreamToolResult,
 )
+
+HELD_UP: Final = ("retry", "rate", "circuit")
 
 Single = StreamToolCall | StreamToolResult | StreamStep
 Kind = type[StreamText] | type[StreamThinking]
@@ -97,6 +101,8 @@ class Live:
         self._end = 0
         self._status: StreamStatus | None = None
         self._status_number = 0
+        self._shown_at = datetime.now(UTC)
+        self._shown_end = 0  # where its text ended then
         self._news: set[asyncio.Future[None]] = set()
 
     # -- said by who is at work -----------------------------------------------------------------
@@ -152,7 +158,20 @@ class Live:
         """Tell what the turn waits for just now."""
         self._status = status
         self._status_number += 1
+        self._shown_at, self._shown_end = datetime.now(UTC), self._end
         self.wake()
+
+    def held_up(self) -> tuple[str, datetime | None] | None:
+        """Return why no model answers just now, and until when that is so, if it is known."""
+        status = self._status
+        if status is None or status.waits_for not in HELD_UP or self._end > self._shown_end:
+            return None
+        until = None
+        if status.delay_s is not None:
+            until = self._shown_at + timedelta(seconds=status.delay_s)
+            if until < datetime.now(UTC):
+                return None
+        return f"{status.waits_for}: {status.message}", until
 
     def finish(self, result: CompletionResult) -> None:
         """Tell how it ended."""

@@ -17,12 +17,12 @@ from ksi_completion.fitting import LEFT_OUT
 from ksi_completion.messages import encode_parts
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.tests.conversing import calls, results, run_sql, say, text
-from ksi_completion.tests.doubles import Script, Toolbox
+from ksi_completion.tests.doubles import Script, Toolbox, response
 from ksi_daemon.event_system import event_contributor
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import module_plugin, read_log
-from ksi_models.events import Message, ModelDescribed, TextPart
+from ksi_models.events import Message, ModelCall, ModelChunk, ModelDescribed, TextPart
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
 
@@ -350,6 +350,29 @@ async def test_what_falls_out_of_the_window_is_summed_up_first(
     assert answering.seen is not None
     assert answering.seen.first == summing.seen.last + 1
     assert result["text"] == "an answer"
+
+
+async def test_who_follows_is_told_that_a_summary_is_being_made(
+    client: AsyncClient, database_logins: Logins, script: Script
+) -> None:
+    script.window_tokens = 4000
+    await fill(database_logins)
+    is_told = asyncio.Event()
+
+    async def sum_up(call: ModelCall) -> AsyncIterator[ModelChunk]:
+        await is_told.wait()
+        yield response((TextPart("They spoke of tea."),))
+
+    script.say(sum_up, "an answer")
+    start = {"prompt": "and coffee?", "conversation_id": "c"}
+    told = []
+    async for chunk in client.stream("completion:stream", {"start": start}):
+        if chunk["kind"] == "status":
+            told.append(chunk["waits_for"])
+            is_told.set()
+
+    assert told[0] == "summary"
+    assert chunk["text"] == "an answer"
 
 
 async def test_a_summary_serves_for_many_turns_and_the_next_builds_on_it(

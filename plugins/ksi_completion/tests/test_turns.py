@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound
 from ksi_completion import turns
-from ksi_completion.tests.doubles import Script, Toolbox, calling
+from ksi_completion.tests.doubles import Script, Toolbox, calling, response
 from ksi_daemon.protocol import Denied, Unavailable
 from ksi_models.events import (
     Message,
     ModelCall,
     ModelChunk,
+    ModelWaiting,
     TextDelta,
     TextPart,
     ToolCallPart,
@@ -475,6 +477,59 @@ async def test_a_run_that_is_cancelled_itself_ends_its_turn(
     result = await ended(client, accepted["run_id"])
 
     assert result["status"] in ("cancelled", "succeeded")
+
+
+async def held_up(client: AsyncClient, run: str) -> Any:
+    """Wait until a turn is held up; return how it stands."""
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "status" and chunk["waits_for"] in ("retry", "circuit"):
+            break
+    return await client.request("completion:status", {"run_id": run})
+
+
+async def test_the_status_tells_until_when_a_retry_waits(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(Unavailable("it is away", retry_after_s=30.0))
+    run = (await ask(client))["run_id"]
+
+    turn = await held_up(client, run)
+    await cancel(client, run)
+    after = await client.request("completion:status", {"run_id": run})
+
+    left = datetime.fromisoformat(turn["waits_until"]) - datetime.now(UTC)
+    assert turn["waits_for"] == "retry: it is away"
+    assert 20 < left.total_seconds() <= 30
+    assert (after.get("waits_for"), after.get("waits_until")) == (None, None)
+
+
+async def test_the_status_tells_of_an_open_circuit_until_the_model_says_something(
+    client: AsyncClient, script: Script
+) -> None:
+    gates = [asyncio.Event(), asyncio.Event()]
+
+    async def recover(call: ModelCall) -> AsyncIterator[ModelChunk]:
+        yield ModelWaiting("circuit", "the provider has failed time and again")
+        await gates[0].wait()
+        yield TextDelta("Hello")
+        await gates[1].wait()
+        yield response((TextPart("Hello"),))
+
+    script.say(recover)
+    run = (await ask(client))["run_id"]
+
+    turn = await held_up(client, run)
+    gates[0].set()
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "text":
+            break
+    after = await client.request("completion:status", {"run_id": run})
+    gates[1].set()
+    await ended(client, run)
+
+    assert turn["waits_for"] == "circuit: the provider has failed time and again"
+    assert "waits_until" not in turn
+    assert "waits_for" not in after
 
 
 # -- people -------------------------------------------------------------------------------------
