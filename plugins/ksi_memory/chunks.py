@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-__all__ = ["Chunk", "Form", "Heading", "chunks_of", "headings_of"]
+__all__ = ["Chunk", "Form", "Heading", "chunks_of", "headings_of", "without_fences"]
 
 Form = Literal["markdown", "text", "code"]
 
@@ -100,6 +100,15 @@ def chunks_of(
 def headings_of(text: str, form: Form = "markdown") -> tuple[Heading, ...]:
     """Return a text's headings."""
     return _structure(text, form).headings
+
+
+def without_fences(text: str) -> str:
+    """Return a Markdown text without the code that is fenced in it."""
+    kept, end = [], 0
+    for start, after in _markdown(text).fences:
+        kept.append(text[end:start])
+        end = after
+    return "".join((*kept, text[end:]))
 
 
 # -- structure ------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class Loading:
         for name in COUNTS:
             self.counts[name] += getattr(loaded, name)
         for name, listed in self._lists.items():
-            listed += getattr(loaded, name)
+            listed.extend(getattr(loaded, name))
         self._now = None
 
     def _add_what_is_known(self) -> None:

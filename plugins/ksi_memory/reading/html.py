@@ -50,6 +50,7 @@ _HEADINGS: Final = {f"h{depth}": depth for depth in range(1, 7)}
 _CELLS: Final = ("td", "th")
 _BLANK: Final = re.compile(r"\s+")
 _EMPTY: Final = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+_NO_TAG: Final = re.compile(r"<(?![A-Za-z/!?][^<>]{0,2000}>)")
 _CHARSET: Final = re.compile(
     rb"<meta[^>]{0,200}charset=[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE
 )
@@ -59,6 +60,20 @@ _NAMES: Final = {
     "author": ("author", "article:author"),
     "date": ("date", "article:published_time", "dcterms.date"),
 }
+
+
+def _tamed(markup: str) -> str:
+    """Return a page that the parser reads in a time that grows with its length alone.
+
+    It tries whatever begins and has no end again and again: a comment, a tag, a quoted value. So
+    comments go before, and what is no whole tag is made the sign that it is.
+    """
+    kept, end = [], 0
+    while (start := markup.find("<!--", end)) >= 0:
+        kept.append(markup[end:start])
+        closed = markup.find("-->", start + 4)
+        end = len(markup) if closed < 0 else closed + 3
+    return _NO_TAG.sub("&lt;", "".join((*kept, markup[end:])))
 
 
 class _Page(HTMLParser):
@@ -153,7 +168,7 @@ def markdown_of(markup: str) -> tuple[str, _Page]:
     """
     page = _Page()
     try:
-        page.feed(markup)
+        page.feed(_tamed(markup))
         page.close()
     except (AssertionError, ValueError, RecursionError) as error:  # what the parser knows to raise
         raise Unreadable(f"it is no HTML that can be read: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from ksi_memory.chunks import headings_of
+from ksi_memory.chunks import headings_of, without_fences
 from ksi_memory.events import Edge
 from ksi_memory.reading import plain
 from ksi_memory.reading.document import Document, FindsLink, Unreadable
@@ -24,10 +24,7 @@ _FRONT: Final = re.compile(
     r"---[ \t]*\r?\n(.*?)(?:^|\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL
 )
 _FIELD: Final = re.compile(r"\s*(?:#.*\n\s*)*[\w\"'][^\n]{0,200}?:(?:\s|$)")
-_CODE: Final = re.compile(
-    r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)|`[^`\n]+`",
-    re.DOTALL | re.MULTILINE,
-)
+_CODE: Final = re.compile(r"`[^`\n]{1,1000}`")
 _WIKI: Final = re.compile(r"\[\[([^\[\]\n|]{1,1000})(?:\|[^\[\]\n]{0,1000})?\]\]")
 _INLINE: Final = re.compile(
     r"\]\(\s*(?:<([^<>\n]{1,2000})>|([^\s()<>]{1,2000}(?:\([^\s()]{0,500}\)[^\s()]{0,500})?))"
@@ -166,7 +163,7 @@ def _edges_of_links(text: str, find: FindsLink) -> Iterator[Edge]:
 
 def links_of(text: str) -> Iterator[str]:
     """Yield the targets of a text's links in their order, but for those in code."""
-    shown = _CODE.sub("", text) if "`" in text or "~~~" in text else text
+    shown = _CODE.sub("", without_fences(text)) if "`" in text or "~~~" in text else text
     for match in _WIKI.finditer(shown):
         yield match[1]
     for match in _INLINE.finditer(shown):

@@ -13,6 +13,7 @@ from ksi_client import AsyncClient, Denied, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
 from ksi_memory import events as e
+from ksi_memory.tests.loading import NEEDED, item, load, skipped
 from ksi_postgres.database import Database
 
 NOTE = """---
@@ -45,35 +46,12 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    needed = ("postgres", "workflows", "tools", "models", "completion", "memory")
-    return [point for point in entry_points(group="ksi") if point.name in needed]
+    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
 
 
 @pytest.fixture
 def ksi_settings() -> list[str]:
     return ["memory.embedder=none"]
-
-
-async def load(
-    client: AsyncClient, path: Path | None = None, **more: Any
-) -> tuple[e.ContentLoaded, list[e.ContentProgress]]:
-    request = {**more, **({} if path is None else {"path": str(path)})}
-    chunks = [
-        each async for each in client.stream("content:load", request, result_type=e.ContentChunk)
-    ]
-    assert isinstance(chunks[-1], e.ContentLoaded)
-    progress = [each for each in chunks if isinstance(each, e.ContentProgress)]
-    return chunks[-1], progress
-
-
-async def item(client: AsyncClient, key: str, table: str | None = None) -> e.Item:
-    request = {"key": key, **({"table": table} if table else {})}
-    found: e.Item = await client.request("memory:get", request, result_type=e.Item)
-    return found
-
-
-def skipped(progress: list[e.ContentProgress]) -> dict[str, str]:
-    return {each.path: each.skipped for each in progress if each.skipped}
 
 
 async def test_a_markdown_file_becomes_a_document_its_chunks_and_edges(
@@ -264,7 +242,8 @@ async def test_bad_files_are_told_of_and_the_others_remembered(
         "---\n"
         "a: &a [x,x,x,x,x,x,x,x,x]\n"
         + "".join(
-            f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n" for p, n in zip("abcdefgh", "bcdefghi")
+            f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]\n"
+            for p, n in zip("abcdefgh", "bcdefghi", strict=True)
         )
         + "---\n# x\n"
     )
