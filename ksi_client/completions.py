@@ -6,9 +6,9 @@ connection that is lost is found again without a gap.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
-from typing import Any, Protocol, Unpack, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
+from typing import Any, Protocol, TypeVar, Unpack, cast
 
 from ksi_client.turns import (
     RECONNECT_S,
@@ -22,6 +22,8 @@ from ksi_client.turns import (
     turn_request,
 )
 from ksi_daemon.protocol import KsiError, TimedOut, Unavailable
+
+Answer = TypeVar("Answer")
 
 FOREVER_S = 1_000_000.0  # more milliseconds than these don't fit into what poll() takes
 POLL_S = 25.0  # how long one question after a turn's end stays open
@@ -45,6 +47,7 @@ class CompletionCalls:
         prompt: str | None = None,
         *,
         wait_s: float | None = None,
+        reconnect_s: float = RECONNECT_S,
         context: dict[str, Any] | None = None,
         **options: Unpack[TurnOptions],
     ) -> Completion:
@@ -54,6 +57,8 @@ class CompletionCalls:
             prompt: What to say; or else ``messages``, among the options.
             wait_s: How long to wait here; after that the turn is returned as it stands, and goes
                 on. For ever unless given.
+            reconnect_s: For how long a lost connection is looked for; the turn goes on meanwhile,
+                and is found again.
             context: In whose name to send it; needs the grant ``impersonate``.
             options: How to have it: ``model``, ``conversation_id``, ``tools`` and whatever else
                 `TurnOptions` has.
@@ -67,28 +72,40 @@ class CompletionCalls:
             print(response.text, response.usage.output_tokens, response.conversation_id)
         """
         start = turn_request(prompt, options)
-        accepted = await cast(_Asks, self).request(
-            "completion:async",
-            start,
-            result_type=TurnAccepted,
-            idempotency_key=start["request_id"],
-            context=context,
+        accepted = await self._persistently(
+            lambda: cast(_Asks, self).request(
+                "completion:async",
+                start,
+                result_type=TurnAccepted,
+                idempotency_key=start["request_id"],
+                context=context,
+            ),
+            reconnect_s,
         )
-        return await self.wait_completion(accepted.run_id, wait_s=wait_s, context=context)
+        return await self.wait_completion(
+            accepted.run_id, wait_s=wait_s, reconnect_s=reconnect_s, context=context
+        )
 
     async def wait_completion(
-        self, run_id: str, *, wait_s: float | None = None, context: dict[str, Any] | None = None
+        self,
+        run_id: str,
+        *,
+        wait_s: float | None = None,
+        reconnect_s: float = RECONNECT_S,
+        context: dict[str, Any] | None = None,
     ) -> Completion:
         """Wait for the end of a turn; past ``wait_s`` it is returned as it stands.
+
+        A lost connection is found again, for at most ``reconnect_s``.
 
         Raises:
             KsiError: The turn failed, or there is none.
         """
-        client = cast(_Asks, self)
         deadline = None if wait_s is None else time.monotonic() + wait_s
-        while True:
+
+        def ask() -> Awaitable[Completion]:
             left = POLL_S if deadline is None else min(POLL_S, max(deadline - time.monotonic(), 0))
-            completion = await client.request(
+            return cast(_Asks, self).request(
                 "completion:wait",
                 {"run_id": run_id, "timeout_s": left},
                 result_type=Completion,
@@ -96,6 +113,9 @@ class CompletionCalls:
                 idempotency_key=f"wait-{run_id}-{time.monotonic_ns()}",
                 context=context,
             )
+
+        while True:
+            completion = await self._persistently(ask, reconnect_s, run_id)
             is_late = deadline is not None and time.monotonic() >= deadline
             if is_late or not completion.is_open:
                 return succeeded(completion)
@@ -173,6 +193,21 @@ class CompletionCalls:
                 await self._find_daemon(lost_at + reconnect_s, error, place.run_id)
                 await asyncio.sleep(next(delays))
 
+    async def _persistently(
+        self, ask: Callable[[], Awaitable[Answer]], reconnect_s: float, run_id: str | None = None
+    ) -> Answer:
+        """Ask, and once more when the daemon that was lost is there again."""
+        delays, lost_at = delays_s(), 0.0
+        while True:
+            try:
+                return await ask()
+            except Unavailable as error:
+                if cast(_Asks, self).closed.is_set():
+                    raise
+                lost_at = lost_at or time.monotonic()
+                await self._find_daemon(lost_at + reconnect_s, error, run_id)
+                await asyncio.sleep(next(delays))
+
     async def _find_daemon(self, until: float, lost: Unavailable, run_id: str | None) -> None:
         """Wait until a daemon answers.
 
@@ -221,21 +256,37 @@ class _AsksInTurn(Protocol):
     def reconnect(self) -> None: ...
 
 
-def create(client: _AsksInTurn, start: dict[str, Any], wait_s: float | None) -> Completion:
+def create(
+    client: _AsksInTurn,
+    start: dict[str, Any],
+    wait_s: float | None,
+    reconnect_s: float = RECONNECT_S,
+) -> Completion:
     """Have a turn by the blocking client, and wait for its end; see `CompletionCalls`."""
-    accepted = client.request("completion:async", start, result_type=TurnAccepted)
-    return wait(client, accepted.run_id, wait_s)
+    accepted = _persistently(
+        client,
+        lambda: client.request("completion:async", start, result_type=TurnAccepted),
+        reconnect_s,
+    )
+    return wait(client, accepted.run_id, wait_s, reconnect_s)
 
 
-def wait(client: _AsksInTurn, run_id: str, wait_s: float | None) -> Completion:
+def wait(
+    client: _AsksInTurn, run_id: str, wait_s: float | None, reconnect_s: float = RECONNECT_S
+) -> Completion:
     """Wait for a turn's end by the blocking client; see `CompletionCalls`."""
     deadline = None if wait_s is None else time.monotonic() + wait_s
-    while True:
+
+    def ask() -> Completion:
         left = POLL_S if deadline is None else min(POLL_S, max(deadline - time.monotonic(), 0))
         request = {"run_id": run_id, "timeout_s": left}
         completion: Completion = client.request(
             "completion:wait", request, result_type=Completion, timeout_s=left + RECONNECT_S
         )
+        return completion
+
+    while True:
+        completion = _persistently(client, ask, reconnect_s, run_id)
         is_late = deadline is not None and time.monotonic() >= deadline
         if is_late or not completion.is_open:
             return succeeded(completion)
@@ -265,15 +316,29 @@ def stream(client: _AsksInTurn, place: Following, reconnect_s: float) -> Iterato
             _find_again(client, lost_at + reconnect_s, error, place.run_id)
 
 
+def _persistently(
+    client: _AsksInTurn,
+    ask: Callable[[], Answer],
+    reconnect_s: float,
+    run_id: str | None = None,
+) -> Answer:
+    """Ask, and once more when the daemon that was lost is there again."""
+    lost_at = 0.0
+    while True:
+        try:
+            return ask()
+        except Unavailable as error:
+            lost_at = lost_at or time.monotonic()
+            _find_again(client, lost_at + reconnect_s, error, run_id)
+
+
 def _find_again(client: _AsksInTurn, until: float, lost: Unavailable, run_id: str | None) -> None:
     for delay_s in delays_s():
+        if time.monotonic() > until:
+            raise _given_up(lost, run_id) from lost
         time.sleep(delay_s)
-        try:
+        with suppress(Unavailable):
             client.reconnect()
-        except Unavailable as error:
-            if time.monotonic() > until:
-                raise _given_up(lost, run_id) from error
-        else:
             return
 
 

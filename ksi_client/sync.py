@@ -212,6 +212,7 @@ class Client:
         prompt: str | None = None,
         *,
         wait_s: float | None = None,
+        reconnect_s: float = 60.0,
         **options: "Unpack[TurnOptions]",
     ) -> "Completion":
         """Have a turn with a model, and wait for its end: see `AsyncClient.create_completion`.
@@ -222,7 +223,7 @@ class Client:
         from ksi_client import completions, turns  # noqa: PLC0415  most commands have no turns
 
         start = turns.turn_request(prompt, options)
-        return completions.create(self, start, wait_s)
+        return completions.create(self, start, wait_s, reconnect_s)
 
     def stream_completion(
         self,

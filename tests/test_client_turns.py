@@ -130,6 +130,18 @@ class Played:
         self.asked: list[dict[str, Any]] = []
         self.breaks_after: int | None = 1
         self.result: dict[str, Any] = RESULT
+        self.cuts: list[str] = []  # which requests lose their connection, or find no daemon yet
+        self.daemon: Any = None
+
+    def cut(self, event: str) -> None:
+        """Break off every connection, the first time; the second time refuse."""
+        for what in (event, f"{event} refused"):
+            if what in self.cuts:
+                self.cuts.remove(what)
+                if what == event:
+                    for connection in list(self.daemon.server.connections):
+                        connection.transport.abort()
+                raise Unavailable("the daemon is just starting")
 
     @event_handler("completion:stream")
     async def stream(self, data: dict[str, Any]) -> AsyncIterator[Any]:
@@ -147,11 +159,13 @@ class Played:
 
     @event_handler("completion:async")
     async def accept(self, data: dict[str, Any]) -> Any:
+        self.cut("accept")
         self.asked.append(data)
         return {**IDS, "turn": 1, "status": "running"}
 
     @event_handler("completion:wait")
     async def wait(self, data: dict[str, Any]) -> Any:
+        self.cut("wait")
         self.asked.append(data)
         if len(self.asked) < 3:
             return {**RESULT, "status": "running", "text": ""}
@@ -168,6 +182,7 @@ async def playing(home: Path, played: Played) -> AsyncIterator[Path]:
         "played", **{n: getattr(played, n) for n in ("stream", "accept", "wait", "cancel")}
     )
     async with running_daemon(home, plugin) as daemon:
+        played.daemon = daemon
         yield daemon.home.socket
 
 
@@ -232,6 +247,52 @@ async def test_a_turn_that_failed_without_a_reason_is_a_failure_all_the_same(
     async with playing(ksi_home, played) as path, AsyncClient(path) as client:
         with pytest.raises(Failed):
             await client.create_completion("hi")
+
+
+CUTS = ["accept", "accept refused", "wait", "wait refused"]
+
+
+async def test_a_turn_that_is_waited_for_is_found_again_after_a_cut(ksi_home: Path) -> None:
+    played = Played()
+    played.cuts = list(CUTS)
+    async with playing(ksi_home, played) as path, AsyncClient(path) as client:
+        response = await client.create_completion("hi", request_id="q1")
+
+    assert (response.text, played.cuts) == ("hello world", [])
+    assert {asked.get("request_id", "q1") for asked in played.asked} == {"q1"}
+
+
+async def test_the_blocking_client_finds_its_turn_again_too(ksi_home: Path) -> None:
+    played = Played()
+    played.cuts = list(CUTS)
+
+    def ask(path: Path) -> Completion:
+        with Client(path) as client:
+            return client.create_completion("hi", request_id="q1")
+
+    async with playing(ksi_home, played) as path:
+        response = await anyio.to_thread.run_sync(ask, path)
+
+    assert (response.text, played.cuts) == ("hello world", [])
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_daemon_that_always_refuses_is_given_up(ksi_home: Path, blocking: bool) -> None:
+    played = Played()
+    played.cuts = ["accept refused"] * 1000
+
+    async def ask(path: Path) -> None:
+        async with AsyncClient(path) as client:
+            await client.create_completion("hi", reconnect_s=0.2)
+
+    def ask_blocking(path: Path) -> None:
+        with Client(path) as client:
+            client.create_completion("hi", reconnect_s=0.2)
+
+    async with playing(ksi_home, played) as path:
+        asking = anyio.to_thread.run_sync(ask_blocking, path) if blocking else ask(path)
+        with pytest.raises(Unavailable, match="did not come back"):
+            await asking
 
 
 async def test_a_daemon_that_does_not_come_back_is_given_up(ksi_home: Path) -> None:
