@@ -194,8 +194,8 @@ class Loading:
 
     def told(self) -> e.ContentLoaded:
         """Return what came of all."""
-        lists = {name: tuple(listed) for name, listed in self._lists.items()}
-        return e.ContentLoaded(**self.counts, **lists)
+        fields: dict[str, Any] = {name: tuple(listed) for name, listed in self._lists.items()}
+        return e.ContentLoaded(**{**self.counts, **fields})
 
 
 def _read(path: Path) -> bytes:
