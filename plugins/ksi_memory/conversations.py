@@ -47,9 +47,7 @@ def conversing(plugin: Plugin, items: Items, search: Search) -> Iterator[None]:
     dreaming = Dreaming(store, items, remembering, upkeep, plugin.bus, workflows, settings)
     workflows.register(remembering.remember, dreaming.dream, dreaming.dream_everywhere)
 
-    async def find(
-        whose: Whose, question: str, tables: Sequence[str], limit: int
-    ) -> Sequence[Hit]:
+    async def find(whose: Whose, question: str, tables: Sequence[str], limit: int) -> Sequence[Hit]:
         return (await search.search(whose, question, tables=tables, limit=limit)).results
 
     async def schedule() -> None:

@@ -298,6 +298,14 @@ def _simple(attribute: str, body: str) -> Maker:
     return make
 
 
+def _placed(attribute: str, body: str) -> Maker:
+    def make(match: re.Match[str], sentence: str) -> Finding | None:
+        value = _value(_AFTER_PLACE.split(match["value"], maxsplit=1)[0])
+        return fact(attribute, value, body.format(value), sentence)
+
+    return make
+
+
 def _named(attribute: str, body: str) -> Maker:
     def make(match: re.Match[str], sentence: str) -> Finding | None:
         value = " ".join(match["value"].split())
@@ -420,6 +428,7 @@ _I_AM: Final = r"(?:i['’]?m|i\s+am)\s+(?:also\s+|now\s+|currently\s+|actually\
 _NOW: Final = (
     r"(?:now\s+|currently\s+|still\s+|actually\s+|just\s+|recently\s+|have\s+|['’]ve\s+|also\s+)*"
 )
+_AFTER_PLACE: Final = re.compile(r"\s(?:and|but|with|for|as|where|while|or)\s(?=[a-z])")
 _WHERE: Final = r"(?P<value>(?-i:[A-Z0-9])[^,.;:!?]*)"
 
 _STANDING_WORD: Final = re.compile(
@@ -451,16 +460,16 @@ RULES: Final[Sequence[tuple[re.Pattern[str], Maker]]] = (
     ),
     _rule(
         rf"(?:i|we|i['’]ve|we['’]ve)\s+{_NOW}(?:live|reside|moved|relocated)\s+(?:in|to|near)\s+{_WHERE}",
-        _simple("home", "The user lives in {}."),
+        _placed("home", "The user lives in {}."),
     ),
     _rule(
         rf"(?:{_I_AM}|we['’]re\s+|we\s+are\s+)(?:living|based|located)\s+(?:in|near)\s+{_WHERE}",
-        _simple("home", "The user lives in {}."),
+        _placed("home", "The user lives in {}."),
     ),
     _rule(
         rf"(?:{_I_AM}(?:originally\s+)?from|i\s+(?:originally\s+)?come\s+from|i\s+grew\s+up\s+in|"
         rf"i\s+was\s+born\s+in)\s+(?P<value>(?-i:[A-Z])[^\d,.;:!?]*)",
-        _simple("origin", "The user comes from {}."),
+        _placed("origin", "The user comes from {}."),
     ),
     _rule(
         r"i\s+was\s+born\s+on\s+(?:the\s+)?(?P<value>.*\d.*)",

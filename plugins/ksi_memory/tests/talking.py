@@ -6,7 +6,7 @@ from typing import Any
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
 
-SETTINGS = ["memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
+SETTINGS = ["memory.embedder=none", "memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
 NEEDED = {"postgres", "workflows", "tools", "completion", "memory"}
 
 

@@ -102,6 +102,7 @@ KEPT: Final[tuple[tuple[str, Expected], ...]] = (
     # -- where and what
     ("I live in Porto.", {"user:home": "lives in Porto"}),
     ("I moved to Lisbon last month.", {"user:home": "lives in Lisbon"}),
+    ("I live in Porto and work a lot.", {"user:home": "lives in Porto."}),
     ("We're based in Utrecht these days.", {"user:home": "lives in Utrecht"}),
     ("I no longer live in Porto.", {"user:home": "no longer lives in Porto"}),
     ("I don't live in Porto anymore.", {"user:home": "no longer lives in Porto"}),
