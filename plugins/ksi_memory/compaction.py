@@ -1,5 +1,6 @@
 """Sums up what conversations say, in moments: each is planned, and then written once."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -158,7 +159,7 @@ class Compaction:
     async def _write(
         self, whose: Whose, conversation: str, chunk: OpenChunk, said: Sequence[Said]
     ) -> Written:
-        quotes = extracts.quotes_of(said, self._settings.moment_tokens)
+        quotes = await asyncio.to_thread(extracts.quotes_of, said, self._settings.moment_tokens)
         if not quotes:
             return Written(None)
         key = key_of(conversation, chunk.number)
@@ -166,7 +167,9 @@ class Compaction:
         if self._settings.summary_model:
             seen = MessageRange(conversation_id=conversation, first=chunk.first, last=chunk.last)
             answer = await self._by_model(whose, said, seen) or answer
-        item = self._item(whose, conversation, chunk, (said, quotes), answer)
+        item = await asyncio.to_thread(
+            self._item, whose, conversation, chunk, (said, quotes), answer
+        )
         kept = await self._items.upsert(whose, TABLE, [item], origin="derived")
         if kept.refused:
             log.info("a moment is not kept", extra={"key": key, "why": kept.refused[0].why})

@@ -1,5 +1,6 @@
 """Dreams: goes over the recent past of an owner, durably and within bounds."""
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -236,7 +237,7 @@ class Dreaming:
         whose = Whose(tenant=tenant, user=owner or None, run=run, origin="memory")
         context = current_context() or Context("")
         with acting_as(msgspec.structs.replace(context, user=whose.user)):
-            for action in dreams.dream_of(past, self._settings.moment_tokens):
+            for action in await self._actions(past):
                 done = await self._do(whose, action, budget)
                 did += [action.told] if done else []
         return Part(tuple(did[:MAX_TOLD]), budget.read_items, budget.spent_tokens, budget.spent_usd)
@@ -264,7 +265,7 @@ class Dreaming:
                 for conversation, tokens in still
             ]
             past = await self._past(tenant, msgspec.structs.replace(args, owner=owner), budget)
-            actions = dreams.dream_of(past, self._settings.moment_tokens)
+            actions = await self._actions(past)
             parts.append(Part((*did, *(each.told for each in actions)), budget.read_items))
         return msgspec.structs.replace(_whole(None, parts), dry_run=True)
 
@@ -328,6 +329,9 @@ class Dreaming:
         )
         gone = await self._store.forgotten(tenant, dreams.ids_of(past))
         return msgspec.structs.replace(past, forgotten=frozenset(gone))
+
+    async def _actions(self, past: Past) -> list[Action]:
+        return await asyncio.to_thread(dreams.dream_of, past, self._settings.moment_tokens)
 
     async def _do(self, whose: Whose, action: Action, budget: Budget) -> bool:
         """Do one thing of a dream; say whether anything is new."""

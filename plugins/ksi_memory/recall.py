@@ -36,11 +36,17 @@ TOLD_EVERY_S: Final = 60.0
 class FoundItem(Protocol):
     """What is taken of a result of a search."""
 
-    table: str
-    key: str
-    title: str
-    body: str
-    score: float
+    @property
+    def key(self) -> str:
+        """What it is looked up by."""
+
+    @property
+    def title(self) -> str:
+        """Its title."""
+
+    @property
+    def body(self) -> str:
+        """Its text."""
 
 
 Told = TypeVar("Told")

@@ -37,6 +37,7 @@ AT_ONCE: Final = 100
 MAX_WAITING: Final = 10_000  # conversations whose turns have ended; more are found by the sweep
 MAX_GRAMS: Final = 2000  # runs of words of a message that may be an entity's name
 GRAM_WORDS: Final = 4
+SHORT_CHARACTERS: Final = 1000  # of a message that is read at once
 MAX_TOGETHER: Final = 8  # entities of one message that are paired
 
 
@@ -228,7 +229,7 @@ class Remembering:
         with self._as(whose):
             try:
                 async for message in self._spoken(conversation, reading):
-                    findings = rules.find(talk.text_of(message), message.created_at)
+                    findings = await _found_in(message)
                     found += [each.item.key for each in findings]
                     kept += await self._keep(whose, conversation, message, findings, left)
                     await self._note_together(whose, conversation, message)
@@ -384,6 +385,14 @@ class Remembering:
         )
         with acting_as(acting):
             yield
+
+
+async def _found_in(message: NumberedMessage) -> list[Finding]:
+    """Return what rules find in a message; a long one is read in a thread."""
+    text = talk.text_of(message)
+    if len(text) <= SHORT_CHARACTERS:
+        return rules.find(text, message.created_at)
+    return await asyncio.to_thread(rules.find, text, message.created_at)
 
 
 def _tenant() -> str:

@@ -8,6 +8,7 @@ have a key for each attribute, so that a newer one supersedes the one before.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ from ksi_memory.events import Edge, NewItem, Origin
 MAX_VALUE: Final = 200  # characters of what a fact says
 MAX_NOTE: Final = 500
 MAX_FINDINGS: Final = 20  # of one message: more is a document
+MAX_SENTENCES: Final = 500  # of one message
 USER: Final = "user"
 SLUG_WORDS: Final = 8
 _ARTICLES: Final = frozenset({"the", "a", "an", "my", "our"})
@@ -57,6 +59,13 @@ _REMEMBER_MY: Final = re.compile(
 
 _NAME: Final = (
     r"(?-i:[A-Z][\w'’-]*(?:\s+(?:(?:van|von|de|der|da|di|la|le|el|bin|al)\s+)*[A-Z][\w'’-]*){0,3})"
+)
+# One of these is in whatever a rule is about.
+_HINT: Final = re.compile(
+    r"""\b(?:i|i['’]\w+|my|our|we|we['’]\w+|me|remember|forget|mind|memori[sz]e|note|save|reference|
+        memory|always|never|ever|from\s+now|in\s+(?:the\s+)?future|going\s+forward|the\s+project|
+        (?:the|\w+['’]s)\s.*\b(?:is|are|moved|starts|begins|ends|will\s+be|falls|takes|was|has)|this\s+is)\b""",
+    _FLAGS,
 )
 _END: Final = r"(?=\s*(?:[,.;:!?()]|$|\s(?:and|but|so|because|who|which|from|not|by)\b))"
 _NOT_NAMES: Final = junk.word_set(
@@ -154,9 +163,11 @@ def find(text: str, at: datetime) -> list[Finding]:
         at: When, to know what "tomorrow" is.
     """
     found: dict[tuple[str, str], Finding] = {}
-    for sentence in junk.own_sentences(text):
+    for sentence in islice(junk.own_sentences(text), MAX_SENTENCES):
         if len(found) >= MAX_FINDINGS:
             break
+        if not _HINT.search(sentence):
+            continue
         for finding in in_sentence(sentence, at):
             place = finding.table, junk.folded(finding.item.key)
             found.pop(place, None)

@@ -1,5 +1,7 @@
 """What becomes of conversations after their turns: facts, people, days, moments."""
 
+from typing import Any
+
 import pytest
 
 from ksi_client import AsyncClient, InvalidData, NotFound
@@ -141,7 +143,7 @@ LONG = [
 ]
 
 
-async def moments(client: AsyncClient, **which: object) -> list[dict[str, object]]:
+async def moments(client: AsyncClient, **which: object) -> list[dict[str, Any]]:
     listed = await client.request("memory:moments", which)
     return list(listed["items"])
 
