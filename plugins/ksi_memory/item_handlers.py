@@ -16,11 +16,6 @@ from ksi_memory.whose import Whose, current_whose
 Embedders = Callable[[Whose], Awaitable[tuple[e.EmbedderStats, ...]]]
 
 
-async def no_embedders(whose: Whose) -> tuple[e.EmbedderStats, ...]:
-    """Tell that there are none."""
-    return ()
-
-
 class ItemHandlers:
     """What people and agents do with what is remembered.
 
@@ -36,7 +31,7 @@ class ItemHandlers:
         items: Items,
         reasons: Reasons,
         transfer: Transfer,
-        embedders: Embedders = no_embedders,
+        embedders: Embedders,
     ) -> None:
         self._items = items
         self._reasons = reasons

@@ -15,6 +15,7 @@ from ksi_memory import events as e
 from ksi_memory import schemas
 from ksi_memory.drafts import Check, Draft, Drafting, days_of
 from ksi_memory.settings import MemorySettings
+from ksi_memory.tables import TABLES
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries
@@ -137,7 +138,7 @@ class Items:
         Raises:
             NotFound: There is no such table.
         """
-        if table in schemas.TABLES:
+        if table in TABLES:
             return None
         try:
             found = await self.get(whose, id=schemas.schema_id("table", table))

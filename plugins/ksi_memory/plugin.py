@@ -11,6 +11,7 @@ from ksi_memory.conversations import conversing
 from ksi_memory.embedders.choice import Choice
 from ksi_memory.embedding import Embedding
 from ksi_memory.embedding_handlers import EmbeddingHandlers
+from ksi_memory.events import EmbedderStats
 from ksi_memory.finding import Finding
 from ksi_memory.item_handlers import ItemHandlers
 from ksi_memory.items import Items
@@ -20,6 +21,7 @@ from ksi_memory.schema_handlers import SchemaHandlers
 from ksi_memory.search import Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.transfer import Transfer
+from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.reader import Reader
 
@@ -46,9 +48,13 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     content = Content(database, settings, plugin.home, plugin.bus.publish)
     finding = Finding(database, plugin.service(Reader), settings)
     search = Search(database, embedding)
+
+    async def embedders(whose: Whose) -> tuple[EmbedderStats, ...]:
+        return await embedding.vectors.stats(whose.tenant, embedding.id)
+
     plugin.add(
         content,
-        ItemHandlers(items, Reasons(items, plugin.bus), Transfer(database, settings)),
+        ItemHandlers(items, Reasons(items, plugin.bus), Transfer(database, settings), embedders),
         SchemaHandlers(items),
         EmbeddingHandlers(embedding),
         QueryHandlers(finding, search, settings),

@@ -12,6 +12,7 @@ from ksi_daemon.protocol.names import did_you_mean
 from ksi_memory import events as e
 from ksi_memory import schemas
 from ksi_memory.items import Items
+from ksi_memory.tables import TABLES
 from ksi_memory.whose import Whose, current_whose
 
 PAGE: Final = 1000
@@ -33,7 +34,7 @@ class SchemaHandlers:
     async def register(self, request: e.SchemaRegister) -> e.SchemaShown:
         """Register a JSON Schema, or a newer one; of kind table, it makes a table."""
         whose = _registrar()
-        if request.kind == "table" and request.name in schemas.TABLES:
+        if request.kind == "table" and request.name in TABLES:
             raise Conflict(f"{request.name} is a table of the memory's own: choose another name")
         schemas.check_of(request.name, request.schema)
         told = await self._items.upsert(
@@ -61,13 +62,13 @@ class SchemaHandlers:
         found = [shown(item) for item in await self._all(whose, request.kind)]
         return e.SchemaListed(
             schemas=tuple(sorted(found, key=lambda each: (each.kind, each.name))),
-            tables=tuple(schemas.TABLES) if request.kind in (None, "table") else (),
+            tables=tuple(TABLES) if request.kind in (None, "table") else (),
         )
 
     @event_handler("schema:get")
     async def get(self, request: e.SchemaGet) -> e.SchemaShown:
         """Get a schema; a table of the memory's own has a description alone."""
-        if request.kind == "table" and request.name in schemas.TABLES:
+        if request.kind == "table" and request.name in TABLES:
             return _own(request.name)
         return shown(await self._item(current_whose(), request.kind, request.name))
 
@@ -75,7 +76,7 @@ class SchemaHandlers:
     async def verify(self, request: e.SchemaVerify) -> e.SchemaVerified:
         """Check the items of a table against its schema, or an object against any."""
         whose = current_whose()
-        if request.kind == "table" and request.name in schemas.TABLES:
+        if request.kind == "table" and request.name in TABLES:
             raise InvalidData(f"{request.name} takes any attributes: it has no schema")
         item = await self._item(whose, request.kind, request.name)
         check = schemas.check_of(request.name, item.attributes)
@@ -91,7 +92,7 @@ class SchemaHandlers:
     async def delete(self, request: e.SchemaDelete) -> e.SchemaDeleted:
         """Delete a schema; that of a table is kept while it has items."""
         whose = _registrar()
-        if request.kind == "table" and request.name in schemas.TABLES:
+        if request.kind == "table" and request.name in TABLES:
             raise Conflict(f"{request.name} is a table of the memory's own: it stays")
         item = await self._item(whose, request.kind, request.name)
         if request.kind == "table":
@@ -163,9 +164,7 @@ def _registrar() -> Whose:
 
 
 def _own(name: str) -> e.SchemaShown:
-    return e.SchemaShown(
-        name=name, kind="table", version=1, description=schemas.TABLES[name], schema={}
-    )
+    return e.SchemaShown(name=name, kind="table", version=1, description=TABLES[name], schema={})
 
 
 def shown(item: e.Item) -> e.SchemaShown:

@@ -1,4 +1,4 @@
-"""Knows the tables, and holds the items of registered ones to their schemas."""
+"""Holds the items of registered tables to their schemas."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,23 +10,8 @@ import msgspec
 from ksi_daemon.protocol import InvalidData, NotFound
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_memory.ids import item_id
+from ksi_memory.tables import TABLES
 
-# The tables that are always there, and what they hold.
-TABLES: Final = {
-    "resources": "chunks of documents, each with where it stands in which",
-    "ontologies": "knowledge as Markdown: a page, its headings and its links",
-    "entities": "people, projects, things, and how they hang together",
-    "moments": "what happened when: parts of conversations, notes, uploads, dreams",
-    "facts": "what always holds of a user or a project, and is always in a model's context",
-    "associations": "how strongly two entities hang together",
-    "patterns": "what recurs, with the confidence that it does",
-    "schemas": "what is registered: models, agents, tools, tables, with their JSON Schemas",
-    "files": "what was uploaded or loaded, whole",
-    "feedback": "what people said of answers",
-    "servers": "where tools and models are served",
-    "tools": "what agents can call",
-    "users": "who talks to the agents",
-}
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_TOLD_CHARACTERS: Final = 500
 MAX_CHECKS: Final = 200

@@ -11,10 +11,10 @@ from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
 from ksi_memory import events as e
-from ksi_memory import schemas
 from ksi_memory.drafts import Drafting, Unfit
 from ksi_memory.ids import item_id
 from ksi_memory.settings import MemorySettings
+from ksi_memory.tables import TABLES
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries
@@ -210,7 +210,7 @@ class Transfer:
         given = "[" + ",".join(row.decode() for _, _, row in rows) + "]"
         try:
             verdicts = await self._database.fetchval(
-                SQL["import"], whose.tenant, whose.user, list(schemas.TABLES), given
+                SQL["import"], whose.tenant, whose.user, list(TABLES), given
             )
         except _BLAMED as error:
             if len(rows) == 1:

@@ -21,6 +21,12 @@ def database_template(engine_template: str) -> str:
 
 
 @pytest.fixture
+def ksi_settings() -> list[str]:
+    """Fetch no model."""
+    return ["memory.embedder=none"]
+
+
+@pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The memory, and what it needs."""
     return [point for point in entry_points(group="ksi") if point.name in NEEDED]
