@@ -526,7 +526,7 @@ def test_models_usage_tools_and_turns_are_shown_in_80_columns(ksi: KsiCommand) -
     ("words", "code", "sentence"),
     [
         ("conversation lst", 2, "did you mean list"),
-        ("conversation show nosuch", 4, "no conversation"),
+        ("conversation show nosuch", 4, "ksi conversation list"),
         ("conversation export x --format xml", 2, "json, markdown"),
         ("conversation import /nowhere", 2, "can't be read"),
         ("turn wait nosuch", 4, "no turn"),
@@ -538,6 +538,8 @@ def test_models_usage_tools_and_turns_are_shown_in_80_columns(ksi: KsiCommand) -
         ("tool resolve x done", 4, "no call"),
         ("tool permit agnt:a", 2, "agent:NAME"),
         ("tool calls --status dne", 2, "did you mean done"),
+        ("model list nosuch", 1, "no provider 'nosuch'"),
+        ("model list opneai", 1, "did you mean openai"),
         ("usage --by modle", 2, "did you mean model"),
         ("usage --since yesterday", 2, "7d"),
         ("completion bsh", 2, "did you mean bash"),

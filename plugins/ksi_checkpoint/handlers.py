@@ -95,14 +95,18 @@ class Handlers:
         self, event: Event, proceed: Callable[[Event], Awaitable[Any]]
     ) -> NoReturn:
         """Show nobody the states of all plugins."""
-        raise Denied(f"{event.name} is the daemon's own: send checkpoint:create")
+        raise Denied(
+            f"{event.name} is the daemon's own: send checkpoint:create (ksi checkpoint create)"
+        )
 
     @event_interceptor(APPLY)
     async def refuse_apply(
         self, event: Event, proceed: Callable[[Event], Awaitable[Any]]
     ) -> NoReturn:
         """Let nobody hand one state to all plugins."""
-        raise Denied(f"{event.name} is the daemon's own: send checkpoint:restore")
+        raise Denied(
+            f"{event.name} is the daemon's own: send checkpoint:restore (ksi checkpoint restore)"
+        )
 
     # -- by itself ------------------------------------------------------------------------------
 

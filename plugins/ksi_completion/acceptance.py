@@ -165,7 +165,7 @@ class Acceptance:
         if verdict == "archived":
             raise Conflict(
                 f"the conversation {asked.conversation} is archived: take it out again first "
-                "(conversation:archive with archived=false)"
+                "(conversation:archive with archived=false; ksi conversation archive --undo)"
             )
         if verdict == "denied":
             raise NotFound(f"there is no conversation {asked.conversation}")

@@ -192,7 +192,9 @@ class LockTaken(Struct, frozen=True):
 
 def no_conversation(conversation: str) -> NotFound:
     """Make the error that says that a conversation is not there, or is not the sender's."""
-    return NotFound(f"there is no conversation {conversation!r}: see conversation:list")
+    return NotFound(
+        f"there is no conversation {conversation!r}: see conversation:list (ksi conversation list)"
+    )
 
 
 class Conversations:
@@ -267,12 +269,13 @@ class Conversations:
         if verdict == "at_work":
             raise Conflict(
                 f"the conversation {conversation!r} is at work: wait for its turns, or cancel them "
-                "with completion:cancel",
+                "with completion:cancel (ksi turn cancel)",
                 details={"kind": "at_work"},
             )
         if verdict == "locked":
             raise Conflict(
-                f"the conversation {conversation!r} is locked: see conversation:locks",
+                f"the conversation {conversation!r} is locked: see conversation:locks "
+                "(ksi conversation locks)",
                 details={"kind": "locked"},
             )
         return int(row["gone"])

@@ -220,7 +220,8 @@ class Handlers:
             raise NotFound(f"the turn waits for an answer to {waiting}, not {request.call_id}")
         if not (row["waits_for"] or "").startswith("answer"):
             raise Conflict(
-                "the turn waits for a decision about a call in doubt: send tool:resolve",
+                "the turn waits for a decision about a call in doubt: send tool:resolve "
+                "(ksi tool resolve)",
                 details={"call_id": waiting},
             )
         await self._bus.request("tool:answer", ToolAnswer(call_id=waiting, content=request.content))

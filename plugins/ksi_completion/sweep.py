@@ -88,5 +88,6 @@ class Sweep:
         if status == "cancelled":
             return Cancelled("the turn's run was cancelled").body
         return Failed(
-            f"the turn's run is {status}: see workflow:get", details={"run_id": turn.run}
+            f"the turn's run is {status}: ksi send workflow:get run_id={turn.run} tells why",
+            details={"run_id": turn.run},
         ).body

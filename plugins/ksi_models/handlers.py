@@ -83,7 +83,10 @@ class Handlers:
         found = self._providers.find(name)
         if found is None:
             known = [each.name for each in self._providers.all()]
-            raise InvalidData(f"there is no provider {name!r}{did_you_mean(name, known)}")
+            raise InvalidData(
+                f"there is no provider {name!r}{did_you_mean(name, known)}; model:list (ksi model "
+                "list) has those that there are"
+            )
         return found
 
     async def _look(

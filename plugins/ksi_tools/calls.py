@@ -41,7 +41,7 @@ STOP_SHARE_S: Final = 2.0
 MAX_MESSAGE_CHARS: Final = 1000
 IN_DOUBT: Final = (
     "Nobody knows whether this call had its effect: {why}. It is not repeated; a person is to say "
-    "what became of it (tool:resolve)."
+    "what became of it (tool:resolve, or ksi tool resolve)."
 )
 NEVER_BEGUN: Final = "it was cancelled before anything was done"
 
@@ -499,7 +499,7 @@ def _denied(intent: Intent) -> Denied:
     whom = " in ".join(subjects) or context.origin
     return Denied(
         f"{whom} may not call {intent.tool.name}, which is {intent.tool.effects}; "
-        "the owner can allow it with tool:permit",
+        "the owner can allow it with tool:permit (ksi tool permit)",
         details={"kind": "not_permitted", "subjects": subjects},
     )
 

@@ -315,7 +315,10 @@ class Handlers:
         except (Unavailable, TimedOut, Busy):
             return HealthChecked(health="degraded", why="calls can't be recorded")
         if in_doubt := found.get("in_doubt", 0):
-            why = f"{in_doubt} calls are in doubt: see tool:in_doubt, and say with tool:resolve"
+            why = (
+                f"{in_doubt} calls are in doubt: see tool:in_doubt (ksi tool in-doubt), and say "
+                "with tool:resolve (ksi tool resolve)"
+            )
             return HealthChecked(health="degraded", why=why)
         return HealthChecked(health="ok")
 
