@@ -63,7 +63,7 @@ CREATE TABLE together (
     at timestamptz NOT NULL,
     PRIMARY KEY (tenant, owner, one, other, conversation, message),
     FOREIGN KEY (tenant, conversation, message) REFERENCES ksi_completion.message ON DELETE CASCADE,
-    CHECK (one < other)
+    CHECK (one <= other)
 );
 CREATE INDEX together_other ON together (tenant, owner, other);
 CREATE INDEX together_message ON together (tenant, conversation, message);

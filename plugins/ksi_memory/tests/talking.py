@@ -3,8 +3,11 @@
 from importlib.metadata import entry_points
 from typing import Any
 
+import asyncpg
+
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
+from ksi_postgres.logins import Logins
 
 SETTINGS = ["memory.embedder=none", "memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
 NEEDED = {"postgres", "workflows", "tools", "completion", "memory"}
@@ -47,3 +50,12 @@ async def remembered(
     for each in listed["items"]:
         found[each["key"]] = await client.request("memory:get", {"id": each["id"]}, context=context)
     return found
+
+
+async def run_sql(logins: Logins, sql: str, *arguments: Any) -> None:
+    """Run a statement past the walls."""
+    connection = await asyncpg.connect(logins.admin)
+    try:
+        await connection.execute(sql, *arguments)
+    finally:
+        await connection.close()

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import asyncpg
 import pytest
 
 from ksi_client import AsyncClient, InvalidData
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
-from ksi_memory.tests.talking import SETTINGS, needed, remembered, talk
+from ksi_memory.tests.talking import SETTINGS, needed, remembered, run_sql, talk
 from ksi_postgres.logins import Logins
 
 TALK = "My wife Clara and our dog Bruno moved to the house of our project Falcon."
@@ -43,15 +42,6 @@ def ksi_settings_of_models() -> list[str]:
 def ksi_settings() -> list[str]:
     """Read at once."""
     return [*SETTINGS]
-
-
-async def run_sql(logins: Logins, sql: str, *arguments: Any) -> None:
-    """Run a statement past the walls."""
-    connection = await asyncpg.connect(logins.admin)
-    try:
-        await connection.execute(sql, *arguments)
-    finally:
-        await connection.close()
 
 
 async def let_pass(logins: Logins, days: int) -> None:

@@ -7,7 +7,8 @@ import pytest
 from ksi_client import AsyncClient, InvalidData, NotFound
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
-from ksi_memory.tests.talking import SETTINGS, needed, remembered, talk
+from ksi_memory.tests.talking import SETTINGS, needed, read, remembered, run_sql, talk
+from ksi_postgres.logins import Logins
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +36,9 @@ def ksi_settings_of_models() -> list[str]:
 
 
 @pytest.fixture
-def ksi_settings() -> list[str]:
+def ksi_settings(request: pytest.FixtureRequest) -> list[str]:
     """Read at once; a moment is made of little."""
-    return [*SETTINGS, "memory.compact_tokens=200"]
+    return [*SETTINGS, "memory.compact_tokens=200", *getattr(request, "param", ())]
 
 
 async def test_what_was_said_is_remembered_with_its_message_as_its_source(
@@ -282,3 +283,62 @@ async def test_pages_of_moments_follow_one_another(client: AsyncClient) -> None:
     assert second.get("next") is None
     with pytest.raises(InvalidData):
         await client.request("memory:moments", {"cursor": "nonsense"})
+
+
+@pytest.mark.parametrize(
+    "ksi_settings",
+    [("memory.remember_after_s=3600", "memory.sweep_interval_s=0.2")],
+    indirect=True,
+)
+async def test_what_a_daemon_left_unread_is_read_by_the_next_sweep(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    asked = {"prompt": "My name is Anna.", "conversation_id": "c1"}
+    turn = await client.request("completion:async", asked, context={"user": "anna"})
+    await client.request("completion:wait", {"run_id": turn["run_id"]})
+    async with await client.subscribe("memory:remembered") as news:
+        await run_sql(
+            database_logins,
+            "UPDATE ksi_completion.conversation SET updated_at = updated_at - interval '1 day'",
+        )
+        told = await read(news, "c1", 2)
+
+    assert len(told["kept"]) == 1
+    assert (await remembered(client, "facts", user="anna")).keys() == {"user:name"}
+
+
+@pytest.mark.parametrize("ksi_settings", [("memory.remember=false",)], indirect=True)
+async def test_nothing_is_remembered_where_that_is_switched_off(client: AsyncClient) -> None:
+    asked = {"prompt": "My name is Anna.", "conversation_id": "c1"}
+    turn = await client.request("completion:async", asked)
+    await client.request("completion:wait", {"run_id": turn["run_id"]})
+
+    runs = await client.request("workflow:list", {"name": "remember"})
+
+    assert runs["runs"] == []
+    assert await remembered(client, "facts") == {}
+
+
+async def test_what_an_agent_says_to_another_is_nobodys_word(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    asked = {"prompt": "My name is Robot. I live in Berlin.", "conversation_id": "c1"}
+    async with await client.subscribe("memory:remembered") as news:
+        await client.request("completion:async", asked, context={"run": "another-run"})
+        told = await read(news, "c1", 2)
+
+    assert told.get("kept") is None
+    assert await remembered(client, "facts") == {}
+
+
+async def test_a_fork_is_not_read_again(client: AsyncClient) -> None:
+    await talk(client, "c1", LONG[0], "I live in Porto.")
+    await client.request("memory:compact", {"conversation_id": "c1", "threshold_tokens": 0})
+    await client.request("conversation:fork", {"conversation_id": "c1", "new_id": "c2"})
+    await talk(client, "c2", "I moved to Lisbon.")
+
+    await client.request("memory:compact", {"conversation_id": "c2", "threshold_tokens": 0})
+
+    found = {each["key"]: each["attributes"] for each in await moments(client)}
+    assert found["c1#1"]["last_message"] == 4
+    assert found["c2#1"]["first_message"] == 5
