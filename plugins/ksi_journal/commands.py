@@ -1,9 +1,8 @@
 """Show what happened and why: ``ksi history`` and ``ksi trace``."""
 
-import re
 import shutil
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Final
 
 import msgspec
@@ -11,11 +10,11 @@ import typer
 
 from ksi_cli import output
 from ksi_cli.connection import connect
-from ksi_cli.output import JsonFlag, UsageError
+from ksi_cli.output import JsonFlag
+from ksi_cli.times import time_of
 from ksi_journal import events as e
 
-_AGO: Final = re.compile(r"(\d+)(s|m|min|h|d)")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days"}
+AN_EXAMPLE: Final = "2026-01-31T12:00, or 10m for ten minutes ago"
 _MARK: Final = "  <"
 
 Patterns = Annotated[
@@ -62,8 +61,8 @@ def history(
         return
     request = e.JournalHistory(
         patterns=tuple(patterns or ()),
-        since=_time(since),
-        until=_time(until),
+        since=time_of(since, AN_EXAMPLE),
+        until=time_of(until, AN_EXAMPLE),
         outcome=outcome or None,
         user=user or None,
         agent=agent or None,
@@ -108,21 +107,6 @@ def _follow(request: e.JournalTail, *, as_json: bool) -> None:
             record = msgspec.convert(chunk, e.JournalRecord)
             output.show(record, _line, as_json=as_json)
             sys.stdout.flush()
-
-
-def _time(text: str) -> datetime | None:
-    """Read a time: as ISO 8601 writes it, or how long it is ago."""
-    if not text:
-        return None
-    ago = _AGO.fullmatch(text)
-    try:
-        if ago is not None:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"{text!r} is no time: write 2026-01-31T12:00, or 10m for ten minutes ago"
-        ) from error
 
 
 # -- for people ----------------------------------------------------------------------------------

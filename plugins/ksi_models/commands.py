@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, get_args
 
 import typer
@@ -13,6 +12,7 @@ from ksi_cli import completion, output
 from ksi_cli.connection import connect, show_answer
 from ksi_cli.findings import Finding, ok, warn
 from ksi_cli.output import JsonFlag, UsageError
+from ksi_cli.times import time_of
 from ksi_daemon.protocol.errors import error_from
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_daemon.protocol.paths import home_directory
@@ -20,8 +20,7 @@ from ksi_models import events as e
 
 app = typer.Typer(rich_markup_mode=None, help="List models, check a login, see prices.")
 
-_AGO: Final = re.compile(r"(\d+)(m|h|d|w)")
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+AN_EXAMPLE: Final = "2026-01-31, or 7d for a week ago"
 MAX_SHOWN: Final = 40
 
 Model = Annotated[
@@ -236,8 +235,8 @@ def usage(
     """
     ask = e.ModelUsage(
         by=keys(by),
-        since=time_of(since),
-        until=time_of(until),
+        since=time_of(since, AN_EXAMPLE),
+        until=time_of(until, AN_EXAMPLE),
         model=model,
         agent=agent,
         conversation=conversation,
@@ -262,23 +261,6 @@ def keys(text: str) -> tuple[e.UsageKey, ...]:
     if not found:
         raise UsageError(f"--by needs one of: {', '.join(known)}")
     return found
-
-
-def time_of(text: str) -> datetime | None:
-    """Read a time: as ISO 8601 writes it, or how long it is ago.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if not text:
-        return None
-    ago = _AGO.fullmatch(text)
-    try:
-        if ago is not None:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"{text!r} is no time: write 2026-01-31, or 7d for a week ago") from error
 
 
 def usage_text(used: e.ModelUsed) -> str:
