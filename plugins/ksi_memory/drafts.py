@@ -94,18 +94,23 @@ class Drafting(Struct):
     whose: Whose
     table: str
     check: Check | None = None
+    known: dict[str, int] = {}  # ids of the batch so far, and where they stand
 
-    def all(self, items: Sequence[NewItem]) -> tuple[list[Draft], list[Refused]]:
-        """Make rows of what fits, and say of the rest why it does not."""
+    def all(self, items: Sequence[NewItem], first: int = 0) -> tuple[list[Draft], list[Refused]]:
+        """Make rows of what fits, and say of the rest why it does not.
+
+        Args:
+            items: Some of a batch.
+            first: Where in the batch they begin.
+        """
         drafts: list[Draft] = []
         refused: list[Refused] = []
-        known: dict[str, int] = {}
-        for place, item in enumerate(items):
+        for place, item in enumerate(items, first):
             try:
                 draft = self.one(place, item)
-                first = known.setdefault(draft.id, place)
-                if first != place:
-                    raise Unfit(f"it is a duplicate of number {first} of the same batch")
+                known = self.known.setdefault(draft.id, place)
+                if known != place:
+                    raise Unfit(f"it is a duplicate of number {known} of the same batch")
             except Unfit as error:
                 refused.append(Refused(place=place, key=_shown(item.key), why=str(error)))
             else:

@@ -2,7 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -22,6 +23,7 @@ from ksi_postgres.queries import load_queries
 
 SQL: Final = load_queries(__package__, "items_queries.sql")
 MAX_ROWS: Final = 1000  # of one statement
+PART: Final = 500  # so many are made ready while others are written
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_TOLD: Final = 100
 SMALL: Final = 20  # so many are made rows of at once; more would keep others waiting
@@ -49,8 +51,8 @@ Publish = Callable[[str, Any], None]
 class _Outcome:
     """What came of a batch, as far as it has come."""
 
-    def __init__(self, refused: list[e.Refused]) -> None:
-        self.refused = refused
+    def __init__(self) -> None:
+        self.refused: list[e.Refused] = []
         self.ids: list[tuple[int, str]] = []
         self.counts = {"inserted": 0, "updated": 0, "unchanged": 0}
         self.dangling: list[str] = []
@@ -115,15 +117,14 @@ class Items:
         """
         check = await self._check(whose, table)
         drafting = Drafting(self._settings, whose, table, check)
-        if len(items) <= SMALL:
-            drafts, refused = drafting.all(items)
-        else:
-            drafts, refused = await asyncio.to_thread(drafting.all, items)
-        outcome = _Outcome(refused)
+        outcome = _Outcome()
         needs_attributes = check is not None and check({}) is not None
         words = (table, origin, even_forgotten, needs_attributes)
-        for some in _slices(drafts):
-            await self._write(whose, words, some, outcome)
+        async with aclosing(_drafted(drafting, items)) as batches:
+            async for drafts, refused in batches:
+                outcome.refused += refused
+                for some in _slices(drafts):
+                    await self._write(whose, words, some, outcome)
         told = outcome.told()
         if told.inserted or told.updated:
             self._publish(
@@ -476,6 +477,22 @@ def item_of(row: Any) -> e.Item:
         valid_from=row["valid_from"],
         valid_to=row["valid_to"],
     )
+
+
+async def _drafted(
+    drafting: Drafting, items: Sequence[e.NewItem]
+) -> AsyncGenerator[tuple[list[Draft], list[e.Refused]]]:
+    """Yield rows of items, part by part; the next part is made while one is written."""
+    if len(items) <= SMALL:
+        yield drafting.all(items)
+        return
+    loop = asyncio.get_running_loop()
+    ahead = loop.run_in_executor(None, drafting.all, items[:PART], 0)
+    for first in range(PART, len(items) + PART, PART):
+        made = await ahead
+        if first < len(items):
+            ahead = loop.run_in_executor(None, drafting.all, items[first : first + PART], first)
+        yield made
 
 
 def _slices(drafts: Sequence[Draft]) -> Iterator[Sequence[Draft]]:
