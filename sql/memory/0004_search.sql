@@ -1,12 +1,14 @@
 -- How things are found: how often words are used, what was made of their texts, and one function
 -- that searches.
 --
--- A text's neighbours in its session help it to be understood. Their words are joined to its own
--- when it is searched, under the labels B and C, so that nothing of a neighbour that changed or was
--- forgotten stays with it; their vectors are part of the one that it is searched by, which is made
+-- A text's neighbours in its session help it to be understood. Their words count with its own when
+-- it is searched, for less, so that nothing of a neighbour that changed or was forgotten stays with
+-- it; their vectors are part of the one that it is searched by, which is made
 -- anew when one of them comes, changes or goes.
 
 SET LOCAL search_path = ksi_memory, public, pg_temp;
+
+SELECT '[1]'::vector; -- so that its settings are known
 
 -- -- how often words are used --------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ CREATE INDEX item_began ON item (tenant, kind, (coalesce(starts_at, valid_from))
 CREATE INDEX item_category ON item (tenant, category, kind) WHERE category IS NOT NULL;
 
 COMMENT ON COLUMN item.lexemes IS
-    'its own, with the label A; its neighbours'' are joined to them when it is searched';
+    'its own, with the label A; its neighbours'' count with them when it is searched';
 
 CREATE TYPE counted AS (
     tenant text, kind text, owner text, persons text[], words integer, lexemes tsvector,
@@ -194,6 +196,8 @@ CREATE INDEX waiting_set_aside ON waiting (tenant, embedder) WHERE why IS NOT NU
 SELECT ksi_postgres.protect('waiting');
 
 -- The item before a place in a session, and the one after it: of one kind and owner, and valid then.
+-- Who asks switches sorting off, so that they are read from the index that has them in order,
+-- whatever is known of how many a session has.
 CREATE FUNCTION item_before(
     of_tenant text, of_kind text, of_owner text, of_session text, of_place integer,
     as_of timestamptz
@@ -253,7 +257,7 @@ $$;
 -- Makes the vectors anew by which items are searched: a text's own, 0.35 times the one before it, and
 -- 0.25 times the one after it, brought to length 1.
 CREATE FUNCTION refresh_meanings(of_tenant text, those uuid[]) RETURNS void
-LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE sql SET search_path = ksi_memory, public, pg_catalog, pg_temp SET enable_sort = off AS $$
     WITH factor AS MATERIALIZED (
         SELECT e.id AS embedder, array_fill(0::real, ARRAY[e.dimension])::vector AS nothing,
                array_fill(0.35::real, ARRAY[e.dimension])::vector AS before,
@@ -318,7 +322,8 @@ CREATE TRIGGER came AFTER INSERT ON item
     FOR EACH STATEMENT EXECUTE FUNCTION items_came();
 
 CREATE FUNCTION items_changed() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp SET enable_sort = off AS $$
 DECLARE
     each record;
 BEGIN
@@ -373,7 +378,8 @@ CREATE TRIGGER changed AFTER UPDATE ON item
 -- Nothing that was made of an item outlasts it: neither counts nor vectors, nor its part in those of
 -- its neighbours.
 CREATE FUNCTION items_went() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ksi_memory, public, pg_catalog, pg_temp SET enable_sort = off AS $$
 DECLARE
     each record;
 BEGIN
@@ -611,7 +617,7 @@ CREATE FUNCTION store_of_tenant(
     of_tenant text, of_embedder smallint, items uuid[], versions integer[], hashes bytea[],
     vectors text[]
 ) RETURNS integer
-LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = ksi_memory, public, pg_catalog, pg_temp SET enable_sort = off AS $$
 DECLARE
     stored uuid[];
     stored_versions integer[];
@@ -726,10 +732,10 @@ $$;
 
 -- -- the search -----------------------------------------------------------------------------------
 
--- One lexeme as a query, whatever is in it; with a label, only where it bears that.
-CREATE FUNCTION query_of(lexeme text, label text) RETURNS tsquery
+-- One lexeme as a query, whatever is in it.
+CREATE FUNCTION query_of(lexeme text) RETURNS tsquery
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''' || label)::tsquery
+    SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery
 $$;
 
 -- What the features of a search weigh, in their order.
@@ -754,36 +760,35 @@ SET search_path = ksi_memory, public, pg_catalog, pg_temp AS $$
      LIMIT 50
 $$;
 
--- The items nearest to a vector. A few are compared one by one; many are looked up in the index,
--- which goes on until it has found enough that fit.
+-- The items nearest to a vector, of those that began in a time if one is given. A few are compared
+-- one by one; many are looked up in the index, which goes on until it has found enough that fit.
 CREATE FUNCTION nearest(
     of_tenant text, of_owner text, of_kinds text[], of_embedder smallint, of_vector halfvec,
-    of_category text, since timestamptz, until timestamptz, as_of timestamptz, documents bigint,
-    at_most integer
+    of_category text, since timestamptz, until timestamptz, as_of timestamptz, began_from timestamptz,
+    began_before timestamptz, documents bigint, at_most integer
 ) RETURNS TABLE (item uuid, version integer)
 LANGUAGE plpgsql STABLE
 SET search_path = ksi_memory, public, pg_catalog, pg_temp
 SET hnsw.ef_search = 100
-SET hnsw.iterative_scan = relaxed_order AS $$
+SET hnsw.iterative_scan = relaxed_order
+SET max_parallel_workers_per_gather = 0 AS $$
 DECLARE
     exact_up_to CONSTANT integer := 5000;
-    of_meaning text := 'm.tenant = $1 AND m.vector IS NOT NULL';
+    of_meaning text := '';
     of_item text := '';
     source text := format('meaning_%s m', of_embedder);
     is_indexed boolean;
     found bigint := documents;
-    nearness text;
+    nearness text := 'm.vector <=> $4';
 BEGIN
     SELECT e.is_indexed INTO is_indexed FROM embedder e WHERE e.id = of_embedder;
     IF of_owner IS NOT NULL THEN
-        of_meaning := of_meaning || ' AND m.owner IN ('''', $2)';
+        of_meaning := of_meaning || ' AND x.owner IN ('''', $2)';
     END IF;
     IF cardinality(of_kinds) > 0 THEN
-        of_meaning := of_meaning || ' AND m.kind = ANY ($3)';
+        of_meaning := of_meaning || ' AND x.kind = ANY ($3)';
     END IF;
-    IF as_of IS NULL THEN
-        of_meaning := of_meaning || ' AND m.is_current';
-    ELSE
+    IF as_of IS NOT NULL THEN
         of_item := ' AND i.valid_from <= $8 AND (i.valid_to IS NULL OR i.valid_to > $8)';
     END IF;
     IF of_category IS NOT NULL THEN
@@ -795,24 +800,39 @@ BEGIN
     IF until IS NOT NULL THEN
         of_item := of_item || ' AND coalesce(i.starts_at, i.valid_from) < $7';
     END IF;
+    IF began_from IS NOT NULL THEN
+        of_item := of_item || ' AND coalesce(i.starts_at, i.valid_from) >= $9'
+                              ' AND coalesce(i.starts_at, i.valid_from) < $10';
+    END IF;
+    IF is_indexed AND documents > exact_up_to AND (of_owner IS NOT NULL OR of_item <> '') THEN
+        -- Without what filters there is nothing to count: the collection is known to be large.
+        EXECUTE format(
+            CASE WHEN of_item = ''
+            THEN 'SELECT count(*) FROM (SELECT FROM %1$s WHERE m.tenant = $1 AND m.is_current%2$s'
+                 ' LIMIT %4$s) s'
+            ELSE 'SELECT count(*) FROM (SELECT FROM item i WHERE i.tenant = $1%3$s%2$s LIMIT %4$s) s'
+            END, source,
+            replace(of_meaning, 'x.', CASE WHEN of_item = '' THEN 'm.' ELSE 'i.' END),
+            of_item || CASE WHEN as_of IS NULL THEN ' AND i.valid_to IS NULL' ELSE '' END,
+            exact_up_to + 1)
+           INTO found
+          USING of_tenant, of_owner, of_kinds, of_vector, of_category, since, until, as_of,
+                began_from, began_before;
+    END IF;
+    IF is_indexed AND found > exact_up_to THEN
+        nearness := format('m.vector::halfvec(%s) <=> $4::halfvec(%1$s)', vector_dims(of_vector));
+    END IF;
     IF of_item <> '' THEN
         source := source || ' JOIN item i ON (i.tenant, i.id, i.version)'
                             ' = (m.tenant, m.item, m.version)' || of_item;
     END IF;
-    IF is_indexed AND documents > exact_up_to AND (of_owner IS NOT NULL OR of_item <> '') THEN
-        EXECUTE format('SELECT count(*) FROM (SELECT FROM %s WHERE %s LIMIT %s) s',
-                       source, of_meaning, exact_up_to + 1)
-           INTO found
-          USING of_tenant, of_owner, of_kinds, of_vector, of_category, since, until, as_of;
-    END IF;
-    nearness := CASE
-        WHEN is_indexed AND found > exact_up_to
-        THEN format('m.vector::halfvec(%s) <=> $4::halfvec(%1$s)', vector_dims(of_vector))
-        ELSE 'm.vector <=> $4'
-    END;
-    RETURN QUERY EXECUTE format('SELECT m.item, m.version FROM %s WHERE %s ORDER BY %s LIMIT %s',
-                                source, of_meaning, nearness, at_most)
-      USING of_tenant, of_owner, of_kinds, of_vector, of_category, since, until, as_of;
+    RETURN QUERY EXECUTE format(
+        'SELECT m.item, m.version FROM %s WHERE m.tenant = $1 AND m.vector IS NOT NULL%s%s '
+        'ORDER BY %s LIMIT %s',
+        source, CASE WHEN as_of IS NULL THEN ' AND m.is_current' ELSE '' END,
+        replace(of_meaning, 'x.', 'm.'), nearness, at_most)
+      USING of_tenant, of_owner, of_kinds, of_vector, of_category, since, until, as_of, began_from,
+            began_before;
 END $$;
 
 -- Finds what fits a question best. The features, of candidates alone:
@@ -838,6 +858,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10
 SET search_path = ksi_memory, public, pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_sort = off
 SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -883,7 +904,7 @@ BEGIN
           FROM (SELECT c.lexeme, sum(c.documents) AS documents FROM counts c GROUP BY 1) s
         WINDOW w AS (ORDER BY s.documents, s.lexeme)
          ORDER BY rank
-         LIMIT 64
+         LIMIT 32
     ), parts AS (
         SELECT w.idf, w.rank, c.kind, w.lexeme
           FROM words w
@@ -900,35 +921,53 @@ BEGIN
     IF of_vector IS NOT NULL THEN
         SELECT array_agg(n.item), array_agg(n.version) INTO near_ids, near_versions
           FROM nearest(of_tenant, of_owner, of_kinds, of_embedder, of_vector, of_category, since,
-                       until, as_of, total, candidates) n;
+                       until, as_of, NULL, NULL, total, candidates) n;
         IF first_day IS NOT NULL THEN
             SELECT near_ids || array_agg(n.item), near_versions || array_agg(n.version)
               INTO near_ids, near_versions
               FROM nearest(of_tenant, of_owner, of_kinds, of_embedder, of_vector, of_category,
-                           greatest(since, first_day - a_week), least(until, after_days + a_week),
-                           as_of, total, candidates) n;
+                           since, until, as_of, first_day - a_week, after_days + a_week, total,
+                           candidates) n;
         END IF;
     END IF;
 
     RETURN QUERY
     WITH words_of_question AS MATERIALIZED (
-        SELECT w.idf, query_of(w.lexeme, ':A') AS own, query_of(w.lexeme, ':B') AS before,
-               query_of(w.lexeme, ':C') AS after
+        SELECT w.idf, query_of(w.lexeme) AS query
           FROM unnest(lexemes_known, idfs) w (lexeme, idf)
     ), matched AS MATERIALIZED (
-        SELECT i.id, i.version, i.kind, i.owner, i.session, i.place
+        SELECT i.id, i.version, i.kind, i.owner, i.session, i.place,
+               sum(r.idf) / (1 + 1.2::float8 * (0.75::float8 + 0.25::float8 * min(i.words) / mean))
+                   AS score
           FROM unnest(rare_kinds, rare_lexemes, rare_idfs) r (kind, lexeme, idf)
          CROSS JOIN LATERAL (
                SELECT i.id, i.version, i.kind, i.owner, i.session, i.place, i.words
                  FROM item i
                 WHERE (i.tenant || E'\x1f' || i.kind) = (of_tenant || E'\x1f' || r.kind)
-                  AND i.lexemes @@ query_of(r.lexeme, '')
+                  AND i.lexemes @@ query_of(r.lexeme)
                   AND (of_owner IS NULL OR i.owner IN ('', of_owner))
                   AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
                       ELSE i.valid_from <= as_of AND (i.valid_to IS NULL OR i.valid_to > as_of) END
                ) i
          GROUP BY 1, 2, 3, 4, 5, 6
-         ORDER BY sum(r.idf) / (1 + 1.2 * (0.75 + 0.25 * min(i.words) / mean)) DESC, i.id
+         ORDER BY score DESC, i.id
+         LIMIT candidates
+    ), by_words AS (
+        -- Those that have the words, and those beside them, the best of both.
+        SELECT w.id, w.version
+          FROM (SELECT m.id, m.version, m.score FROM matched m
+                 UNION ALL
+                SELECT a.id, a.version, 0.6::float8 * m.score
+                  FROM matched m
+                 CROSS JOIN LATERAL item_after(of_tenant, m.kind, m.owner, m.session, m.place,
+                                               as_of) a
+                 UNION ALL
+                SELECT b.id, b.version, 0.4::float8 * m.score
+                  FROM matched m
+                 CROSS JOIN LATERAL item_before(of_tenant, m.kind, m.owner, m.session, m.place,
+                                                as_of) b) w
+         GROUP BY 1, 2
+         ORDER BY sum(w.score) DESC, w.id
          LIMIT candidates
     ), in_span AS (
         SELECT i.id, i.version
@@ -943,12 +982,7 @@ BEGIN
          ORDER BY (i.days && spans) DESC, coalesce(i.starts_at, i.valid_from), i.id
          LIMIT candidates
     ), candidate AS MATERIALIZED (
-        SELECT m.id, m.version FROM matched m
-        UNION
-        SELECT b.id, b.version
-          FROM matched m
-         CROSS JOIN LATERAL beside(of_tenant, m.kind, m.owner, m.session, m.place, as_of) b
-         WHERE b.id IS NOT NULL
+        SELECT w.id, w.version FROM by_words w
         UNION
         SELECT s.id, s.version FROM in_span s
         UNION
@@ -957,16 +991,17 @@ BEGIN
         SELECT i.id, i.version, i.kind, i.owner, coalesce(i.session, i.id::text) AS session,
                i.words, i.persons, i.days, coalesce(i.starts_at, i.valid_from)::date AS day,
                CASE of_field
-                    WHEN 'title' THEN setweight(to_tsvector('ksi_memory.words', i.title), 'A')
-                    WHEN 'body' THEN setweight(to_tsvector('ksi_memory.words', i.body), 'A')
-                    ELSE setweight(i.lexemes, 'A')
-                         || coalesce(setweight(before.lexemes, 'B'), '')
-                         || coalesce(setweight(after.lexemes, 'C'), '')
-               END AS lexemes,
+                    WHEN 'title' THEN to_tsvector('ksi_memory.words', i.title)
+                    WHEN 'body' THEN to_tsvector('ksi_memory.words', i.body)
+                    ELSE strip(i.lexemes)
+               END AS own, strip(before.lexemes) AS before, strip(after.lexemes) AS after,
                CASE WHEN of_vector IS NOT NULL THEN 1 - (m.vector <=> of_vector) END AS cos
           FROM candidate c
          CROSS JOIN LATERAL (
-               SELECT i.* FROM item i
+               SELECT i.id, i.version, i.kind, i.owner, i.session, i.place, i.words, i.persons,
+                      i.days, i.category, i.title, i.body, i.lexemes, i.starts_at, i.ends_at,
+                      i.valid_from
+                 FROM item i
                 WHERE (i.tenant, i.id, i.version) = (of_tenant, c.id, c.version) OFFSET 0) i
           LEFT JOIN item_before(of_tenant, i.kind, i.owner, i.session, i.place, as_of) before
                  ON of_field IS NULL
@@ -981,7 +1016,8 @@ BEGIN
            AND (until IS NULL OR coalesce(i.starts_at, i.valid_from) < until)
     ), weighed AS MATERIALIZED (
         SELECT k.id, k.version, k.kind, k.owner, k.session, k.cos,
-               coalesce(l.sum, 0) / (1 + 1.2 * (0.75 + 0.25 * k.words / mean)) AS lex,
+               coalesce(l.sum, 0)
+                   / (1 + 1.2::float8 * (0.75::float8 + 0.25::float8 * k.words / mean)) AS lex,
                coalesce((named_person = ANY (k.persons))::integer, 0) AS person,
                (asks_when AND k.days <> '{}')::integer AS time,
                coalesce(spans @> k.day OR k.days && spans, false)::integer AS span,
@@ -990,9 +1026,9 @@ BEGIN
          CROSS JOIN (SELECT range_agg(daterange(lower(d) - 7, upper(d) + 7)) AS days
                        FROM unnest(days) d) week
          CROSS JOIN LATERAL (
-               SELECT sum(w.idf * CASE WHEN k.lexemes @@ w.own THEN 1
-                                       WHEN k.lexemes @@ w.before THEN 0.6
-                                       WHEN k.lexemes @@ w.after THEN 0.4 END) AS sum
+               SELECT sum(w.idf * CASE WHEN k.own @@ w.query THEN 1::float8
+                                       WHEN k.before @@ w.query THEN 0.6::float8
+                                       WHEN k.after @@ w.query THEN 0.4::float8 END) AS sum
                  FROM words_of_question w) l
          WHERE of_field IS NULL OR l.sum > 0
     ), shared AS (
