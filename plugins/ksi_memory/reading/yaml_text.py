@@ -9,7 +9,7 @@ bounded, too. Dates are left as they are written, so that one that doesn't exist
 from collections.abc import Iterator
 from typing import Any, Final
 
-import yaml  # type: ignore[import-untyped]  # it is not typed
+import yaml
 
 from ksi_memory.reading.document import Unreadable
 
