@@ -171,7 +171,14 @@ class Finding:
         return tuple(row[0] for row in rows)
 
 
-def found_of(row: Mapping[str, Any], score: float, *, load: bool = False) -> Found:
+def found_of(
+    row: Mapping[str, Any],
+    score: float,
+    *,
+    load: bool = False,
+    depth: int | None = None,
+    via: tuple[str, str] | None = None,
+) -> Found:
     """Make a result of a row; its snippet is the beginning of its text, not yet cut to size.
 
     Its body is loaded only where all of it is there.
@@ -187,13 +194,15 @@ def found_of(row: Mapping[str, Any], score: float, *, load: bool = False) -> Fou
         snippet=row["body"][:SEEN_CHARS],
         body=row["body"] if load and row["is_whole"] else None,
         category=row["category"],
-        attributes=msgspec.json.decode(row["attributes"]),
+        attributes={} if row["attributes"] == "{}" else msgspec.json.decode(row["attributes"]),
         session=row["session"],
         source=row["source"] or "",
         starts_at=row["starts_at"],
         ends_at=row["ends_at"],
         valid_from=row["valid_from"],
         valid_to=row["valid_to"],
+        depth=depth,
+        via=via,
     )
 
 
@@ -211,5 +220,4 @@ def node_of(row: Mapping[str, Any], names: Mapping[str, str], *, load: bool) -> 
             via=via,
             is_dangling=True,
         )
-    found = found_of(row, row["score"], load=load)
-    return msgspec.structs.replace(found, depth=row["depth"], via=via)
+    return found_of(row, row["score"], load=load, depth=row["depth"], via=via)
