@@ -102,8 +102,7 @@ BEGIN
                AND CASE WHEN as_at IS NULL THEN i.valid_to IS NULL
                         ELSE i.valid_from <= as_at AND (i.valid_to IS NULL OR i.valid_to > as_at) END
              ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner
-             LIMIT at_most) i
-     ORDER BY array_position(names, i.name), i.owner = '', i.kind, i.owner;
+             LIMIT at_most) i; -- whose order stays as it is: it is only looked through
 END $$;
 COMMENT ON FUNCTION lookup IS 'what bears these keys';
 
