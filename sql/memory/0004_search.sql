@@ -769,7 +769,7 @@ CREATE FUNCTION nearest(
 ) RETURNS TABLE (item uuid, version integer)
 LANGUAGE plpgsql STABLE
 SET search_path = ksi_memory, public, pg_catalog, pg_temp
-SET hnsw.ef_search = 100
+SET hnsw.ef_search = 200
 SET hnsw.iterative_scan = relaxed_order
 SET max_parallel_workers_per_gather = 0 AS $$
 DECLARE
@@ -779,6 +779,7 @@ DECLARE
     source text := format('meaning_%s m', of_embedder);
     is_indexed boolean;
     found bigint := documents;
+    looked text;
     nearness text := 'm.vector <=> $4';
 BEGIN
     SELECT e.is_indexed INTO is_indexed FROM embedder e WHERE e.id = of_embedder;
@@ -821,6 +822,13 @@ BEGIN
     END IF;
     IF is_indexed AND found > exact_up_to THEN
         nearness := format('m.vector::halfvec(%s) <=> $4::halfvec(%1$s)', vector_dims(of_vector));
+        -- One look into the index is cheaper than two: it takes in those of other tenants.
+        SELECT set_config('hnsw.ef_search', least(greatest(
+                   at_most, 1.1 * at_most * c.reltuples / found), 2 * at_most)::integer::text, true)
+          INTO looked
+          FROM pg_class c
+         WHERE c.oid = format('ksi_memory.meaning_%s', of_embedder)::regclass
+           AND c.reltuples < 3 * found;
     END IF;
     IF of_item <> '' THEN
         source := source || ' JOIN item i ON (i.tenant, i.id, i.version)'
@@ -859,12 +867,15 @@ SET search_path = ksi_memory, public, pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_sort = off
+SET enable_memoize = off
 SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     candidates CONSTANT integer := 200;
     budget CONSTANT bigint := 4000;
     a_week CONSTANT interval := '7 days';
+    weight CONSTANT double precision[] := search_weights();
+    is_most boolean; -- of all items, so that it is not worth looking up which are the tenant's
     of_vector halfvec := question_vector::halfvec;
     total bigint;
     mean double precision;
@@ -885,6 +896,8 @@ BEGIN
       INTO total, mean, known_kinds
       FROM collection c
      WHERE c.tenant = of_tenant AND (cardinality(of_kinds) = 0 OR c.kind = ANY (of_kinds));
+
+    SELECT total > c.reltuples / 2 INTO is_most FROM pg_class c WHERE c.oid = 'item'::regclass;
 
     -- The question's words with what they weigh, and where the rarest are.
     WITH counts AS MATERIALIZED (
@@ -943,8 +956,18 @@ BEGIN
          CROSS JOIN LATERAL (
                SELECT i.id, i.version, i.kind, i.owner, i.session, i.place, i.words
                  FROM item i
-                WHERE (i.tenant || E'\x1f' || i.kind) = (of_tenant || E'\x1f' || r.kind)
+                WHERE NOT is_most
+                  AND (i.tenant || E'\x1f' || i.kind) = (of_tenant || E'\x1f' || r.kind)
                   AND i.lexemes @@ query_of(r.lexeme)
+                  AND (of_owner IS NULL OR i.owner IN ('', of_owner))
+                  AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
+                      ELSE i.valid_from <= as_of AND (i.valid_to IS NULL OR i.valid_to > as_of) END
+                UNION ALL
+               SELECT i.id, i.version, i.kind, i.owner, i.session, i.place, i.words
+                 FROM item i
+                WHERE is_most AND i.lexemes @@ query_of(r.lexeme)
+                  -- as a CASE, so that these are looked up in no index
+                  AND CASE WHEN i.tenant = of_tenant THEN i.kind = r.kind ELSE false END
                   AND (of_owner IS NULL OR i.owner IN ('', of_owner))
                   AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
                       ELSE i.valid_from <= as_of AND (i.valid_to IS NULL OR i.valid_to > as_of) END
@@ -952,18 +975,20 @@ BEGIN
          GROUP BY 1, 2, 3, 4, 5, 6
          ORDER BY score DESC, i.id
          LIMIT candidates
+    ), best_matched AS (
+        SELECT m.* FROM matched m ORDER BY m.score DESC, m.id LIMIT candidates / 2
     ), by_words AS (
-        -- Those that have the words, and those beside them, the best of both.
+        -- Those that have the words, and those beside the best of them.
         SELECT w.id, w.version
           FROM (SELECT m.id, m.version, m.score FROM matched m
                  UNION ALL
                 SELECT a.id, a.version, 0.6::float8 * m.score
-                  FROM matched m
+                  FROM best_matched m
                  CROSS JOIN LATERAL item_after(of_tenant, m.kind, m.owner, m.session, m.place,
                                                as_of) a
                  UNION ALL
                 SELECT b.id, b.version, 0.4::float8 * m.score
-                  FROM matched m
+                  FROM best_matched m
                  CROSS JOIN LATERAL item_before(of_tenant, m.kind, m.owner, m.session, m.place,
                                                 as_of) b) w
          GROUP BY 1, 2
@@ -1043,8 +1068,9 @@ BEGIN
         WINDOW w AS (PARTITION BY s.kind, s.owner, s.session)
     ), best AS (
         SELECT f.id, f.version, f.features,
-               (SELECT sum(x.feature * x.weight)
-                  FROM unnest(f.features, search_weights()) x (feature, weight)) AS score
+               f.features[1] * weight[1] + f.features[2] * weight[2] + f.features[3] * weight[3]
+               + f.features[4] * weight[4] + f.features[5] * weight[5] + f.features[6] * weight[6]
+               + f.features[7] * weight[7] + f.features[8] * weight[8] AS score
           FROM featured f
          WHERE min_similarity IS NULL OR of_vector IS NULL OR f.cos >= min_similarity
          ORDER BY score DESC, f.id
