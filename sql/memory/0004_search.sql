@@ -766,7 +766,7 @@ CREATE FUNCTION nearest(
     of_tenant text, of_owner text, of_kinds text[], of_embedder smallint, of_vector halfvec,
     of_category text, since timestamptz, until timestamptz, as_of timestamptz, began_from timestamptz,
     began_before timestamptz, documents bigint, at_most integer
-) RETURNS TABLE (item uuid, version integer)
+) RETURNS TABLE (item uuid, version integer, cos double precision)
 LANGUAGE plpgsql STABLE
 SET search_path = ksi_memory, public, pg_catalog, pg_temp
 SET hnsw.ef_search = 200
@@ -835,10 +835,10 @@ BEGIN
                             ' = (m.tenant, m.item, m.version)' || of_item;
     END IF;
     RETURN QUERY EXECUTE format(
-        'SELECT m.item, m.version FROM %s WHERE m.tenant = $1 AND m.vector IS NOT NULL%s%s '
-        'ORDER BY %s LIMIT %s',
-        source, CASE WHEN as_of IS NULL THEN ' AND m.is_current' ELSE '' END,
-        replace(of_meaning, 'x.', 'm.'), nearness, at_most)
+        'SELECT m.item, m.version, 1 - (%1$s) FROM %2$s '
+        'WHERE m.tenant = $1 AND m.vector IS NOT NULL%3$s%4$s ORDER BY %1$s LIMIT %5$s',
+        nearness, source, CASE WHEN as_of IS NULL THEN ' AND m.is_current' ELSE '' END,
+        replace(of_meaning, 'x.', 'm.'), at_most)
       USING of_tenant, of_owner, of_kinds, of_vector, of_category, since, until, as_of, began_from,
             began_before;
 END $$;
@@ -887,6 +887,7 @@ DECLARE
     rare_idfs double precision[];
     near_ids uuid[] := '{}';
     near_versions integer[] := '{}';
+    near_cos double precision[] := '{}';
     first_day timestamptz := lower(spans)::timestamptz;
     after_days timestamptz := upper(spans)::timestamptz;
 BEGIN
@@ -932,12 +933,14 @@ BEGIN
       INTO lexemes_known, idfs, rare_kinds, rare_lexemes, rare_idfs;
 
     IF of_vector IS NOT NULL THEN
-        SELECT array_agg(n.item), array_agg(n.version) INTO near_ids, near_versions
+        SELECT array_agg(n.item), array_agg(n.version), array_agg(n.cos)
+          INTO near_ids, near_versions, near_cos
           FROM nearest(of_tenant, of_owner, of_kinds, of_embedder, of_vector, of_category, since,
                        until, as_of, NULL, NULL, total, candidates) n;
         IF first_day IS NOT NULL THEN
-            SELECT near_ids || array_agg(n.item), near_versions || array_agg(n.version)
-              INTO near_ids, near_versions
+            SELECT near_ids || array_agg(n.item), near_versions || array_agg(n.version),
+                   near_cos || array_agg(n.cos)
+              INTO near_ids, near_versions, near_cos
               FROM nearest(of_tenant, of_owner, of_kinds, of_embedder, of_vector, of_category,
                            since, until, as_of, first_day - a_week, after_days + a_week, total,
                            candidates) n;
@@ -1007,11 +1010,14 @@ BEGIN
          ORDER BY (i.days && spans) DESC, coalesce(i.starts_at, i.valid_from), i.id
          LIMIT candidates
     ), candidate AS MATERIALIZED (
-        SELECT w.id, w.version FROM by_words w
-        UNION
-        SELECT s.id, s.version FROM in_span s
-        UNION
-        SELECT n.id, n.version FROM unnest(near_ids, near_versions) n (id, version)
+        SELECT a.id, a.version, max(a.cos) AS cos
+          FROM (SELECT w.id, w.version, NULL::float8 AS cos FROM by_words w
+                 UNION ALL
+                SELECT s.id, s.version, NULL FROM in_span s
+                 UNION ALL
+                SELECT n.id, n.version, n.cos
+                  FROM unnest(near_ids, near_versions, near_cos) n (id, version, cos)) a
+         GROUP BY 1, 2
     ), known AS MATERIALIZED (
         SELECT i.id, i.version, i.kind, i.owner, coalesce(i.session, i.id::text) AS session,
                i.words, i.persons, i.days, coalesce(i.starts_at, i.valid_from)::date AS day,
@@ -1020,7 +1026,7 @@ BEGIN
                     WHEN 'body' THEN to_tsvector('ksi_memory.words', i.body)
                     ELSE strip(i.lexemes)
                END AS own, strip(before.lexemes) AS before, strip(after.lexemes) AS after,
-               CASE WHEN of_vector IS NOT NULL THEN 1 - (m.vector <=> of_vector) END AS cos
+               coalesce(c.cos, 1 - (m.vector <=> of_vector)) AS cos
           FROM candidate c
          CROSS JOIN LATERAL (
                SELECT i.id, i.version, i.kind, i.owner, i.session, i.place, i.words, i.persons,
@@ -1035,7 +1041,7 @@ BEGIN
           LEFT JOIN LATERAL (
                SELECT m.vector FROM meaning m
                 WHERE m.item = c.id AND m.version = c.version AND m.embedder = of_embedder
-                  AND m.tenant = of_tenant OFFSET 0) m ON true
+                  AND m.tenant = of_tenant OFFSET 0) m ON c.cos IS NULL
          WHERE (of_category IS NULL OR i.category = of_category)
            AND (since IS NULL OR coalesce(i.ends_at, i.starts_at, i.valid_from) >= since)
            AND (until IS NULL OR coalesce(i.starts_at, i.valid_from) < until)
