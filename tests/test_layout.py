@@ -161,6 +161,7 @@ OFFERED = {
     "ksi_postgres": {"database", "news", "patience", "reader", "queries", "logins", "testing"},
     "ksi_workflows": {"api", "testing"},
     "ksi_journal": {"journal", "testing"},
+    "ksi_completion": {"tokens"},
     "ksi_models": {"testing"},
     "ksi_tools": {"api", "testing"},
 }

@@ -49,8 +49,8 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
         max_dream_items: How many items of an owner a dream reads.
         max_dream_tokens: How many tokens of them.
         dream_usd: What models may cost in one dream.
-        embedder: What makes vectors: ``auto`` (MiniLM by fastembed, where that is installed), ``none``,
-            a folder with an ONNX model, a provider's ``provider:model``, or ``test``.
+        embedder: What makes vectors: ``auto`` (MiniLM by fastembed, where that is installed),
+            ``none``, a folder with an ONNX model, a provider's ``provider:model``, or ``test``.
         embedder_threads: Of an embedder that runs here; 0: as many as there are processors.
         embed_batch_texts: How many texts are embedded at once.
         embed_timeout_s: How long that may take.
@@ -58,7 +58,7 @@ class MemorySettings(Struct, frozen=True, kw_only=True):
         question_timeout_s: How long embedding a question may take; then it is searched by words.
         association_half_life_days: After how many days a mention together counts half.
         max_query_chars: Length of a question, in the dialect or in SQL.
-        max_answer_chars: Length of all texts of an answer together; whole bodies are left out first.
+        max_answer_chars: Length of all texts of an answer together; bodies are left out first.
         traverse_max_depth: How many steps a walk along edges goes.
         traverse_max_nodes: How many nodes it comes to.
         traverse_max_edges: How many edges it looks at in a step.

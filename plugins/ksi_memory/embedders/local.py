@@ -1,8 +1,10 @@
 """Embedders that run here: a folder with an ONNX model and its tokenizer, or MiniLM by its name."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +70,9 @@ def _fastembed() -> Any:
         raise Unavailable(
             "local embedders need fastembed: pip install 'ksi[embed]'", details={"extra": "embed"}
         ) from error
+    from loguru import logger  # noqa: PLC0415  it comes with fastembed
+
+    logger.disable("fastembed")  # it writes to stderr what is told here by its exceptions
     return fastembed
 
 
@@ -120,7 +125,31 @@ async def load_folder(folder: Path, threads: int | None) -> LocalEmbedder:
         InvalidData: There is none, or it can't be read.
         Unavailable: Fastembed is not installed.
     """
-    return await asyncio.to_thread(_loaded, lambda: _load_folder(folder, threads), str(folder))
+    return await _apart(lambda: _loaded(lambda: _load_folder(folder, threads), str(folder)))
+
+
+async def _apart(load: Callable[[], LocalEmbedder]) -> LocalEmbedder:
+    """Load in a thread that nobody waits for who doesn't want the model any more.
+
+    Without a network it takes most of a minute until the library gives up.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[LocalEmbedder] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], result: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: None if loaded.done() else settle(result))
+
+    def run() -> None:
+        try:
+            embedder = load()
+        except Exception as error:  # noqa: BLE001  it is raised where it is waited for
+            tell(loaded.set_exception, error)
+        else:
+            tell(loaded.set_result, embedder)
+
+    threading.Thread(target=run, name="load embedder", daemon=True).start()
+    return await loaded
 
 
 def _loaded(load: Callable[[], LocalEmbedder], what: str) -> LocalEmbedder:
@@ -138,7 +167,7 @@ async def load_minilm(folder: Path, threads: int | None) -> LocalEmbedder:
     Raises:
         Unavailable: Fastembed is not installed, or the model can't be fetched.
     """
-    return await asyncio.to_thread(_load_minilm, folder, threads)
+    return await _apart(lambda: _load_minilm(folder, threads))
 
 
 def _load_minilm(folder: Path, threads: int | None) -> LocalEmbedder:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -173,7 +174,9 @@ WRITTEN = (
     st.sampled_from(WRITTEN),
     st.sampled_from([str.lower, str.upper, str]),
 )
-def test_every_day_is_found_in_every_way_to_write_it(day, written, case) -> None:  # type: ignore[no-untyped-def]
+def test_every_day_is_found_in_every_way_to_write_it(
+    day: date, written: str, case: Callable[[str], str]
+) -> None:
     name = MONTH_NAMES[day.month - 1]
     text = case("We met on " + written.format(day, name, name[:3]))
 

@@ -598,7 +598,7 @@ async def test_a_provider_is_asked_over_the_bus_in_the_name_of_whose_text_it_is(
 async def test_a_wrong_setting_is_told_in_every_answer(
     database: Database, tmp_path: Path, spec: str, why: str
 ) -> None:
-    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]
+    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]  # enough of one
     embedding = Embedding(database, MemorySettings(embedder=spec), choice)
     with pytest.raises(InvalidData, match=r".*"):
         await choice.find(spec)
@@ -617,14 +617,14 @@ async def test_without_fastembed_it_is_said_what_to_install(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastembed", None)
-    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]
+    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]  # enough of one
 
     with pytest.raises(Unavailable, match=r"ksi\[embed\]"):
         await choice.find("auto")
 
 
 async def test_none_is_none(database: Database, tmp_path: Path) -> None:
-    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]
+    choice = Choice(tmp_path, 0, Bus())  # type: ignore[arg-type]  # enough of one
 
     assert await choice.find("none") is None
 

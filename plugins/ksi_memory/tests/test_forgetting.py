@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from ksi_daemon.protocol import Denied, NotFound
+from ksi_daemon.protocol import Denied, Failed, NotFound
 from ksi_memory import events as e
 from ksi_memory.events import Edge, MemoryCorrect, NewItem, Source
 from ksi_memory.items import Items
@@ -218,6 +218,29 @@ async def test_what_has_no_text_is_not_taken_for_what_was_forgotten(items: Items
     told = await items.upsert(ALL, "entities", [NewItem(key="b")], origin="derived")
 
     assert told.inserted == 1
+
+
+async def test_what_is_still_to_be_found_is_no_success(
+    items: Items, database_logins: Logins
+) -> None:
+    it = await keep(items, "safe", SECRET)
+    other = await keep(items, "other", SECRET)
+    await remove(
+        database_logins, "CREATE TABLE ksi_memory.stray (tenant text, item uuid, words text)"
+    )
+    await remove(database_logins, "ALTER TABLE ksi_memory.stray OWNER TO ksi_owner")
+    await remove(
+        database_logins, "INSERT INTO ksi_memory.stray VALUES ('t', $1::text::uuid, '')", it
+    )
+    await remove(
+        database_logins, "INSERT INTO ksi_memory.stray VALUES ('t', NULL, $1)", f"so: {SECRET}"
+    )
+
+    with pytest.raises(Failed, match=r"stray\.item"):
+        await items.forget(ALL, [it])
+    told = await items.forget(ALL, [other])
+
+    assert "its text, in stray.words of the memory" in told.kept
 
 
 async def test_everything_of_a_user_goes(items: Items) -> None:

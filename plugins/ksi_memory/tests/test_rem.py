@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ksi_memory import rem, schemas
+from ksi_memory import rem, tables
 from ksi_memory.events import MemoryQuery
 from ksi_memory.rem import CLAUSES, COMMANDS, TAKEN, RemError, parse, written
 
@@ -179,7 +179,7 @@ def test_an_error_in_a_later_line_tells_which() -> None:
 
 
 def test_the_tables_are_those_that_are_there() -> None:
-    assert set(rem.TABLES) == set(schemas.TABLES)
+    assert set(rem.TABLES) == set(tables.TABLES)
 
 
 # -- whatever is written --------------------------------------------------------------------------
