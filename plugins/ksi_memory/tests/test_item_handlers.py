@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ksi_client import AsyncClient, Conflict, InvalidData, NotFound
+from ksi_client import AsyncClient, Conflict, Denied, InvalidData, NotFound
 from ksi_daemon.loader import EntryPoint
 from ksi_postgres.logins import Logins
 
@@ -74,6 +74,37 @@ async def test_what_changes_is_told_of(client: AsyncClient) -> None:
 
     assert (await anext(aiter(changes))).data == {"table": "facts", "inserted": 1, "updated": 0}
     assert (await anext(aiter(losses))).data == {"ids": told["ids"]}
+
+
+async def test_what_is_remembered_in_a_run_is_no_person_s_word(client: AsyncClient) -> None:
+    await upsert(client, "facts", {"key": "tea", "body": "with milk"})
+    other = {"table": "facts", "items": [{"key": "tea", "body": "without"}]}
+
+    for context in ({"run": "r_1"}, {"agent": "clerk"}):
+        told = await client.request("memory:upsert", other, context=context)
+        assert told["refused"][0]["why"] == "a person said otherwise"
+
+
+async def test_users_see_and_forget_their_own_alone(client: AsyncClient) -> None:
+    anna, ben = {"user": "anna"}, {"user": "ben"}
+    notes = {"table": "facts", "items": [{"key": "notes", "body": "hers"}]}
+    await client.request("memory:upsert", notes, context=anna)
+    await upsert(client, "facts", {"key": "shared"})
+
+    listed = await client.request("memory:list", {}, context=ben)
+    lines = await exported(client, context=ben)
+    for event in ("get", "why", "forget", "pin"):
+        with pytest.raises(NotFound):
+            await client.request(f"memory:{event}", {"key": "notes"}, context=ben)
+    with pytest.raises(NotFound):
+        await client.request("memory:forget", {"everything_of": "anna"}, context=ben)
+    with pytest.raises(Denied):
+        await client.request("memory:correct", {"key": "shared", "body": "x"}, context=ben)
+    gone = await client.request("memory:forget", {"everything_of": "anna"}, context=anna)
+
+    assert [each["key"] for each in listed["items"]] == ["shared"]
+    assert len(lines) == 2
+    assert len(gone["ids"]) == 1
 
 
 async def test_a_list_has_pages(client: AsyncClient) -> None:
