@@ -45,7 +45,7 @@ async def routes_and_settings() -> tuple[list[Route], dict[str, type[Struct]]]:
     found = [p for p in entry_points(group="ksi") if (ROOT / "plugins" / f"ksi_{p.name}").is_dir()]
     ready = asyncio.Event()
     with tempfile.TemporaryDirectory(prefix="ksi-docs-") as home:
-        daemon = Daemon(Path(home), entry_points=found)
+        daemon = Daemon(Path(home), ["memory.embedder=none"], entry_points=found)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(daemon.run(ready.set))
             await ready.wait()
