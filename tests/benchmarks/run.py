@@ -17,6 +17,7 @@ import exchange
 import fanout
 import kernel
 import memory_finding
+import memory_writing
 import report
 import soak
 import workflows
@@ -29,6 +30,7 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
     "memory": memory_finding.measure,
+    "memory_writing": memory_writing.measure,
     "soak": soak.measure,
     "store": bench_store.measure,
     "workflows": workflows.measure,
