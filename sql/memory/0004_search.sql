@@ -888,8 +888,8 @@ DECLARE
     near_ids uuid[] := '{}';
     near_versions integer[] := '{}';
     near_cos double precision[] := '{}';
-    first_day timestamptz := lower(spans)::timestamptz;
-    after_days timestamptz := upper(spans)::timestamptz;
+    first_day timestamptz := lower(spans)::timestamptz - a_week;
+    after_days timestamptz := upper(spans)::timestamptz + a_week;
 BEGIN
     SELECT coalesce(sum(c.documents), 0),
            coalesce(sum(c.words)::double precision / nullif(sum(c.documents), 0), 1),
@@ -932,6 +932,19 @@ BEGIN
            (SELECT array_agg(p.idf ORDER BY p.rank, p.kind) FROM parts p)
       INTO lexemes_known, idfs, rare_kinds, rare_lexemes, rare_idfs;
 
+    -- Of the time that the question names, and a week around it where that is not much.
+    IF first_day IS NOT NULL AND 2000 < (
+       SELECT count(*) FROM (
+           SELECT FROM item i
+            WHERE i.tenant = of_tenant AND i.kind = ANY (known_kinds)
+              AND coalesce(i.starts_at, i.valid_from) >= first_day
+              AND coalesce(i.starts_at, i.valid_from) < after_days
+            LIMIT 2001) around)
+    THEN
+        first_day := first_day + a_week;
+        after_days := after_days - a_week;
+    END IF;
+
     IF of_vector IS NOT NULL THEN
         SELECT array_agg(n.item), array_agg(n.version), array_agg(n.cos)
           INTO near_ids, near_versions, near_cos
@@ -942,8 +955,7 @@ BEGIN
                    near_cos || array_agg(n.cos)
               INTO near_ids, near_versions, near_cos
               FROM nearest(of_tenant, of_owner, of_kinds, of_embedder, of_vector, of_category,
-                           since, until, as_of, first_day - a_week, after_days + a_week, total,
-                           candidates) n;
+                           since, until, as_of, first_day, after_days, total, candidates) n;
         END IF;
     END IF;
 
@@ -1002,8 +1014,8 @@ BEGIN
           FROM item i
          WHERE first_day IS NOT NULL AND of_vector IS NULL
            AND i.tenant = of_tenant AND i.kind = ANY (known_kinds)
-           AND coalesce(i.starts_at, i.valid_from) >= first_day - a_week
-           AND coalesce(i.starts_at, i.valid_from) < after_days + a_week
+           AND coalesce(i.starts_at, i.valid_from) >= first_day
+           AND coalesce(i.starts_at, i.valid_from) < after_days
            AND (of_owner IS NULL OR i.owner IN ('', of_owner))
            AND CASE WHEN as_of IS NULL THEN i.valid_to IS NULL
                ELSE i.valid_from <= as_of AND (i.valid_to IS NULL OR i.valid_to > as_of) END
@@ -1041,7 +1053,7 @@ BEGIN
           LEFT JOIN LATERAL (
                SELECT m.vector FROM meaning m
                 WHERE m.item = c.id AND m.version = c.version AND m.embedder = of_embedder
-                  AND m.tenant = of_tenant OFFSET 0) m ON c.cos IS NULL
+                  AND m.tenant = of_tenant AND c.cos IS NULL OFFSET 0) m ON true
          WHERE (of_category IS NULL OR i.category = of_category)
            AND (since IS NULL OR coalesce(i.ends_at, i.starts_at, i.valid_from) >= since)
            AND (until IS NULL OR coalesce(i.starts_at, i.valid_from) < until)
