@@ -8,8 +8,6 @@
 
 SET LOCAL search_path = ksi_memory, public, pg_temp;
 
-SELECT '[1]'::vector; -- so that its settings are known
-
 -- -- how often words are used --------------------------------------------------------------------
 
 -- These three tables are written like a ledger: each statement that changes items adds rows, which
@@ -769,8 +767,6 @@ CREATE FUNCTION nearest(
 ) RETURNS TABLE (item uuid, version integer, cos double precision)
 LANGUAGE plpgsql STABLE
 SET search_path = ksi_memory, public, pg_catalog, pg_temp
-SET hnsw.ef_search = 200
-SET hnsw.iterative_scan = relaxed_order
 SET max_parallel_workers_per_gather = 0 AS $$
 DECLARE
     exact_up_to CONSTANT integer := 5000;
@@ -821,6 +817,10 @@ BEGIN
                 began_from, began_before;
     END IF;
     IF is_indexed AND found > exact_up_to THEN
+        -- No settings of the function's own: a restore makes it before the library is there that
+        -- knows them, and is refused then.
+        PERFORM set_config('hnsw.ef_search', (2 * least(at_most, 500))::text, true),
+                set_config('hnsw.iterative_scan', 'relaxed_order', true);
         nearness := format('m.vector::halfvec(%s) <=> $4::halfvec(%1$s)', vector_dims(of_vector));
         -- One look into the index is cheaper than two: it takes in those of other tenants.
         SELECT set_config('hnsw.ef_search', least(greatest(
