@@ -150,6 +150,19 @@ def paragraphs(text: str) -> str:
     return "\n\n".join("\n".join(textwrap.wrap(part, columns)) for part in parts)
 
 
+def indented(text: str, indent: int, *, max_lines: int | None = None) -> list[str]:
+    """Wrap a text to the terminal's width, so many columns in; say … where there is more of it."""
+    return textwrap.wrap(
+        text,
+        max(shutil.get_terminal_size().columns, indent + _MIN_LAST_COLUMN),
+        initial_indent=" " * indent,
+        subsequent_indent=" " * indent,
+        max_lines=max_lines,
+        placeholder=" …",
+        break_on_hyphens=False,
+    )
+
+
 def _wrapped(text: str, width: int, indent: int) -> str:
     lines = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
     return ("\n" + " " * indent).join(lines)

@@ -17,6 +17,8 @@ from ksi_memory import events as e
 # The editor and the writer of YAML take long to import: help comes without.
 # ruff: noqa: PLC0415
 
+SNIPPET_INDENT: Final = 7
+SNIPPET_LINES: Final = 3
 CELL_CHARS: Final = 60
 BLANK: Final = ""
 
@@ -219,14 +221,17 @@ def lookup_text(found: e.MemoryFound) -> str:
 
 
 def ranked_text(found: e.MemoryFound) -> str:
-    """Lay out what was ranked by a score."""
-    rows = []
+    """Write what was ranked by a score: what it is, and below it the part that fits."""
+    lines = []
     for each in found.results:
-        rows.append((f"{each.score:.3f}", each.table, each.key, each.snippet or each.title))
+        lines.append(f"{each.score:.3f}  {each.key}  ({each.table})")
+        text = " ".join((each.snippet or each.title).split())
+        if text != each.key:
+            lines += output.indented(text, SNIPPET_INDENT, max_lines=SNIPPET_LINES)
         if each.features:
             features = ", ".join(f"{name} {value:.3f}" for name, value in each.features.items())
-            rows.append((BLANK, BLANK, BLANK, f"[{features}]"))
-    return output.table(("SCORE", "TABLE", "KEY", "TEXT"), rows)
+            lines += output.indented(f"[{features}]", SNIPPET_INDENT)
+    return "\n".join(lines)
 
 
 def traverse_text(found: e.MemoryFound) -> str:
