@@ -819,7 +819,7 @@ BEGIN
     IF is_indexed AND found > exact_up_to THEN
         -- No settings of the function's own: a restore makes it before the library is there that
         -- knows them, and is refused then.
-        PERFORM set_config('hnsw.ef_search', (2 * least(at_most, 500))::text, true),
+        PERFORM set_config('hnsw.ef_search', '200', true),
                 set_config('hnsw.iterative_scan', 'relaxed_order', true);
         nearness := format('m.vector::halfvec(%s) <=> $4::halfvec(%1$s)', vector_dims(of_vector));
         -- One look into the index is cheaper than two: it takes in those of other tenants.

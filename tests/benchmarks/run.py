@@ -17,6 +17,8 @@ import exchange
 import fanout
 import kernel
 import memory_finding
+import memory_quality
+import memory_search
 import memory_writing
 import report
 import soak
@@ -29,7 +31,9 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "fanout": fanout.measure,
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
-    "memory": memory_finding.measure,
+    "memory_finding": memory_finding.measure,
+    "memory_quality": memory_quality.measure,
+    "memory_search": memory_search.measure,
     "memory_writing": memory_writing.measure,
     "soak": soak.measure,
     "store": bench_store.measure,
