@@ -45,8 +45,7 @@ CREATE TABLE item (
     hash bytea NOT NULL, -- of all that was given, to know the same again
     text_hash bytea NOT NULL, -- of what is embedded
     words integer NOT NULL DEFAULT 0,
-    -- Its own lexemes with the label A, those of the item before it in its session with B, of the
-    -- one after it with C.
+    -- Its own, with the label A; its neighbours' are joined to them when it is searched.
     lexemes tsvector NOT NULL DEFAULT '',
     origin text NOT NULL DEFAULT 'given', -- who had it remembered
     is_pinned boolean NOT NULL DEFAULT false, -- neither decays nor is merged or tidied away
@@ -60,8 +59,7 @@ CREATE TABLE item (
 );
 CREATE UNIQUE INDEX item_current ON item (tenant, id) WHERE valid_to IS NULL;
 CREATE INDEX item_name ON item (tenant, name, kind, owner);
-CREATE INDEX item_session ON item (tenant, kind, session, place) WHERE session IS NOT NULL;
-CREATE INDEX item_time ON item (tenant, kind, starts_at DESC, id) WHERE starts_at IS NOT NULL;
+CREATE INDEX item_session ON item (tenant, session, kind, place) WHERE session IS NOT NULL;
 CREATE INDEX item_kind ON item (tenant, kind, name, id) WHERE valid_to IS NULL;
 SELECT ksi_postgres.protect('item');
 

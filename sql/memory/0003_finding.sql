@@ -27,7 +27,6 @@ CREATE INDEX item_label ON item USING gin (tenant, label gin_trgm_ops)
 CREATE INDEX item_persons ON item USING gin (tenant, persons) WHERE persons <> '{}';
 CREATE INDEX item_starts ON item (tenant, starts_at, id) WHERE starts_at IS NOT NULL;
 CREATE INDEX item_owner ON item (tenant, owner, starts_at) WHERE owner <> '';
-CREATE INDEX item_of_session ON item (tenant, session, starts_at) WHERE session IS NOT NULL;
 
 -- A result as it is shown, with its source in words; is_whole says whether the body is.
 CREATE TYPE found AS (

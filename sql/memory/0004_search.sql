@@ -50,9 +50,6 @@ CREATE INDEX item_lexemes ON item USING gin ((tenant || E'\x1f' || kind), lexeme
 CREATE INDEX item_began ON item (tenant, kind, (coalesce(starts_at, valid_from)));
 CREATE INDEX item_category ON item (tenant, category, kind) WHERE category IS NOT NULL;
 
-COMMENT ON COLUMN item.lexemes IS
-    'its own, with the label A; its neighbours'' count with them when it is searched';
-
 CREATE TYPE counted AS (
     tenant text, kind text, owner text, persons text[], words integer, lexemes tsvector,
     sign integer
