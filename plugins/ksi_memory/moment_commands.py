@@ -13,7 +13,7 @@ from ksi_memory import events as e
 moments = typer.Typer(
     rich_markup_mode=None,
     invoke_without_command=True,
-    help="What happened: list moments, show them in order, sum up a conversation.",
+    help="List what happened, or sum up a conversation.",
 )
 
 TITLE_WIDTH = 60
@@ -175,7 +175,7 @@ def dream(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go over the recent past: write moments, strengthen, merge, propose patterns."""
+    """Go over the recent past, and keep what it comes to."""
     ask = e.MemoryDream(
         since=time_of(since), max_tokens=max_tokens, max_cost_usd=max_cost_usd, dry_run=dry_run
     )

@@ -36,6 +36,7 @@ KEYED_QUEUE: Final = "ksi_keyed"
 OWN_QUEUES: Final = (DEFAULT_QUEUE, KEYED_QUEUE)
 RENEW_TIMEOUT_S: Final = 2
 LAUNCH_TIMEOUT_S: Final = 60.0
+QUEUES_WITHIN_S: Final = 2.0
 
 _ONE: Final = threading.Lock()  # DBOS keeps its state in module globals
 # What DBOS says of every run that fails or is given up, we say ourselves.
@@ -297,6 +298,7 @@ class Engine:
                 from dbos import DBOS  # noqa: PLC0415  late: it takes a while
 
                 self._loop = None
+                _stop_queues(self._dbos)
                 DBOS.destroy(destroy_registry=True)
                 self._dbos = None
         finally:
@@ -308,6 +310,15 @@ class Engine:
             if self._is_held:
                 self._is_held = False
                 _ONE.release()
+
+
+def _stop_queues(dbos: Any) -> None:
+    """Let nothing be taken out of queues any more: it would find DBOS's loop closed. Blocks."""
+    for event in dbos.background_thread_stop_events:
+        event.set()
+    for thread in dbos._background_threads:
+        if "queue_thread" in thread.name:
+            thread.join(QUEUES_WITHIN_S)
 
 
 def make_tables(admin_url: str) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 GUARD: Final = str(Path(__file__).with_name("guard.py"))
 TAIL_BYTES: Final = 4096
@@ -85,9 +85,8 @@ class GuardedProcess:
             except BaseException:  # also when cancelled: nobody else knows the pipe
                 os.close(lifeline)
                 raise
-        output = transport.get_pipe_transport(1)
-        assert isinstance(output, asyncio.ReadTransport)
-        pipes.output.set_transport(output)
+        output = transport.get_pipe_transport(1)  # uvloop's is a ReadTransport in all but name
+        pipes.output.set_transport(cast(asyncio.ReadTransport, output))
         return cls(transport, pipes, lifeline)
 
     @property
@@ -107,8 +106,7 @@ class GuardedProcess:
 
     def write_and_close(self, data: bytes) -> None:
         """Give it all of its input."""
-        pipe = self._transport.get_pipe_transport(0)
-        assert isinstance(pipe, asyncio.WriteTransport)
+        pipe = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
         with contextlib.suppress(ConnectionError):
             pipe.write(data)
             pipe.close()
