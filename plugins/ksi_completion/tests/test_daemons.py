@@ -110,8 +110,11 @@ async def test_a_turn_is_cancelled_and_waited_for_through_another_daemon(pair: P
 
 async def test_a_turn_goes_on_in_another_daemon_and_its_follower_is_told(fleet: Fleet) -> None:
     with fleet.daemon() as daemon, fleet.daemon() as other:
-        for each in (daemon, other):
-            await fleet.start(each)
+        await fleet.start(daemon)
+        async with fleet.client(daemon) as here:  # it runs turns, before another is there
+            first = await ask(here, "completion:async", {"prompt": "go", "model": "test/echo"})
+            await ask(here, "completion:wait", {"run_id": first["run_id"]})
+        await fleet.start(other)
         async with fleet.client(daemon) as here, fleet.client(other) as there:
             run = (await ask(here, "completion:async", lorem(SLOW_WORDS, 200)))["run_id"]
             await begun(here, run)
