@@ -8,8 +8,8 @@ from msgspec import Meta
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import InvalidData
 from ksi_memory import events as e
-from ksi_memory import junk, rules
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
+from ksi_memory.language import junk, rules
 from ksi_memory.whose import current_whose
 from ksi_tools.api import ToolContext, tool
 

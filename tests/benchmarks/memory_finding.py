@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from report import Figure, at_most
 
-from ksi_memory.finding import Finding
+from ksi_memory.querying.finding import Finding
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres import migrations, store

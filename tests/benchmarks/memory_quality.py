@@ -23,12 +23,12 @@ import msgspec
 from memory_store import Local, embed_all, embedding_for, memory_database
 from report import Figure
 
-from ksi_memory.dates import MONTHS
-from ksi_memory.embedding import Embedding
+from ksi_memory.embedding.service import Embedding
 from ksi_memory.events import NewItem
-from ksi_memory.items import Items
-from ksi_memory.question import Question
-from ksi_memory.search import FEATURES, WEIGHTS, Search
+from ksi_memory.items.store import Items
+from ksi_memory.language.dates import MONTHS
+from ksi_memory.querying.hints import Question
+from ksi_memory.querying.search import FEATURES, WEIGHTS, Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

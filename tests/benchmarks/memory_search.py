@@ -16,13 +16,13 @@ from memory_store import Local, embed_all, embedding_for, memory_database
 from report import Figure, at_least, at_most
 
 from ksi_daemon.protocol import Context
-from ksi_memory.embedders.embedder import Embedder
-from ksi_memory.embedders.hashed import DIMENSION, HashedEmbedder, vector
+from ksi_memory.embedding.embedder import Embedder
+from ksi_memory.embedding.hashed import DIMENSION, HashedEmbedder, vector
+from ksi_memory.embedding.vectors import Vectors
 from ksi_memory.events import NewItem
-from ksi_memory.items import Items
-from ksi_memory.search import Search
+from ksi_memory.items.store import Items
+from ksi_memory.querying.search import Search
 from ksi_memory.settings import MemorySettings
-from ksi_memory.vectors import Vectors
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.settings import PostgresSettings

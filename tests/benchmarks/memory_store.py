@@ -9,9 +9,9 @@ from pathlib import Path
 
 import asyncpg
 
-from ksi_memory.embedders.choice import Choice
-from ksi_memory.embedders.embedder import Embedder
-from ksi_memory.embedding import Embedding
+from ksi_memory.embedding.choice import Choice
+from ksi_memory.embedding.embedder import Embedder
+from ksi_memory.embedding.service import Embedding
 from ksi_memory.settings import MemorySettings
 from ksi_postgres import migrations, store
 from ksi_postgres.database import Database

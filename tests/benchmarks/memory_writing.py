@@ -11,9 +11,9 @@ import asyncpg
 from memory_store import memory_database
 from report import Figure, at_least, spread
 
-from ksi_memory.drafts import Drafting
 from ksi_memory.events import NewItem
-from ksi_memory.items import Items
+from ksi_memory.items.drafts import Drafting
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.settings import PostgresSettings

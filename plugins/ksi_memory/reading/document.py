@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from ksi_memory.chunks import Form
 from ksi_memory.events import Edge, NewItem
+from ksi_memory.loading.chunks import Form
 
 __all__ = ["Document", "FindsLink", "Reading", "Row", "Rows", "Unreadable"]
 

@@ -7,7 +7,7 @@ from email.message import EmailMessage
 from email.utils import getaddresses, parsedate_to_datetime
 from typing import Any, Final
 
-from ksi_memory.chunks import Form
+from ksi_memory.loading.chunks import Form
 from ksi_memory.reading.document import Document, Unreadable
 from ksi_memory.reading.html import markdown_of
 from ksi_memory.reading.text import refuse_what_is_no_text

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from ksi_memory.chunks import headings_of, without_fences
 from ksi_memory.events import Edge
+from ksi_memory.loading.chunks import headings_of, without_fences
 from ksi_memory.reading import plain
 from ksi_memory.reading.document import Document, FindsLink, Unreadable
 from ksi_memory.reading.text import decoded

@@ -12,9 +12,9 @@ from ksi_client import AsyncClient, LocalTransport
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.testing import module_plugin, running_daemon
 from ksi_memory.events import Item
-from ksi_memory.finding import Finding
-from ksi_memory.items import Items
-from ksi_memory.query_handlers import QueryHandlers
+from ksi_memory.items.store import Items
+from ksi_memory.querying.finding import Finding
+from ksi_memory.querying.handlers import QueryHandlers
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from ksi_memory.embedders.choice import Choice
-from ksi_memory.embedders.embedder import Embedder
-from ksi_memory.embedding import Embedding
+from ksi_memory.embedding.choice import Choice
+from ksi_memory.embedding.embedder import Embedder
+from ksi_memory.embedding.service import Embedding
 from ksi_memory.settings import MemorySettings
 from ksi_postgres.database import Database
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ksi_memory.chunks import Form, chunks_of, headings_of
+from ksi_memory.loading.chunks import Form, chunks_of, headings_of
 
 SIZES = st.integers(100, 400)
 OVERLAPS = st.integers(0, 200)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_memory.dates import MONTH_NAMES, resolved, spelled, spoken_of
+from ksi_memory.language.dates import MONTH_NAMES, resolved, spelled, spoken_of
 
 AT = datetime(2023, 5, 8, 13, tzinfo=UTC)  # a Monday
 DAY = timedelta(days=1)

@@ -12,17 +12,17 @@ import asyncpg
 import pytest
 
 from ksi_daemon.protocol import Context, Denied, InvalidData, Unavailable
-from ksi_memory.embedders.choice import Choice
-from ksi_memory.embedders.hashed import HashedEmbedder, vector
-from ksi_memory.embedders.remote import RemoteEmbedder
-from ksi_memory.embedding import Embedding
-from ksi_memory.embedding_worker import wrong_with
+from ksi_memory.embedding.choice import Choice
+from ksi_memory.embedding.hashed import HashedEmbedder, vector
+from ksi_memory.embedding.remote import RemoteEmbedder
+from ksi_memory.embedding.service import Embedding
+from ksi_memory.embedding.vectors import Made
+from ksi_memory.embedding.worker import wrong_with
 from ksi_memory.events import EmbedderStats, NewItem
-from ksi_memory.items import Items
-from ksi_memory.search import Search
+from ksi_memory.items.store import Items
+from ksi_memory.querying.search import Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.searching import Fixed, drain, embedding_of, until_idle
-from ksi_memory.vectors import Made
 from ksi_memory.whose import Whose
 from ksi_models.events import ModelEmbed, ModelEmbedded, Usage
 from ksi_postgres.database import Database
@@ -60,8 +60,8 @@ class Fake(HashedEmbedder):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ksi_memory.embedding.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("ksi_memory.embedding_worker.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("ksi_memory.embedding.service.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("ksi_memory.embedding.worker.FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from ksi_daemon.protocol import Denied, InvalidData
 from ksi_memory.events import Edge, Found, NewItem, Source
-from ksi_memory.finding import Finding
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
+from ksi_memory.querying.finding import Finding
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

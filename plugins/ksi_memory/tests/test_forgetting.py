@@ -6,7 +6,7 @@ import pytest
 from ksi_daemon.protocol import Denied, Failed, NotFound
 from ksi_memory import events as e
 from ksi_memory.events import Edge, MemoryCorrect, NewItem, Source
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ksi_memory.ids import folded, item_id
+from ksi_memory.items.ids import folded, item_id
 from ksi_postgres.database import Database
 
 FOLDED = "SELECT ksi_memory.folded(given) FROM unnest($1::text[]) AS given"

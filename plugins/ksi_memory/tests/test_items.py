@@ -4,7 +4,7 @@ import pytest
 
 from ksi_daemon.protocol import Conflict, NotFound
 from ksi_memory.events import Edge, NewItem, Source
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

@@ -15,7 +15,7 @@ from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
 from ksi_memory import events as e
-from ksi_memory import load_commands
+from ksi_memory.commands import upsert as load_commands
 from ksi_memory.tests.loading import NEEDED, item
 
 

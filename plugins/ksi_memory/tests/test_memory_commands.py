@@ -12,7 +12,7 @@ from ksi_cli.connection import connect
 from ksi_cli.output import UsageError
 from ksi_client import NotFound
 from ksi_daemon.testing import DaemonProcess
-from ksi_memory.commands import memory, schema
+from ksi_memory.commands.memory import memory, schema
 from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database, settings_for
 
 Command = Callable[..., Result]

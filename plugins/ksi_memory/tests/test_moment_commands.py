@@ -13,7 +13,7 @@ from ksi_completion.tests.doubles import Script
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 from ksi_memory import events as e
-from ksi_memory import moment_commands
+from ksi_memory.commands import moments as moment_commands
 from ksi_memory.tests.talking import SETTINGS, needed, talk
 
 GARDEN = "I am planning our garden in Porto. We decided to plant three apple trees in March."

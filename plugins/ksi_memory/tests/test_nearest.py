@@ -10,8 +10,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from ksi_memory.embedders.hashed import DIMENSION, HashedEmbedder, vector
-from ksi_memory.vectors import Vectors
+from ksi_memory.embedding.hashed import DIMENSION, HashedEmbedder, vector
+from ksi_memory.embedding.vectors import Vectors
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
 

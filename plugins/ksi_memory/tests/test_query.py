@@ -12,7 +12,7 @@ from ksi_client import AsyncClient
 from ksi_completion.tokens import of_text
 from ksi_daemon.protocol import Denied, InvalidData, KsiError, NotFound
 from ksi_memory.events import Edge, MemoryFound, NewItem
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.asking import Searching, asking_daemon
 from ksi_memory.whose import Whose

@@ -15,11 +15,11 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from ksi_client import AsyncClient
-from ksi_memory import query_dialogue
+from ksi_memory.commands import dialogue
+from ksi_memory.commands.dialogue import RemCompleter, answer, history_file, words_for
+from ksi_memory.commands.query import Asking, Format, found_text, question_of
 from ksi_memory.events import Edge, MemoryFound, NewItem
-from ksi_memory.items import Items
-from ksi_memory.query_commands import Asking, Format, found_text, question_of
-from ksi_memory.query_dialogue import RemCompleter, answer, history_file, words_for
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.asking import Searching, asking_daemon
 from ksi_memory.whose import Whose
@@ -132,7 +132,7 @@ async def test_the_dialogue_describes_times_and_goes_on_after_an_error(
     assert "time: " in shown.err
     assert "ksi: LOOKUP takes no LIMIT" in shown.err
     assert "there is no \\x" in shown.err
-    with pytest.raises(query_dialogue.Left):
+    with pytest.raises(dialogue.Left):
         await answer(asked, "\\q")
 
 
@@ -179,7 +179,7 @@ async def test_the_editor_keeps_a_private_history_and_ctrl_c_clears_the_line(
     ):
         keys.send_text("SEARCH what I regret\x03LOOKUP anna\r\x04")
         async with asyncio.timeout(20):
-            await query_dialogue._edit(asking(client))
+            await dialogue._edit(asking(client))
 
     shown = capsys.readouterr().out
     history = history_file()

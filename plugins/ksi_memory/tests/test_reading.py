@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_memory.directories import Directory, Found, Skipped
+from ksi_memory.loading.directories import Directory, Found, Skipped
 from ksi_memory.reading import documents, html, mail, markdown, plain, rows, text, yaml_text
 from ksi_memory.reading.document import Document, Rows, Unreadable
 from ksi_memory.reading.documents import Extractor

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ksi_daemon.protocol import Context, InvalidData
-from ksi_memory.embedders.choice import Choice
-from ksi_memory.embedders.embedder import Embedder
-from ksi_memory.embedding import Embedding
+from ksi_memory.embedding.choice import Choice
+from ksi_memory.embedding.embedder import Embedder
+from ksi_memory.embedding.service import Embedding
 from ksi_memory.events import NewItem
-from ksi_memory.items import Items
-from ksi_memory.search import Search
+from ksi_memory.items.store import Items
+from ksi_memory.querying.search import Search
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.searching import drain
 from ksi_memory.whose import Whose

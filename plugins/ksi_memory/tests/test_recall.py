@@ -12,11 +12,11 @@ from msgspec import Struct
 from ksi_completion.events import CompletionContext
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import Context, Unavailable
-from ksi_memory import extracts
-from ksi_memory.conversation_store import ConversationStore, Recalled
+from ksi_memory.conversations.recall import FACTS, FOUND, PATTERNS, Recall, composed
+from ksi_memory.conversations.store import ConversationStore, Recalled
 from ksi_memory.events import MemoryForget, NewItem
-from ksi_memory.items import Items
-from ksi_memory.recall import FACTS, FOUND, PATTERNS, Recall, composed
+from ksi_memory.items.store import Items
+from ksi_memory.language import extracts
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ksi_memory import rem, tables
+from ksi_memory import tables
 from ksi_memory.events import MemoryQuery
-from ksi_memory.rem import CLAUSES, COMMANDS, TAKEN, RemError, parse, written
+from ksi_memory.querying import rem
+from ksi_memory.querying.rem import CLAUSES, COMMANDS, TAKEN, RemError, parse, written
 
 NOW = datetime(2026, 5, 20, 12, 30, tzinfo=UTC)
 

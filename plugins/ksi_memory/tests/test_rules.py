@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi_memory import junk, rules
+from ksi_memory.language import junk, rules
 from ksi_memory.tests.turns_under_test import DROPPED, KEPT, Expected
 
 WEDNESDAY = datetime(2026, 3, 4, 12, tzinfo=UTC)

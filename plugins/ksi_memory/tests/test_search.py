@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
-from ksi_memory.dates import Span, spoken_of
-from ksi_memory.embedders.hashed import HashedEmbedder, vector
-from ksi_memory.embedding import Embedding
+from ksi_memory.embedding.hashed import HashedEmbedder, vector
+from ksi_memory.embedding.service import Embedding
 from ksi_memory.events import NewItem
-from ksi_memory.items import Items
-from ksi_memory.question import Question, embedded_text, names_in, taken_apart
-from ksi_memory.search import Search, Searched
+from ksi_memory.items.store import Items
+from ksi_memory.language.dates import Span, spoken_of
+from ksi_memory.querying.finding import SQL
+from ksi_memory.querying.hints import Question, embedded_text, names_in, taken_apart
+from ksi_memory.querying.search import Search, Searched
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.searching import drain, embedding_of
-from ksi_memory.vectors import SQL
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins

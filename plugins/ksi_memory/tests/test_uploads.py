@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound, Unavailable
 from ksi_daemon.protocol.events import Grants
 from ksi_memory.events import ContentUpload
+from ksi_memory.loading.uploads import SQL, Uploads
 from ksi_memory.settings import MemorySettings
 from ksi_memory.tests.loading import NEEDED, item, load
-from ksi_memory.uploads import SQL, Uploads
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ksi_memory import events as e
 from ksi_memory.events import Edge, NewItem, Source
-from ksi_memory.items import Items
+from ksi_memory.items.store import Items
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database

@@ -1,0 +1,1 @@
+"""Conversations: read after their turns, summed up, dreamt over, and recalled before a turn."""

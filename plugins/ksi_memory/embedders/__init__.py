@@ -1,1 +1,0 @@
-"""The embedders: each turns texts into vectors in one way."""

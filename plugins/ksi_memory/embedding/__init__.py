@@ -1,0 +1,1 @@
+"""Vectors: who makes them, the queue of texts that wait, and where they are kept."""

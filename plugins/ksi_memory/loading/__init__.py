@@ -1,0 +1,1 @@
+"""Files: gone over, cut into chunks, and remembered whole or not at all."""

@@ -1,0 +1,1 @@
+"""What is asked: the REM dialect, its ways of finding, and the answers."""
