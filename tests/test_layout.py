@@ -162,7 +162,7 @@ OFFERED = {
     "ksi_workflows": {"api", "testing"},
     "ksi_journal": {"journal", "testing"},
     "ksi_completion": {"tokens"},
-    "ksi_models": {"testing"},
+    "ksi_models": {"api", "testing"},
     "ksi_tools": {"api", "testing"},
 }
 
