@@ -30,4 +30,4 @@ docs:
 
 # Kill the daemon at 200 random points of durable work, and at 200 of turns; keep the results beside the benchmarks.
 faults:
-    FAULT_KILLS=200 FAULT_DOWN_S=10 FAULT_REPORT=tests/benchmarks/faults.md FAULT_REPORT_TURNS=tests/benchmarks/faults_turns.md .venv/bin/python -m pytest -q plugins/ksi_workflows/tests/test_kills.py plugins/ksi_workflows/tests/test_faults.py plugins/ksi_completion/tests/test_kills.py plugins/ksi_completion/tests/test_outages.py
+    FAULT_KILLS=200 FAULT_DOWN_S=10 FAULT_OUTAGE_S=60 FAULT_REPORT=tests/benchmarks/faults.md FAULT_REPORT_TURNS=tests/benchmarks/faults_turns.md .venv/bin/python -m pytest -q plugins/ksi_workflows/tests/test_kills.py plugins/ksi_workflows/tests/test_faults.py plugins/ksi_completion/tests/test_kills.py plugins/ksi_completion/tests/test_outages.py

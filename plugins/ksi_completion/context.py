@@ -13,11 +13,12 @@ from ksi_completion import tokens
 from ksi_completion.conversations import Conversations, Stored, Window
 from ksi_completion.events import CompletionContext, ContextAdded
 from ksi_completion.fitting import Fitted, Item, TooLong, fit, shortened
-from ksi_completion.messages import decode_parts, digest_of, text_of
+from ksi_completion.messages import decode_parts, digest_of
 from ksi_completion.outputs import is_objection
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import InvalidData
+from ksi_models.api import text_of
 from ksi_models.events import (
     Message,
     MessageRange,

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from ksi_models.events import Message, Part, TextPart, ToolResultPart
+from ksi_models.events import Part, TextPart, ToolResultPart
 
 # What a row keeps for searching. Postgres refuses a vector of words past 1 MiB, which so much text
 # can't come to.
@@ -38,11 +38,6 @@ def body_of(parts: Sequence[Part]) -> str:
         if isinstance(part, TextPart | ToolResultPart)
     )
     return "\n\n".join(texts)[:MAX_BODY_CHARACTERS].replace("\0", "")
-
-
-def text_of(message: Message) -> str:
-    """Return what a message says, without what it thinks, calls or encloses."""
-    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
 def digest_of(stored: Iterable[tuple[str, str]]) -> str:

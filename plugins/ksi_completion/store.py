@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Struct
 
 from ksi_completion.events import CompletionResult, TurnStatus
-from ksi_completion.messages import decode_parts, encode_parts, text_of
+from ksi_completion.messages import decode_parts, encode_parts
 from ksi_daemon.protocol import Context, ErrorBody
+from ksi_models.api import text_of
 from ksi_models.events import Message, Part, Role, Usage
 from ksi_postgres.database import Database
 from ksi_postgres.patience import until_there

@@ -1,12 +1,8 @@
 """Sums up what falls out of a model's window: by a model, or by the beginnings of what was said."""
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import aclosing
 from typing import Final
-
-import msgspec
 
 from ksi_completion import tokens
 from ksi_completion.context import Asking, Built, Unsummed, harmless
@@ -15,15 +11,14 @@ from ksi_completion.fitting import shortened
 from ksi_completion.messages import body_of, decode_parts
 from ksi_completion.settings import CompletionSettings
 from ksi_daemon.bus import Bus
-from ksi_daemon.protocol import Failed, KsiError, TimedOut
+from ksi_daemon.protocol import Failed, KsiError
+from ksi_models.api import answer_of, text_of
 from ksi_models.events import (
     Message,
     MessageRange,
     ModelCall,
-    ModelChunk,
     ModelDescribe,
     ModelDescribed,
-    ModelResponse,
     ModelSettings,
     TextPart,
 )
@@ -122,8 +117,8 @@ class Summaries:
             if described.id == QUOTING:
                 return None
             call = self._call(asking, model, described, previous, rows)
-            response = await self._answer(call)
-            text = "".join(p.text for p in response.message.parts if isinstance(p, TextPart))
+            response = await answer_of(self._bus, call, setting="completion.summary_timeout_s")
+            text = text_of(response.message)
             if not text.strip():
                 raise Failed("the model's summary is empty")
         except KsiError as error:
@@ -164,22 +159,6 @@ class Summaries:
             ),
             timeout_s=self._settings.summary_timeout_s,
         )
-
-    async def _answer(self, call: ModelCall) -> ModelResponse:
-        limit_s = self._settings.summary_timeout_s
-        try:
-            async with (
-                asyncio.timeout(limit_s),
-                aclosing(self._bus.stream("model:call", call)) as chunks,
-            ):
-                async for chunk in chunks:
-                    whole = msgspec.convert(chunk, ModelChunk) if isinstance(chunk, dict) else chunk
-                    if isinstance(whole, ModelResponse):
-                        return whole
-        except TimeoutError as error:
-            message = f"the summary took longer than {limit_s:g} s (completion.summary_timeout_s)"
-            raise TimedOut(message) from error
-        raise Failed("the model's answer had no end")
 
 
 def _told(row: Row) -> str:

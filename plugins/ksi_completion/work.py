@@ -14,7 +14,8 @@ from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import read_context, read_usage
 from ksi_completion.streams import Live
 from ksi_daemon.protocol import Failed, KsiError, TimedOut
-from ksi_models.events import Message, ModelSettings, TextPart, ToolCallPart, ToolSchema, Usage
+from ksi_models.api import text_of
+from ksi_models.events import Message, ModelSettings, ToolCallPart, ToolSchema, Usage
 from ksi_tools.events import ToolPermit
 
 MARK_BYTES: Final = 8
@@ -198,7 +199,7 @@ def marks_of(message: Message) -> Iterator[str]:
     for part in message.parts:
         if isinstance(part, ToolCallPart):
             yield _mark(part.name, part.arguments)
-    text = "".join(part.text for part in message.parts if isinstance(part, TextPart)).strip()
+    text = text_of(message).strip()
     if len(text) >= MIN_TEXT_CHARACTERS:
         yield _mark("", text)
 

@@ -50,6 +50,25 @@ async def test_a_turn_waits_for_the_lock_and_starts_when_it_is_given_back(
     assert after["status"] == "succeeded"
 
 
+async def test_a_turn_that_waits_for_a_lock_is_cancelled_and_the_lock_holds(
+    client: AsyncClient, script: Script
+) -> None:
+    await client.request("conversation:create", {"conversation_id": "c"})
+    taken = await lock(client)
+    first, second = await ask(client, "first"), await ask(client, "second")
+
+    answer = await client.request("completion:cancel", {"run_id": first})
+    between = await client.request("completion:status", {"run_id": second})
+    await client.request(
+        "conversation:unlock", {"conversation_id": "c", "lock_id": taken["lock_id"]}
+    )
+    after = await result_of(client, second)
+
+    assert (answer["status"], between["status"]) == ("cancelled", "waiting")
+    assert after["status"] == "succeeded"
+    assert len(script.calls) == 1
+
+
 async def test_a_turn_starts_when_the_lock_expires(client: AsyncClient, script: Script) -> None:
     await client.request("conversation:create", {"conversation_id": "c"})
     await lock(client, ttl_s=0.2)

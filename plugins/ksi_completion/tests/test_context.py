@@ -375,6 +375,30 @@ async def test_who_follows_is_told_that_a_summary_is_being_made(
     assert chunk["text"] == "an answer"
 
 
+async def test_a_turn_is_cancelled_while_a_summary_is_being_made(
+    client: AsyncClient, database_logins: Logins, script: Script
+) -> None:
+    script.window_tokens = 4000
+    await fill(database_logins)
+
+    async def sum_up(call: ModelCall) -> AsyncIterator[ModelChunk]:
+        await asyncio.Event().wait()
+        yield response((TextPart("never"),))
+
+    script.say(sum_up, "a summary", "an answer")
+    start = {"prompt": "and coffee?", "conversation_id": "c"}
+    async for chunk in client.stream("completion:stream", {"start": start}):
+        if chunk["kind"] == "accepted":
+            run = chunk["run_id"]
+        elif chunk["kind"] == "status":
+            assert chunk["waits_for"] == "summary"
+            answer = await client.request("completion:cancel", {"run_id": run})
+    after = await ask(client, "or tea?")
+
+    assert (answer["status"], chunk["status"]) == ("cancelled", "cancelled")
+    assert after["text"] == "an answer"
+
+
 async def test_a_summary_serves_for_many_turns_and_the_next_builds_on_it(
     client: AsyncClient, database_logins: Logins, script: Script
 ) -> None:

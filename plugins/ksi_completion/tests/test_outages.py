@@ -27,6 +27,7 @@ from ksi_workflows.tests.daemons import Fleet
 NEEDED = ("postgres", "workflows", "models", "tools", "completion")
 TURNS = 8
 DOWN_S = float(os.environ.get("FAULT_DOWN_S", "1"))
+OUTAGE_S = float(os.environ.get("FAULT_OUTAGE_S", "1"))
 FAILURES = 9  # refusals of a provider, which take as long as its callers leave between them
 
 # As it is by default, in a hundredth of the time: a minute's outage takes less than a second.
@@ -138,16 +139,17 @@ async def test_a_turn_waits_for_a_provider_that_is_down_and_says_so(
     assert await user_messages(client) == ["are you there?"]
 
 
+@pytest.fixture
+async def port() -> int:
+    """A port where nobody listens any more."""
+    async with FakeOpenAI().serving() as fake:
+        port = urlsplit(fake.url).port
+    assert port is not None
+    return port
+
+
 class TestGone:
     """A provider whose server is not even there."""
-
-    @pytest.fixture
-    async def port(self) -> int:
-        """A port where nobody listens any more."""
-        async with FakeOpenAI().serving() as fake:
-            port = urlsplit(fake.url).port
-        assert port is not None
-        return port
 
     @pytest.fixture
     def ksi_settings(self, port: int) -> list[str]:
@@ -168,6 +170,29 @@ class TestGone:
 
         assert chunks[-1]["text"] == "I am"
         assert len(fake.calls) == 1
+
+
+class TestGoneForAWhile:
+    """The same, with settings as they are by default, in real time."""
+
+    @pytest.fixture
+    def ksi_settings(self, port: int) -> list[str]:
+        """Point the daemon at it."""
+        looked_for = ["models.find_local=false", "models.keyring=false"]
+        return [*settings_for_fake(f"http://127.0.0.1:{port}/v1"), *looked_for]
+
+    @pytest.mark.timeout(120 + 2 * OUTAGE_S)
+    async def test_every_turn_succeeds_and_its_model_is_asked_once(
+        self, client: AsyncClient, port: int
+    ) -> None:
+        runs = [(await ask(client, f"turn {number}"))["run_id"] for number in range(TURNS)]
+        await asyncio.sleep(OUTAGE_S)  # how long it is away is what is tested
+        async with FakeOpenAI().serving(port=port) as fake:
+            results = [await ended(client, run, timeout_s=60.0) for run in runs]
+
+        assert [result["status"] for result in results] == ["succeeded"] * TURNS
+        assert [result["steps"] for result in results] == [1] * TURNS
+        assert len(fake.calls) == TURNS
 
 
 @pytest.mark.parametrize("patience_s", [0.3])

@@ -1,5 +1,7 @@
 """What turns ask people, in the ledger of the real tools."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -7,19 +9,36 @@ import pytest
 
 from ksi_client import AsyncClient, Conflict
 from ksi_completion.tests.doubles import Script, calling
-from ksi_completion.tests.test_turns import ask, cancel, ended, paused
+from ksi_completion.tests.test_turns import ask, assert_sane, cancel, ended, paused
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.plugin import Plugin
+from ksi_daemon.testing import module_plugin
 from ksi_postgres.database import Database
+from ksi_tools.api import Tools, tool
 
 NEEDED = ("postgres", "workflows", "tools", "completion")
 ASKS = calling(("ask_user", '{"question": "Which?"}'))
 
 
+@tool(effects="effectful", timeout_s=0.05)
+async def lamp() -> str:
+    """Switch the lamp, which takes too long."""
+    await asyncio.Event().wait()
+    return "never"
+
+
+@hookimpl
+async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
+    with plugin.service(Tools).add(lamp, provider=plugin.name):
+        yield
+
+
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, script.plugin()]
+    return [*installed, script.plugin(), module_plugin("lamps", ksi_lifespan=lifespan)]
 
 
 async def open_calls(client: AsyncClient) -> list[Any]:
@@ -66,3 +85,23 @@ async def test_a_question_that_came_after_its_turn_s_end_is_dropped_by_the_sweep
     await database.execute("SELECT ksi_completion.drop_questions()")
 
     assert [call["run_id"] for call in await open_calls(client)] == [waiting]
+
+
+async def test_a_turn_that_waits_for_a_decision_is_cancelled_and_the_doubt_stays(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(calling(("lamp", "{}")))
+    run = (await ask(client, tools=["lamp"], conversation_id="c"))["run_id"]
+    turn = await paused(client, run)
+
+    answer = await cancel(client, run)
+    await ended(client, (await ask(client, conversation_id="c"))["run_id"])
+    (doubt,) = (await client.request("tool:in_doubt", {}))["calls"]
+    verdict = {"call_id": doubt["call_id"], "verdict": "done"}
+    resolved = await client.request("tool:resolve", verdict)
+
+    assert turn["waits_for"].startswith("decision: ")
+    assert answer["status"] == "cancelled"
+    assert doubt["run_id"] == run
+    assert_sane(script.calls[-1].messages)
+    assert resolved["status"] == "done"

@@ -412,6 +412,32 @@ async def test_a_turn_that_streams_is_cancelled_and_what_was_seen_stays(
     assert words_of(script.calls[1].messages) == ["hello", "Goo", "next"]
 
 
+async def test_a_turn_is_cancelled_before_its_model_has_said_anything(
+    client: AsyncClient, script: Script
+) -> None:
+    asked, is_given_up = asyncio.Event(), asyncio.Event()
+
+    async def ponder(call: ModelCall) -> AsyncIterator[ModelChunk]:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_given_up.set()
+        yield TextDelta("never")
+
+    script.say(ponder)
+    accepted = await ask(client, conversation_id="c")
+    await asked.wait()
+
+    answer = await cancel(client, accepted["run_id"])
+    await is_given_up.wait()
+    after = await ended(client, (await ask(client, "next", conversation_id="c"))["run_id"])
+
+    assert answer["status"] == "cancelled"
+    assert after["status"] == "succeeded"
+    assert words_of(script.calls[1].messages) == ["hello", "next"]
+
+
 async def test_a_turn_that_waits_is_cancelled_and_what_was_said_stays(
     client: AsyncClient, script: Script
 ) -> None:

@@ -1,27 +1,17 @@
 """Asks models for the memory's own sake, within a budget of its own."""
 
-import asyncio
 import logging
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
 from ksi_daemon.bus import Bus
-from ksi_daemon.protocol import Failed, KsiError, TimedOut
+from ksi_daemon.protocol import KsiError
 from ksi_memory.conversations.store import ConversationStore
 from ksi_memory.settings import MemorySettings
-from ksi_models.events import (
-    Message,
-    MessageRange,
-    ModelCall,
-    ModelChunk,
-    ModelResponse,
-    ModelSettings,
-    TextPart,
-)
+from ksi_models.api import answer_of, text_of
+from ksi_models.events import Message, MessageRange, ModelCall, ModelSettings, TextPart
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +80,7 @@ class Upkeep:
             priority=PRIORITY,
         )
         try:
-            response = await self._answer(call)
+            response = await answer_of(self._bus, call, setting="memory.model_timeout_s")
         except KsiError as error:
             log.warning(
                 "a model did nothing for the memory; rules stand in for that",
@@ -99,24 +89,7 @@ class Upkeep:
             return None
         tokens = response.usage.input_tokens + response.usage.output_tokens
         await self._store.spend(tenant, _today(), tokens, response.cost_usd or 0.0)
-        said = "".join(p.text for p in response.message.parts if isinstance(p, TextPart)).strip()
-        return Answer(said, response.model, tokens, response.cost_usd)
-
-    async def _answer(self, call: ModelCall) -> ModelResponse:
-        limit_s = self._settings.model_timeout_s
-        try:
-            async with (
-                asyncio.timeout(limit_s),
-                aclosing(self._bus.stream("model:call", call)) as chunks,
-            ):
-                async for chunk in chunks:
-                    whole = msgspec.convert(chunk, ModelChunk) if isinstance(chunk, dict) else chunk
-                    if isinstance(whole, ModelResponse):
-                        return whole
-        except TimeoutError as error:
-            message = f"it took longer than {limit_s:g} s (memory.model_timeout_s)"
-            raise TimedOut(message) from error
-        raise Failed("the model's answer had no end")
+        return Answer(text_of(response.message).strip(), response.model, tokens, response.cost_usd)
 
 
 def _today() -> Any:
