@@ -159,6 +159,25 @@ def test_what_comes_through_a_pipe_and_in_files_is_asked_too(
     assert places == sorted(places)
 
 
+def test_ask_streams_where_it_is_told_to(ksi: KsiCommand) -> None:
+    streamed = ksi("ask", "--stream", "-m", "test/script", LOOKS)
+    whole = ksi("ask", "-m", "test/script", LOOKS)
+
+    assert streamed.out == "Let me look.\nIt is late.\n"
+    assert "calling current_time()" in streamed.err
+    assert whole.out == "It is late.\n"
+    assert "calling" not in whole.err
+
+
+def test_on_a_terminal_ask_prints_the_answer_whole_where_it_is_told_to(ksi: KsiCommand) -> None:
+    with terminal(ksi.line("ask", "--no-stream", "-m", "test/script", LOOKS), ksi.environ) as asked:
+        asked.until("It is late.")
+        asked.until("1 tool call")
+
+        assert asked.wait() == 0
+        assert "Let me look." not in asked.text
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -228,6 +247,7 @@ def test_a_person_who_is_not_there_can_answer_later(ksi: KsiCommand) -> None:
     assert asking.code == 7
     assert "Which colour?" in asking.err
     assert f"ksi turn answer {run}" in asking.err
+    assert completed(ksi, "ksi tool answer ") == [f"{run}:1:0"]
     assert ksi("turn", "answer", run, "green").code == 0
     assert ksi("turn", "wait", run).out == "A fine colour.\n"
 
@@ -379,6 +399,7 @@ def test_a_call_in_doubt_is_put_before_the_person(running: Running) -> None:
         chat.until("ksi tool resolve")
         chat.until("done, redo or drop>")
         doubts = running.ksi("tool", "in-doubt").out
+        suggested = completed(running.ksi, "ksi tool resolve ")
         chat.type("perhaps\r")
         chat.until("done: it has happened")
         chat.type("done it is on\r")
@@ -388,6 +409,8 @@ def test_a_call_in_doubt_is_put_before_the_person(running: Running) -> None:
         assert chat.wait() == 0
 
     assert "ksi tool resolve" in doubts
+    assert [call for call in suggested if f"ksi tool resolve {call} done" in doubts] == suggested
+    assert len(suggested) == 1
     assert "lamp" in doubts
     assert running.ksi("tool", "in-doubt").out == "no call is in doubt\n"
 
@@ -418,6 +441,35 @@ def test_slash_commands_do_what_they_say(running: Running, tmp_path: Path) -> No
         assert chat.wait() == 0
 
     assert "lorem ipsum dolor" in (tmp_path / "a.md").read_text()
+
+
+def test_what_was_asked_last_is_asked_again_after_a_return(running: Running) -> None:
+    made = asked(running.ksi, "the first thing")["conversation_id"]
+    asked(running.ksi, "the second thing", "-c", made)
+    with running.chat("--resume", made, "-m", "test/echo") as chat:
+        chat.until(PROMPT)
+        chat.type("/retry\r")
+        chat.until("asking again, in a copy")
+        chat.until("the second thing")
+        chat.until("tokens in")
+        chat.type("\x04")
+        assert chat.wait() == 0
+
+    copy = running.ksi("conversation", "list", "--json").json["conversations"][0]
+    assert (copy["forked_from"], copy["turns"]) == (made, 2)
+
+
+def test_a_chat_is_its_users_and_its_agents(running: Running) -> None:
+    said = "ann's own words\n"
+    done = running.ksi("chat", "--user-id", "ann", "--agent", "aide", "-m", "test/echo", stdin=said)
+    of_ann = running.ksi("conversation", "list", "--user", "ann", "--json").json["conversations"]
+    bob = running.ksi("chat", "--user-id", "bob", "--resume", of_ann[0]["conversation_id"])
+
+    assert done.out == said
+    assert [(each["user"], each["agent"]) for each in of_ann] == [("ann", "aide")]
+    assert (bob.code, bob.out) == (4, "")
+    assert "there is no conversation" in bob.err
+    assert running.ksi("chat", "--user-id", "bob", "--continue").code == 1
 
 
 def test_without_a_terminal_lines_are_read_and_plainly_answered(ksi: KsiCommand) -> None:

@@ -124,11 +124,11 @@ def ask(
         output.write_json(report)
     else:
         asking.tell(report)
-    if code := _exit_code(report, asking.is_interrupted):
+    if code := _exit_code(report, is_interrupted=asking.is_interrupted):
         raise typer.Exit(code)
 
 
-def _exit_code(report: AskReport, is_interrupted: bool) -> int:
+def _exit_code(report: AskReport, *, is_interrupted: bool) -> int:
     if is_interrupted:
         return output.INTERRUPTED
     if report.status == "running":
@@ -364,9 +364,10 @@ class Asking:
     def _report(self, error: KsiError | None) -> AskReport:
         ended, accepted = self._ended, self._accepted
         ids = error.details or {} if error is not None else {}
-        status = "running" if ended is None and error is None else "failed"
-        if ended is not None and ended.status == "succeeded":
-            status = "succeeded"
+        is_over = error is not None and (accepted is None or turns.is_of_turn(error))
+        status = "failed" if is_over else "running"
+        if ended is not None:
+            status = "succeeded" if ended.status == "succeeded" else "failed"
         waits_for = self._waits_for.waits_for if self._waits_for else None
         report = AskReport(
             run_id=accepted.run_id if accepted else str(ids.get("run_id", "")),
@@ -391,6 +392,8 @@ class Asking:
             return
         self._end_line()
         if report.status == "running":
+            if report.error is not None:
+                output.note(f"ksi: {output.reason(turns.error_of(report.error))}")
             output.note(
                 f"the turn goes on; wait for it with: ksi turn wait {report.run_id}, "
                 f"end it with: ksi turn cancel {report.run_id}"

@@ -12,6 +12,8 @@ from ksi_cli.chat_session import Left, Session
 from ksi_client import KsiError
 
 RECENT: Final = 10
+PAGE: Final = 200
+NOTHING_SAID: Final = "nothing has been said yet that could be asked again"
 Command = Callable[[Session, str], Awaitable[None]]
 
 
@@ -192,23 +194,43 @@ async def _usage(session: Session, rest: str) -> None:
 
 async def _retry(session: Session, rest: str) -> None:
     """Ask the last thing again, in a copy of the conversation that ends before it."""
-    said = session.last_said
-    if session.conversation_id is None or said is None:
-        raise KsiError("nothing has been said yet that could be asked again")
-    read = await session.request(
-        "conversation:history", conversation_id=session.conversation_id, limit=200
-    )
-    asked = [each["number"] for each in read["messages"] if each["role"] == "user"]
-    before = (asked[-1] if asked else 1) - 1
-    if before < 1:
+    if session.conversation_id is None:
+        raise KsiError(NOTHING_SAID)
+    asked = await _last_asked(session, session.conversation_id)
+    if asked["number"] == 1:
         session.conversation_id = None
     else:
         fork = await session.request(
-            "conversation:fork", conversation_id=session.conversation_id, at=before
+            "conversation:fork", conversation_id=session.conversation_id, at=asked["number"] - 1
         )
         session.conversation_id = fork["conversation_id"]
     session.screen.say("asking again, in a copy of the conversation")
-    await session.say(said)
+    await session.say_parts(asked["parts"])
+
+
+async def _last_asked(session: Session, conversation_id: str) -> dict[str, Any]:
+    """Return the message that the last turn began with.
+
+    Raises:
+        KsiError: There was none.
+    """
+    asked: dict[str, Any] | None = None
+    place: dict[str, Any] = {}
+    while True:
+        read = await session.request(
+            "conversation:history", conversation_id=conversation_id, limit=PAGE, **place
+        )
+        for message in reversed(read["messages"]):
+            if asked is not None and message["turn"] != asked["turn"]:
+                return asked
+            if message["role"] == "user":
+                asked = message
+        if read.get("before") is None:
+            break
+        place = {"before": read["before"]}
+    if asked is None:
+        raise KsiError(NOTHING_SAID)
+    return asked
 
 
 async def _stop(session: Session, rest: str) -> None:

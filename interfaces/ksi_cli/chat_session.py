@@ -1,7 +1,7 @@
 """A conversation between a person and a model: says, watches, asks back, stops."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -76,8 +76,6 @@ class Session:
         self.agent = agent
         self.user = user
         self.totals = Totals()
-        self.last_said: str | None = None
-        self.last_failed = False
         self._running: _Watched | None = None
 
     @property
@@ -91,10 +89,13 @@ class Session:
 
     async def say(self, text: str) -> None:
         """Have a turn, and show it."""
-        self.last_said = text
+        await self.say_parts([{"kind": "text", "text": text}])
+
+    async def say_parts(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Have a turn that a message of these parts begins, and show it."""
         await self._watch(
             self.client.stream_completion(
-                text,
+                messages=[{"role": "user", "parts": parts}],
                 model=self.model,
                 conversation_id=self.conversation_id,
                 agent=self.agent,
@@ -115,25 +116,28 @@ class Session:
         return True
 
     async def _watch(self, chunks: AsyncGenerator[CompletionChunk]) -> None:
-        self.last_failed = True
         with self.screen.answering() as answer:
             watched = _Watched(self.client, self.person, answer)
             with self._as_running(watched):
                 error = await watched.run(chunks)
         self.conversation_id = watched.conversation_id or self.conversation_id
         if error is None and watched.ended is not None:
-            self.last_failed = False
             self.totals.add(watched.ended)
         elif error is not None and watched.is_stopped:
             self.screen.say("stopped; what you said is kept")
         elif error is not None:
             self.screen.fail(output.reason(error))
-            if watched.conversation_id:
-                self.screen.say("what you said is kept; try again with /retry")
+            self._tell_what_is_left(watched, error)
         elif watched.is_left:
             self.screen.say(f"the turn goes on in the daemon: ksi turn status {watched.run_id}")
         if watched.has_gone:
             raise Left
+
+    def _tell_what_is_left(self, watched: "_Watched", error: KsiError) -> None:
+        if watched.run_id is not None and not turns.is_of_turn(error):
+            self.screen.say(f"the turn goes on in the daemon: ksi turn wait {watched.run_id}")
+        elif watched.conversation_id:
+            self.screen.say("what you said is kept; try again with /retry")
 
     @contextmanager
     def _as_running(self, watched: "_Watched") -> Any:

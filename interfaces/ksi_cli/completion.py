@@ -82,6 +82,12 @@ def calls_in_doubt(incomplete: str) -> list[str]:
     return _fitting([each["call_id"] for each in listed], incomplete)
 
 
+def calls_that_ask(incomplete: str) -> list[str]:
+    """Suggest the calls that wait for a person's answer."""
+    listed = _ask("tool:calls", {"status": "waiting", "limit": MANY}).get("calls", ())
+    return _fitting([each["call_id"] for each in listed], incomplete)
+
+
 def _fitting(names: list[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 

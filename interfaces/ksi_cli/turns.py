@@ -158,10 +158,9 @@ def how_to_answer(chunk: StatusChunk, run_id: str) -> str:
     )
 
 
-def conversation_of(error: KsiError) -> str | None:
-    """Return the conversation in which a turn failed."""
-    found = (error.details or {}).get("conversation_id")
-    return str(found) if found else None
+def is_of_turn(error: KsiError) -> bool:
+    """Say whether a turn has ended with this; else it goes on, and nobody can follow it here."""
+    return "conversation_id" in (error.details or {})
 
 
 def error_of(body: ErrorBody) -> KsiError:

@@ -72,9 +72,10 @@ Check = Callable[[Patient], Iterable[Finding]]
 def examine(patient: Patient) -> Iterator[Finding]:
     """Run every check; one that breaks is a finding itself."""
     for check in CHECKS:
-        yield from _run(check.__name__, partial(check, patient))
+        yield from _run(check.__name__, "ksi", partial(check, patient))
     for point in sorted(entry_points(group=GROUP), key=lambda each: each.name):
-        yield from _run(point.name, partial(_call, point))
+        package = point.dist.name if point.dist else "ksi"
+        yield from _run(point.name, package, partial(_call, point))
 
 
 def _call(point: EntryPoint) -> Iterable[Finding]:
@@ -82,11 +83,15 @@ def _call(point: EntryPoint) -> Iterable[Finding]:
     return found
 
 
-def _run(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def _run(name: str, package: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
     except Exception as error:  # noqa: BLE001  a check of a plugin may do anything; the rest goes on
-        yield fail(name, f"the check broke: {type(error).__name__}: {error}")
+        yield fail(name, f"the check broke: {type(error).__name__}: {error}", _upgrade(package))
+
+
+def _upgrade(package: str) -> str:
+    return f"{shlex.quote(sys.executable)} -m pip install --upgrade {shlex.quote(package)}"
 
 
 # -- what it runs on -----------------------------------------------------------------------------
@@ -107,8 +112,7 @@ def packages(patient: Patient) -> Iterator[Finding]:
         return
     wrong = [problem for each in needed if "extra ==" not in each if (problem := _unfit(each))]
     for problem in wrong:
-        fix = f"{shlex.quote(sys.executable)} -m pip install --upgrade ksi"
-        yield fail("packages", problem, fix)
+        yield fail("packages", problem, _upgrade("ksi"))
     if not wrong:
         yield ok("packages", f"ksi {version('ksi')}, and all that it needs")
 
@@ -369,8 +373,9 @@ def models(patient: Patient) -> Iterator[Finding]:
         yield ok("default model", default)
     for each in listed["providers"]:
         if each.get("state", "closed") != "closed":
-            name = f"provider {each['name']}"
-            yield warn(name, "it failed again and again", f"ksi model check {default}")
+            name = str(each["name"])
+            what = "it failed again and again, and is left alone for a while"
+            yield warn(f"provider {name}", what, f"ksi model list {shlex.quote(name)}")
     usable = [each["name"] for each in listed["providers"] if each["is_usable"]]
     yield ok("providers", f"usable: {', '.join(usable) or 'none'}")
 

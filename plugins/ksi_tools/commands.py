@@ -18,8 +18,21 @@ app = typer.Typer(rich_markup_mode=None, help="List tools, call one, settle a ca
 Name = Annotated[
     str, typer.Argument(metavar="TOOL", help="See: ksi tool list", autocompletion=completion.tools)
 ]
-CallArgument = Annotated[
-    str, typer.Argument(metavar="CALL", help="As `ksi tool in-doubt` or `ksi tool calls` show it.")
+CallInDoubt = Annotated[
+    str,
+    typer.Argument(
+        metavar="CALL",
+        help="As `ksi tool in-doubt` shows it.",
+        autocompletion=completion.calls_in_doubt,
+    ),
+]
+CallThatAsks = Annotated[
+    str,
+    typer.Argument(
+        metavar="CALL",
+        help="As `ksi tool calls --status waiting --json` shows it.",
+        autocompletion=completion.calls_that_ask,
+    ),
 ]
 Words = Annotated[
     list[str] | None,
@@ -253,7 +266,7 @@ Verdict = Literal["done", "redo", "drop"]
 
 @app.command()
 def resolve(
-    call_id: CallArgument,
+    call_id: CallInDoubt,
     verdict: Annotated[str, typer.Argument(metavar="VERDICT", help="done, redo or drop.")],
     *,
     content: Annotated[
@@ -273,7 +286,7 @@ def resolve(
 
 @app.command()
 def answer(
-    call_id: CallArgument,
+    call_id: CallThatAsks,
     content: Annotated[str, typer.Argument(metavar="TEXT", help="The answer.")],
     *,
     as_json: JsonFlag = False,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ksi_cli import output, turns
-from ksi_cli.ask import _file_part
+from ksi_cli.ask import Asking, _exit_code, _file_part
 from ksi_cli.chat_commands import COMMANDS, SHOWN, safe_name, text_of
 from ksi_cli.chat_screen import Block, RichScreen
 from ksi_cli.markdown_flow import MarkdownFlow
@@ -239,3 +239,18 @@ def test_an_accepted_turn_waits_for_its_model() -> None:
     progress.take(AcceptedChunk(run_id="r", conversation_id="c", request_id="q"))
 
     assert str(progress) == "waiting for the model"
+
+
+def test_a_turn_that_can_not_be_followed_to_its_end_has_not_failed() -> None:
+    asking, refused = Asking({}, shows_text=False), Asking({}, shows_text=False)
+    asking._take(AcceptedChunk(run_id="r", conversation_id="c", request_id="q"))
+    lost = Unavailable("the daemon did not come back", details={"run_id": "r"})
+    ids = {"run_id": "r", "conversation_id": "c", "request_id": "q"}
+
+    report = asking._report(lost)
+
+    assert (report.status, report.run_id, report.conversation_id) == ("running", "r", "c")
+    assert report.error == lost.body
+    assert _exit_code(report, is_interrupted=False) == output.TIMED_OUT
+    assert asking._report(Unavailable("no model answers", details=ids)).status == "failed"
+    assert refused._report(lost).status == "failed"

@@ -197,6 +197,24 @@ async def test_it_is_tried_so_often_and_no_more(bench: Make) -> None:
     assert len(provider.asked) == 3
 
 
+async def test_waits_double_up_to_a_bound_and_are_drawn_by_lot(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return most / 1000
+
+    monkeypatch.setattr("random.uniform", draw)
+    made = bench(Acting("test", fail("server")), max_attempts=6, retry_first_s=0.5, retry_max_s=3.0)
+
+    with pytest.raises(Unavailable, match="6 attempts"):
+        await made.call("test/a")
+
+    assert drawn == [(0, 0.5), (0, 1.0), (0, 2.0), (0, 3.0), (0, 3.0)]
+
+
 async def test_what_was_streamed_is_void_before_it_is_tried_again(bench: Make) -> None:
     made = bench(Acting("test", fail("cut_off", "half an ", "ans"), say("a whole answer")))
 

@@ -1,5 +1,6 @@
 """The catalogue: ids, aliases, fall-backs, the default."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi_daemon.protocol import InvalidData, NotFound
+from ksi_daemon.settings import Settings
 from ksi_models.catalogue import BUILTIN, HINT, MAX_CANDIDATES, Catalogue
 from ksi_models.prices import Prices, split
 from ksi_models.provider import KnownModel, ProviderError
@@ -225,3 +227,12 @@ async def test_how_much_a_model_reads_is_told_by_who_knows_best() -> None:
     assert (await made.sizes("other:x")).max_output_tokens == 4500
     assert (await made.sizes("openai:gpt-5-mini")).context_tokens == 400_000
     assert (await made.sizes("local:unknown")).context_tokens == 32_000
+
+
+async def test_a_variable_names_the_default(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, environ={"KSI_MODEL": "local:qwen3"})
+    of_models = settings.section("models", ModelsSettings)
+
+    made = Catalogue(of_models, Table(there("local"), there("openai")), Prices())
+
+    assert (await made.default()).model == "local:qwen3"

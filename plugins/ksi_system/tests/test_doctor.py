@@ -130,7 +130,9 @@ def test_plugins_add_checks_and_one_that_breaks_spoils_nothing(
 
     assert done.code == 1
     assert found(done)["vault"]["fix"] == "ksi vault unlock"
-    assert found(done)["broken"]["what"] == "the check broke: ZeroDivisionError: by nought"
+    broken = found(done)["broken"]
+    assert broken["what"] == "the check broke: ZeroDivisionError: by nought"
+    assert broken["fix"].endswith("-m pip install --upgrade vault")
 
 
 @pytest.mark.parametrize(("free", "state"), [(50, "fail"), (500, "warn"), (5000, "ok")])
@@ -179,6 +181,21 @@ def test_a_database_is_judged_by_what_its_command_reports(patient: doctor.Patien
         ["fail"],
         ["fail"],
     ]
+
+
+def test_whatever_is_wrong_comes_with_the_command_that_mends_it(
+    ksi: KsiCommand, tmp_path: Path
+) -> None:
+    (ksi.home / "keys").mkdir(mode=0o755)
+    (ksi.home / "keys" / "openai").write_text("sk-1")
+    (ksi.home / "tokens.json").write_text("{}")
+    wrong = {"KSI_LGO_LEVEL": "x", "KSI_DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+
+    findings = ksi("doctor", "--json", **wrong).json["findings"]
+
+    bad = [each for each in findings if each["state"] != "ok"]
+    assert len(bad) >= 5
+    assert [each for each in bad if not each.get("fix")] == []
 
 
 def test_findings_are_summed_up() -> None:
