@@ -356,14 +356,16 @@ class MemoryForgotten(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is gone.
 
     Attributes:
-        ids: The items, derived ones included.
-        rewritten: Items that rested on it among others, and will be derived anew.
+        ids: The items: those that were meant, what was derived of them, and moments that said it.
+        rewritten: Items that rested on it among others, and have a version without it.
+        uploads: How many of a user's uploads went, where all of theirs did.
         checked: Where it was looked for after that, and not found.
         kept: Where copies may be that are out of reach, such as backups, in words.
     """
 
     ids: tuple[str, ...]
     rewritten: tuple[str, ...] = ()
+    uploads: int = 0
     checked: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     dry_run: bool = False

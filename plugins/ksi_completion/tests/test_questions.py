@@ -11,7 +11,7 @@ from ksi_client import AsyncClient, Conflict
 from ksi_completion.tests.doubles import Script, calling
 from ksi_completion.tests.test_turns import ask, assert_sane, cancel, ended, paused
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.hookspecs import hookimpl
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.testing import module_plugin
@@ -30,6 +30,11 @@ async def lamp() -> str:
 
 
 @hookimpl
+def info() -> PluginInfo:
+    return PluginInfo(requires=("tools",))
+
+
+@hookimpl
 async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
     with plugin.service(Tools).add(lamp, provider=plugin.name):
         yield
@@ -38,7 +43,8 @@ async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, script.plugin(), module_plugin("lamps", ksi_lifespan=lifespan)]
+    lamps = module_plugin("lamps", ksi_plugin=info, ksi_lifespan=lifespan)
+    return [*installed, script.plugin(), lamps]
 
 
 async def open_calls(client: AsyncClient) -> list[Any]:

@@ -267,6 +267,10 @@ def forgotten_text(forgotten: e.MemoryForgotten) -> str:
     """Say what went, and where copies may be."""
     would = "would be forgotten" if forgotten.dry_run else "forgotten"
     lines = [f"{len(forgotten.ids)} {would}: {', '.join(forgotten.ids[:20]) or 'nothing'}"]
+    if forgotten.uploads:
+        lines.append(
+            f"uploads that {'would go' if forgotten.dry_run else 'went'}: {forgotten.uploads}"
+        )
     if forgotten.rewritten:
         lines.append(f"made anew without it: {', '.join(forgotten.rewritten[:20])}")
     if forgotten.checked:

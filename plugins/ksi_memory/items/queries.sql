@@ -37,12 +37,16 @@ SELECT id FROM ksi_memory.resting_on($1, $2, $3, $4);
 
 -- name: forget
 -- Forgets items, and what rests on them alone.
-SELECT gone, rewritten, messages, said_by, led_to_by, needles
+SELECT gone, along, rewritten, uploads, messages, said_by, led_to_by, needles
   FROM ksi_memory.forget_items($1, $2, $3, $4, $5, $6);
 
 -- name: look_for
 -- Where is what was forgotten still to be found?
 SELECT looked_at, found_in FROM ksi_memory.look_for($1, $2, $3);
+
+-- name: left_of
+-- Where does something still belong to a user?
+SELECT ksi_memory.left_of($1, $2);
 
 -- name: export
 -- What was forgotten, and all versions, as lines of JSON in the order in which they were recorded.

@@ -339,7 +339,8 @@ class Items:
         """Forget items in all versions, and what machines derived from them alone.
 
         What they made of it together with other things is made anew without it, or goes as well
-        where it says the same. After that it is looked for in all of the memory.
+        where it says the same. After that it is looked for in all of the memory. A dry run does
+        all of it in a transaction that it takes back.
 
         Raises:
             Denied: One is not the asker's.
@@ -359,16 +360,19 @@ class Items:
         )
         assert row is not None
         gone = tuple(sorted(map(str, row["gone"])))
+        ids = tuple(sorted(map(str, (*row["gone"], *row["along"]))))
         checked: tuple[str, ...] = ()
         kept = list(_kept(row))
         if not dry_run:
             checked, texts_in = await self._look_for(whose.tenant, gone, row["needles"])
             kept += [f"its text, in {place} of the memory" for place in texts_in]
-        if gone and not dry_run:
-            self._publish("memory:forgot", e.MemoryForgot(ids=gone))
+            await self._look_for_all_of(whose.tenant, everything_of)
+        if ids and not dry_run:
+            self._publish("memory:forgot", e.MemoryForgot(ids=ids))
         return e.MemoryForgotten(
-            ids=gone,
+            ids=ids,
             rewritten=tuple(map(str, row["rewritten"])),
+            uploads=row["uploads"],
             checked=checked,
             kept=tuple(kept),
             dry_run=dry_run,
@@ -387,10 +391,17 @@ class Items:
         by_text = await self._database.fetchrow(SQL["look_for"], tenant, [], needles)
         assert by_id is not None
         assert by_text is not None
-        if by_id["found_in"]:
-            places = ", ".join(by_id["found_in"])
-            raise Failed(f"what was to be forgotten is still named in {places}: report this")
+        _refuse_what_is_left(by_id["found_in"])
         return tuple(by_id["looked_at"]), tuple(by_text["found_in"])
+
+    async def _look_for_all_of(self, tenant: str, user: str | None) -> None:
+        """Make sure that nothing belongs to a user of whom everything was forgotten.
+
+        Raises:
+            Failed: Something does.
+        """
+        if user is not None:
+            _refuse_what_is_left(await self._database.fetchval(SQL["left_of"], tenant, user))
 
 
 def check_own(whose: Whose, item: e.Item) -> None:
@@ -403,6 +414,12 @@ def check_own(whose: Whose, item: e.Item) -> None:
         raise Denied(
             f"{item.table}/{item.key} belongs to everybody: the daemon's owner alone changes it"
         )
+
+
+def _refuse_what_is_left(places: Sequence[str]) -> None:
+    if places:
+        where = ", ".join(places)
+        raise Failed(f"what was to be forgotten is still named in {where}: report this")
 
 
 def _told(who: str, reason: str) -> str:

@@ -27,6 +27,7 @@ BYTES_AT_ONCE: Final = 512 * 1024
 WHY_NOT: Final = {
     "differs": "another text is known as this version",
     "forgotten": "it was forgotten here",
+    "vanished": "it went with what it came from, which was deleted here",
     "superseded": "another version holds here",
     "no_table": "there is no such table here",
 }

@@ -13,12 +13,13 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import msgspec
 from msgspec import Struct
 
-from ksi_daemon.protocol import Busy, InvalidData, KsiError, TimedOut
+from ksi_daemon.protocol import Busy, InvalidData, KsiError, NotFound, TimedOut
 from ksi_memory import events as e
 from ksi_memory.items.ids import folded, item_id
 from ksi_memory.items.store import WHY_NOT, Items, Publish
@@ -28,7 +29,6 @@ from ksi_memory.loading.links import Links
 from ksi_memory.loading.uploads import SQL
 from ksi_memory.reading.document import Document, Rows, Unreadable
 from ksi_memory.reading.reader import VERSION, Given, Reader, media_type_of
-from ksi_memory.reading.rows import with_source
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Connection, Database
@@ -37,9 +37,10 @@ __all__ = ["File", "How", "Loader"]
 
 FILES: Final = "files"
 # The order in which a file's items are written: each comes from one of those before it.
-FILE, DOCUMENT, PARTS = 0, 1, 2
+FILE, DOCUMENT, PARTS, ROWS = 0, 1, 2, 3
 FORGOTTEN: Final = WHY_NOT["forgotten"]
 PROTECTED: Final = WHY_NOT["protected"]
+A_ROW_OF_IT: Final = "a row of it"  # how the source of a row says what it is
 MAX_KEY_BYTES: Final = 980  # with the number of a chunk after it
 ATTEMPTS: Final = 3
 MAX_BATCH: Final = 200  # files of one transaction
@@ -109,12 +110,21 @@ class _Batch(Struct, frozen=True):
 
 
 class _Prepared(Struct, frozen=True, kw_only=True):
-    """A file as items; ``document`` is the table whose chunks it has."""
+    """A file as items.
+
+    Attributes:
+        document: The table whose chunks it has; none where it has rows.
+        parts: How many chunks.
+        rows: The ids of its rows; ``None`` where not all of them could be read.
+        was_in: The table whose chunks it had before.
+        problems: What of it could not be read.
+    """
 
     file: File
     batches: tuple["_Batch", ...]
     document: str = ""
     parts: int = 0
+    rows: tuple[UUID, ...] | None = ()
     was_in: str = ""
     problems: tuple[e.Refused, ...] = ()
 
@@ -130,6 +140,10 @@ class _Refusal(Exception):
     def __init__(self, refused: Sequence[e.Refused]) -> None:
         super().__init__(refused[0].why)
         self.refused = tuple(refused)
+
+
+# What a file may be to blame for, such as rows of a table that is not there; the others go on.
+_WRONG: Final = (_Refusal, asyncpg.PostgresError, InvalidData, NotFound, Busy, TimedOut)
 
 
 class _Within(Database):
@@ -297,7 +311,7 @@ class Loader:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._write(whose, how, some, tally)
-            except (_Refusal, asyncpg.PostgresError, InvalidData, Busy, TimedOut) as error:
+            except _WRONG as error:
                 if isinstance(error, Busy) and attempt < ATTEMPTS:
                     continue
                 if len(some) == 1:
@@ -326,8 +340,10 @@ class Loader:
                     origin=batch.origin,
                     even_forgotten=how.even_forgotten,
                 )
-                self._take(batch.stage, told, outcome)
+                alone = some[0].file if len(some) == 1 else None
+                self._take(batch.stage, told, outcome, alone)
             outcome.counts["ended"] += await self._end_parts(connection, whose, how, some)
+            outcome.counts["ended"] += await self._end_rows(connection, whose, how, some)
         for event, data in published:
             self._publish(event, data)
         for name, count in outcome.counts.items():
@@ -338,33 +354,35 @@ class Loader:
             for problem in each.problems:
                 tally.problem(f"{each.file.key}: {problem.key}", problem.why, problem.place)
 
-    def _take(self, stage: int, told: e.MemoryUpserted, outcome: Tally) -> None:
+    def _take(self, stage: int, told: e.MemoryUpserted, outcome: Tally, alone: File | None) -> None:
         """Note what came of items; all must be remembered but for what a person had otherwise.
 
         A part that was forgotten stays so, and what a person corrected stays as that person has
-        it; where a file or a document was forgotten, so is all of it.
+        it; where a file or a document was forgotten, so is all of it. Rows that can't be
+        remembered are told of, where the file is written by itself.
         """
         forgotten = [each for each in told.refused if each.why == FORGOTTEN]
         wrong = [each for each in told.refused if each.why not in (FORGOTTEN, PROTECTED)]
         if stage < PARTS:
             wrong += forgotten
-        if wrong:
+        if wrong and (stage != ROWS or alone is None):
             raise _Refusal(wrong)
         outcome.upserted(told)
         outcome.counts["forgotten"] += len(forgotten)
+        named = f"{alone.key}: " if stage == ROWS and alone is not None else ""
         for each in told.refused:
-            outcome.problem(each.key, each.why)
+            outcome.problem(f"{named}{each.key}", each.why)
 
     async def _end_parts(
         self, connection: Connection, whose: Whose, how: How, some: Sequence[_Prepared]
     ) -> int:
-        """End what the files consisted of and do no more."""
+        """End what the files consisted of and do no more, and documents that are something else."""
         keys, tables, parts = [], [], []
         for each in some:
             for table in {each.document, each.was_in} - {""}:
                 keys.append(each.file.key)
                 tables.append(table)
-                parts.append(each.parts if table == each.document else 0)
+                parts.append(each.parts if table == each.document else None)
         if not keys:
             return 0
         ended: int = await connection.fetchval(
@@ -372,13 +390,31 @@ class Loader:
         )
         return ended
 
+    async def _end_rows(
+        self, connection: Connection, whose: Whose, how: How, some: Sequence[_Prepared]
+    ) -> int:
+        """End rows that the files have no more, where all that they have is known."""
+        read = [each for each in some if each.rows is not None]
+        files = [item_id(FILES, each.file.key, how.owner) for each in read]
+        there = [row for each in read for row in each.rows or ()]
+        ended: int = await connection.fetchval(
+            SQL["end_rows"], whose.tenant, files, there, A_ROW_OF_IT
+        )
+        return ended
+
     async def end_files(self, whose: Whose, owner: str, gone: Sequence[Any]) -> int:
         """End files that went away, with all that they consisted of; return how many items."""
-        keys = [row["key"] for row in gone]
-        tables = [row["kind"] or FILES for row in gone]
-        ended: int = await self._database.fetchval(
-            SQL["end_parts"], whose.tenant, owner, keys, tables, [None] * len(keys)
-        )
+        named = [(row["key"], row["kind"]) for row in gone if row["kind"]]
+        named += [(row["key"], FILES) for row in gone]
+        keys, tables = [key for key, _ in named], [table for _, table in named]
+        files = [item_id(FILES, row["key"], owner) for row in gone]
+        async with self._database.transaction() as connection:
+            ended: int = await connection.fetchval(
+                SQL["end_parts"], whose.tenant, owner, keys, tables, [None] * len(keys)
+            )
+            ended += await connection.fetchval(
+                SQL["end_rows"], whose.tenant, files, [], A_ROW_OF_IT
+            )
         return ended
 
 
@@ -700,14 +736,14 @@ def _source(table: str, how: How, file: File) -> e.Source:
 
 def _rows(how: How, file: File, rows: Rows, was_in: str) -> _Prepared:
     """Make items of rows; those that can't be are told of, and the others are remembered."""
-    source = _source(FILES, how, file)
+    source = msgspec.structs.replace(_source(FILES, how, file), told=A_ROW_OF_IT)
     items: dict[str, list[e.NewItem]] = {}
     problems = []
     for row in rows.rows:
         if row.item is None:
             problems.append(e.Refused(place=row.place, key=row.key, why=row.why))
             continue
-        item = with_source(row.item, source)
+        item = msgspec.structs.replace(row.item, sources=(source,))
         if not item.owner:
             item = msgspec.structs.replace(item, owner=how.owner)
         if item.category is None and how.category is not None:
@@ -717,11 +753,18 @@ def _rows(how: How, file: File, rows: Rows, was_in: str) -> _Prepared:
         file=file,
         batches=(
             _Batch(FILE, FILES, "given", [_file_item(how, file, "", 0)]),
-            *(_Batch(PARTS, table, "given", batch) for table, batch in items.items()),
+            *(_Batch(ROWS, table, "given", batch) for table, batch in items.items()),
         ),
+        rows=None if problems else tuple(_ids(items)),
         was_in=was_in,
         problems=tuple(problems),
     )
+
+
+def _ids(items: dict[str, list[e.NewItem]]) -> Iterator[UUID]:
+    for table, batch in items.items():
+        for each in batch:
+            yield item_id(table, each.key, each.owner)
 
 
 def _document(how: How, file: File, document: Document, table: str, was_in: str) -> _Prepared:

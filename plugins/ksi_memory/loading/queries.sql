@@ -37,3 +37,7 @@ SELECT ksi_memory.missing_keys($1, $2, $3);
 -- name: end_parts
 -- Ends what documents consist of no more.
 SELECT ksi_memory.end_parts($1, $2, $3, $4, $5);
+
+-- name: end_rows
+-- Ends rows that files have no more.
+SELECT ksi_memory.end_rows($1, $2, $3, $4);

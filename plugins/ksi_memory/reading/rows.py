@@ -10,13 +10,13 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from ksi_memory.events import Edge, NewItem, Source
+from ksi_memory.events import Edge, NewItem
 from ksi_memory.reading import plain
 from ksi_memory.reading.document import Row, Rows, Unreadable
 from ksi_memory.reading.text import decoded
 from ksi_memory.reading.yaml_text import read_yaml
 
-__all__ = ["are_plainly_rows", "read_rows", "values_of", "with_source"]
+__all__ = ["are_plainly_rows", "read_rows", "values_of"]
 
 MAX_ROWS: Final = 200_000
 KEYS: Final = ("key", "name", "id")
@@ -111,6 +111,8 @@ _Raw: TypeAlias = tuple[str, str, dict[Any, Any]]
 def _rows_of(value: Any, table: str) -> list[_Raw] | None:
     """Return the rows of a document, each with its table and, if it stood before it, its key."""
     if isinstance(value, list):
+        if value and not table and all(isinstance(each, _Broken) for each in value):
+            return None
         rows = [_with_table(each, table) for each in value]
         return [row for row in rows if row is not None] if None not in rows else None
     if not isinstance(value, dict):
@@ -141,8 +143,8 @@ def _by_name(value: dict[Any, Any], table: str) -> list[_Raw] | None:
 
 
 def _with_table(row: Any, table: str) -> _Raw | None:
-    if not isinstance(row, dict):
-        return (table, "", {"": row}) if table else None  # told of as what it is, below
+    if not isinstance(row, dict):  # told of as what it is, below
+        return (table, "", {"": row}) if table or isinstance(row, _Broken) else None
     named = row.get("table")
     if table:
         return table, "", row
@@ -246,8 +248,3 @@ def _edge(value: Any, relation: str = "") -> Edge:
     if isinstance(given.get("to"), int | float):
         given["to"] = plain.text_of(given["to"])
     return msgspec.convert(given, Edge)
-
-
-def with_source(item: NewItem, source: Source) -> NewItem:
-    """Return an item that says where it comes from."""
-    return msgspec.structs.replace(item, sources=(source,))

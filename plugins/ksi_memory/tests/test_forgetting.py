@@ -1,12 +1,17 @@
 """What is forgotten is gone: its versions, what rests on it alone, and it does not come back."""
 
+import hashlib
+
 import asyncpg
 import pytest
 
 from ksi_daemon.protocol import Denied, Failed, NotFound
 from ksi_memory import events as e
+from ksi_memory.conversations.store import ConversationStore
 from ksi_memory.events import Edge, MemoryCorrect, NewItem, Source
 from ksi_memory.items.store import Items
+from ksi_memory.items.transfer import Transfer
+from ksi_memory.loading.uploads import Uploads
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_postgres.database import Database
@@ -50,14 +55,17 @@ async def is_there(items: Items, id_: str) -> bool:
     return True
 
 
-async def add_message(logins: Logins, conversation: str, number: int) -> None:
+async def add_message(
+    logins: Logins, conversation: str, number: int, owner: str | None = None
+) -> None:
     """Have a message in a conversation."""
     connection = await asyncpg.connect(logins.admin)
     try:
         await connection.execute(
-            "INSERT INTO ksi_completion.conversation (tenant, id) VALUES ('t', $1) "
+            "INSERT INTO ksi_completion.conversation (tenant, id, owner) VALUES ('t', $1, $2) "
             "ON CONFLICT DO NOTHING",
             conversation,
+            owner,
         )
         await connection.execute(
             "INSERT INTO ksi_completion.message (tenant, conversation, number, turn, role, parts, "
@@ -65,6 +73,28 @@ async def add_message(logins: Logins, conversation: str, number: int) -> None:
             conversation,
             number,
         )
+    finally:
+        await connection.close()
+
+
+async def cover(logins: Logins, conversation: str, first: int, last: int, moment: str) -> None:
+    """Have a moment cover some messages."""
+    await remove(
+        logins,
+        "INSERT INTO ksi_memory.chunk (tenant, conversation, number, first_message, last_message, "
+        "tokens, state, moment) VALUES ('t', $1, 1, $2, $3, 100, 'written', $4::text::uuid)",
+        conversation,
+        first,
+        last,
+        moment,
+    )
+
+
+async def fetched(logins: Logins, query: str) -> list[tuple[object, ...]]:
+    """Ask past the walls."""
+    connection = await asyncpg.connect(logins.admin)
+    try:
+        return [tuple(row) for row in await connection.fetch(query)]
     finally:
         await connection.close()
 
@@ -255,6 +285,42 @@ async def test_everything_of_a_user_goes(items: Items) -> None:
     assert await is_there(items, shared)
 
 
+async def test_with_everything_of_a_user_their_uploads_go(
+    items: Items, database: Database, database_logins: Logins
+) -> None:
+    uploads = Uploads(database, MemorySettings())
+    data = b"a secret"
+    begun = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "data": data}
+    for whose in (ANNA, BEN, ALL):
+        await uploads.put(whose, e.ContentUpload(upload_id="u1", **begun))  # type: ignore[arg-type]  # they fit
+    await keep(items, "a", whose=ANNA)
+
+    would = await items.forget(ALL, [], everything_of="anna", dry_run=True)
+    there = await uploads.read(ANNA, "u1")
+    told = await items.forget(ALL, [], everything_of="anna")
+
+    assert (would.uploads, told.uploads) == (1, 1)
+    assert there.data == data
+    with pytest.raises(NotFound):
+        await uploads.read(ANNA, "u1")
+    assert (await uploads.read(BEN, "u1")).data == data
+    assert (await uploads.read(ALL, "u1")).data == data
+    assert await fetched(database_logins, "SELECT DISTINCT uploader FROM ksi_memory.upload_piece "
+                         "ORDER BY 1") == [("",), ("ben",)]  # fmt: skip
+
+
+async def test_what_still_belongs_to_a_user_is_no_success(
+    items: Items, database_logins: Logins
+) -> None:
+    await keep(items, "a", whose=ANNA)
+    await remove(database_logins, "CREATE TABLE ksi_memory.stray (tenant text, owner text)")
+    await remove(database_logins, "ALTER TABLE ksi_memory.stray OWNER TO ksi_owner")
+    await remove(database_logins, "INSERT INTO ksi_memory.stray VALUES ('t', 'anna')")
+
+    with pytest.raises(Failed, match=r"stray\.owner"):
+        await items.forget(ALL, [], everything_of="anna")
+
+
 async def test_only_one_s_own_can_be_forgotten(items: Items) -> None:
     shared = await keep(items, "shared")
     bens = await keep(items, "ben's", whose=BEN)
@@ -288,6 +354,113 @@ async def test_what_machines_derived_goes_with_its_conversation(
 
     assert not await is_there(items, summed)
     assert await is_there(items, said)
+
+
+async def test_an_import_brings_nothing_back_that_went_with_its_conversation(
+    items: Items, database: Database, database_logins: Logins
+) -> None:
+    transfer = Transfer(database, MemorySettings())
+    await add_message(database_logins, "c", 1)
+    message = Source(kind="message", conversation_id="c", message=1)
+    derived = await keep(items, "derived", SECRET, origin="derived", sources=(message,))
+    moment = await keep(
+        items, "c#1", "and a kick", table="moments", origin="derived", category="session_chunk",
+        sources=(Source(kind="person", told="a test"),),
+    )  # fmt: skip
+    await cover(database_logins, "c", 1, 1, moment)
+    said = await keep(items, "said", "w", origin="said", sources=(message,))
+    lines = [line async for some in transfer.export(ALL, None, None) for line in some]
+
+    await remove(database_logins, "DELETE FROM ksi_completion.conversation")
+    back = await transfer.take_in(ALL, lines)
+
+    assert [(each.key, each.why) for each in back.refused] == [
+        ("derived", "it went with what it came from, which was deleted here"),
+        ("c#1", "it went with what it came from, which was deleted here"),
+    ]
+    assert back.unchanged == 1
+    assert [await is_there(items, each) for each in (derived, moment, said)] == [False, False, True]
+    anew = await items.upsert(ALL, "facts", [NewItem(key="derived", body=SECRET)], origin="derived")
+    assert anew.inserted == 1
+    assert (await items.forget(ALL, [derived])).ids == (derived,)
+
+
+async def test_moments_that_said_it_are_told_and_written_anew(
+    items: Items, database_logins: Logins
+) -> None:
+    await add_message(database_logins, "c", 1)
+    message = Source(kind="message", conversation_id="c", message=1)
+    fact = await keep(items, "fact", "x", origin="said", sources=(message,))
+    moment = await keep(
+        items, "c#1", "it says x", table="moments", origin="derived", category="session_chunk",
+        sources=(message,),
+    )  # fmt: skip
+    await cover(database_logins, "c", 1, 1, moment)
+    day = await keep(
+        items, "day", "it says x, too", table="moments", origin="derived",
+        sources=(*of(moment), Source(kind="person", told="a test")),
+    )  # fmt: skip
+
+    would = await items.forget(ALL, [fact], dry_run=True)
+    there = [await is_there(items, each) for each in (fact, moment, day)]
+    told = await items.forget(ALL, [fact])
+
+    assert set(would.ids) == set(told.ids) == {fact, moment, day}
+    assert there == [True, True, True]
+    assert not any([await is_there(items, each) for each in (fact, moment, day)])
+    assert await fetched(database_logins, "SELECT state FROM ksi_memory.chunk") == [("planned",)]
+    again = [NewItem(key="c#1", body="it says x", category="session_chunk")]
+    assert (await items.upsert(ALL, "moments", again, origin="derived")).inserted == 1
+
+
+async def test_what_was_merged_with_it_goes_and_stays_gone(
+    items: Items, database: Database, database_logins: Logins
+) -> None:
+    store = ConversationStore(database)
+    kept = await keep(items, "kept", SECRET, origin="said")
+    ended = await keep(items, "ended", f"{SECRET}!", origin="said")
+    await store.end_items("t", "", [ended], kept)
+    transfer = Transfer(database, MemorySettings())
+    lines = [line async for some in transfer.export(ALL, None, None) for line in some]
+
+    told = await items.forget(ALL, [kept])
+    back = await transfer.take_in(ALL, lines)
+
+    assert set(told.ids) == {kept, ended}
+    assert {each.why for each in back.refused} == {"it was forgotten here"}
+    assert (back.inserted, back.unchanged) == (0, 0)
+
+
+@pytest.mark.parametrize("first", ["fact", "moment"])
+async def test_of_a_user_no_moment_is_written_anew(
+    items: Items, database_logins: Logins, first: str
+) -> None:
+    await add_message(database_logins, "c", 1, owner="anna")
+    await add_message(database_logins, "c", 2)
+    message = Source(kind="message", conversation_id="c", message=1)
+    for what in (first, "moment" if first == "fact" else "fact"):
+        if what == "fact":
+            await keep(items, "fact", "x", origin="said", sources=(message,), whose=ANNA)
+        else:
+            moment = await keep(
+                items, "c#1", "it says x", table="moments", origin="derived",
+                category="session_chunk", sources=(message,), whose=ANNA,
+            )  # fmt: skip
+    await cover(database_logins, "c", 1, 1, moment)
+    await remove(
+        database_logins,
+        "INSERT INTO ksi_memory.reading (tenant, conversation, turn, message, covered, "
+        "uncovered_tokens, chunks) VALUES ('t', 'c', 1, 2, 1, 50, 1)",
+    )
+
+    await items.forget(ALL, [], everything_of="anna")
+
+    assert await fetched(database_logins, "SELECT state, moment FROM ksi_memory.chunk") == [
+        ("forgotten", None)
+    ]
+    assert await fetched(
+        database_logins, "SELECT covered, uncovered_tokens FROM ksi_memory.reading"
+    ) == [(2, 0)]
 
 
 async def test_the_message_that_it_came_from_is_told(items: Items, database_logins: Logins) -> None:

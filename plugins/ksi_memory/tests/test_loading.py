@@ -54,6 +54,12 @@ def ksi_settings() -> list[str]:
     return ["memory.embedder=none"]
 
 
+async def listed(client: AsyncClient, table: str) -> list[Any]:
+    """Return what a table holds, by key."""
+    found = await client.request("memory:list", {"table": table})
+    return list(found["items"])
+
+
 async def test_a_markdown_file_becomes_a_document_its_chunks_and_edges(
     client: AsyncClient, tmp_path: Path
 ) -> None:
@@ -164,6 +170,88 @@ async def test_only_what_changed_is_read_again_and_what_a_file_lost_ends(
     with pytest.raises(NotFound):
         await item(client, "notes/a.md#2")
     assert (await item(client, "notes/a.md#1")).version == 2
+
+
+async def test_a_row_that_a_file_has_no_more_ends(client: AsyncClient, tmp_path: Path) -> None:
+    folder = tmp_path / "people"
+    folder.mkdir()
+    file, other = folder / "a.jsonl", folder / "b.yaml"
+    row = '{{"table": "entities", "key": "{}", "body": "{}"}}\n'.format
+    file.write_text("".join(row(key, "x") for key in ("ada", "bob", "cleo", "dan", "eve")))
+    other.write_text("entities:\n- {key: bob, body: x}\n")
+    first, _ = await load(client, folder)
+    await client.request("memory:pin", {"key": "cleo"})
+    await client.request("memory:correct", {"key": "dan", "body": "rather this"})
+    source = {"kind": "item", "item": (await item(client, "people/a.jsonl", "files")).id}
+    noted = {"key": "note", "body": "of that file", "sources": [source]}
+    await client.request("memory:upsert", {"table": "facts", "items": [noted]})
+
+    file.write_text(row("eve", "y") + "no json\n")
+    broken, _ = await load(client, folder)
+    file.write_text(row("eve", "y"))
+    fewer, _ = await load(client, folder, again=True)
+    left = await client.request("memory:list", {"table": "entities"})
+    file.unlink()
+    gone, _ = await load(client, folder)
+    at_last = await client.request("memory:list", {"table": "entities"})
+
+    assert first.problems == ()
+    assert [each.why[:22] for each in broken.problems] == ["line 2: it is no JSON:"]
+    assert broken.ended == 0  # the line may be any of them
+    assert fewer.ended == 1
+    assert [each["key"] for each in left["items"]] == ["bob", "cleo", "dan", "eve"]
+    assert gone.ended == 2
+    assert [each["key"] for each in at_last["items"]] == ["bob", "cleo", "dan"]
+    assert (await item(client, "note")).body == "of that file"
+
+
+async def test_what_a_file_was_before_ends_with_what_it_becomes(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("- name: ada\n- name: bob\n")
+    await load(client, file, table="entities")
+
+    as_text, _ = await load(client, file, table="ontologies")
+    text = [each["key"] for each in await listed(client, "ontologies")]
+    moved, _ = await load(client, file, table="resources")
+    as_rows, _ = await load(client, file, table="entities")
+
+    assert as_text.ended == 2
+    assert text == ["a.yaml", "a.yaml#0"]
+    assert moved.ended == 2
+    assert await listed(client, "ontologies") == []
+    assert as_rows.ended == 2
+    assert await listed(client, "resources") == []
+    assert [each["key"] for each in await listed(client, "entities")] == ["ada", "bob"]
+    assert len(await listed(client, "files")) == 1
+
+
+async def test_a_row_that_is_refused_takes_no_other_along(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(
+        f"entities:\n- {{key: ada}}\n- {{key: {'k' * 10_000}}}\n- {{key: big, x: {'y' * 70_000}}}\n"
+        "- {key: ADA}\n- {key: bob}\n"
+    )
+    (folder / "b.yaml").write_text("entities:\n- {key: bob, body: later}\n")
+    (folder / "c.yaml").write_text("nonsense:\n- {key: x}\n")
+    (folder / "d.md").write_text("# D\n")
+
+    loaded, progress = await load(client, folder)
+
+    assert [(each.key[:20], each.why[:40]) for each in loaded.problems if "a.y" in each.key] == [
+        ("rows/a.yaml: big", "its attributes have 70,008 bytes as JSON;"[:40]),
+        ("rows/a.yaml: ADA", "it is a duplicate of number 0 of the same"[:40]),
+        ("rows/a.yaml: kkkkkkk", "Expected `str` of length <= 1000 - at `$."[:40]),
+    ]
+    assert skipped(progress).keys() == {"rows/c.yaml"}
+    assert "nonsense" in skipped(progress)["rows/c.yaml"]
+    assert [each["key"] for each in await listed(client, "entities")] == ["ada", "bob"]
+    assert (await item(client, "bob")).body == "later"
+    assert (await item(client, "rows/d.md", "ontologies")).title == "D"
 
 
 async def test_a_file_that_went_away_ends_with_all_its_parts(
