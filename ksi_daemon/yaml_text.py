@@ -118,6 +118,11 @@ def _bad(error: yaml.YAMLError) -> BadYaml:
     return BadYaml(f"it is no YAML: line {mark.line + 1}: {problem}", mark.line + 1)
 
 
+def _line(found: Any) -> int:
+    """Return the line of a node or an event, counted from 1."""
+    return int(found.start_mark.line) + 1
+
+
 def _check_depth(text: str) -> list[int]:
     """Count how deep it goes, and return the lines, from 0 on, on which its documents begin."""
     depth = 0
@@ -127,12 +132,11 @@ def _check_depth(text: str) -> list[int]:
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    line = event.start_mark.line + 1
-                    raise BadYaml(f"it is nested more than {MAX_DEPTH} deep", line)
+                    raise BadYaml(f"it is nested more than {MAX_DEPTH} deep", _line(event))
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
             elif isinstance(event, yaml.DocumentStartEvent):
-                begins.append(event.start_mark.line)
+                begins.append(_line(event) - 1)
     except yaml.YAMLError as error:
         raise _bad(error) from error
     return begins
@@ -158,7 +162,7 @@ def _measured(node: Any, known: dict[int, tuple[int, int]], open_ones: set[int])
         return 1, 0
     if id(node) in known:
         return known[id(node)]
-    line = node.start_mark.line + 1
+    line = _line(node)
     if id(node) in open_ones:
         raise BadYaml("an alias names what it stands in", line)
     open_ones.add(id(node))
@@ -190,7 +194,7 @@ class _Places:
         self._add(node, ())
 
     def _add(self, node: Any, path: Path) -> None:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        self.lines.setdefault(path, _line(node))
         if id(node) in self._seen:
             return
         self._seen.add(id(node))
@@ -207,5 +211,5 @@ class _Places:
             inner = (*path, key.value)
             if inner in self.lines:
                 self.repeated.append(inner)
-            self.lines[inner] = key.start_mark.line + 1
+            self.lines[inner] = _line(key)
             self._add(value, inner)

@@ -1,7 +1,6 @@
 """What a definition of an agent says: the fields of its document."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -18,7 +17,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 ProfileName = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 Task = Annotated[str, Meta(min_length=1, max_length=100_000)]
 
-BUILT_IN_PROFILES = ("restricted", "standard", "trusted")
+BUILT_IN_PROFILES: Final = ("restricted", "standard", "trusted")
 
 
 class Memory(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -156,7 +155,7 @@ class Definition(Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: Labels = {}
 
     @property
-    def models(self) -> Sequence[str]:
+    def models(self) -> tuple[str, ...]:
         """The models it works with, the first that answers; none: the default."""
         if self.model is None:
             return ()

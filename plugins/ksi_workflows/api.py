@@ -23,6 +23,7 @@ from typing import Any
 from ksi_daemon.protocol import InvalidData
 from ksi_workflows.definitions import ACTIVE_RUN, Retry, Step, Workflow, step, workflow
 from ksi_workflows.runs import Run
+from ksi_workflows.schedules import next_time
 from ksi_workflows.workflows import Workflows
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Workflow",
     "Workflows",
     "current_run",
+    "next_time",
     "receive",
     "sleep",
     "step",
