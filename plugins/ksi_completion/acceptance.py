@@ -10,9 +10,16 @@ from typing import Final, Self
 import msgspec
 
 from ksi_completion import tokens
-from ksi_completion.events import CompletionAccepted, CompletionAsync
+from ksi_completion.context import MAX_PROMPT_CHARACTERS
+from ksi_completion.events import (
+    AgentProfile,
+    CompletionAccepted,
+    CompletionAgent,
+    CompletionAsync,
+)
 from ksi_completion.messages import body_of
 from ksi_completion.outputs import check_schema
+from ksi_completion.profiles import Profiles
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Asked, Next, Said, Store, next_of
 from ksi_completion.work import TurnOptions
@@ -44,15 +51,19 @@ class Acceptance:
     Args:
         settings: The plugin's.
         store: Records them.
+        profiles: Knows who the agents are.
         start: Starts the run of a turn.
 
     Attributes:
         expected: The turns that are about to begin here.
     """
 
-    def __init__(self, settings: CompletionSettings, store: Store, start: Start) -> None:
+    def __init__(
+        self, settings: CompletionSettings, store: Store, profiles: Profiles, start: Start
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._profiles = profiles
         self._start = start
         self._tasks: asyncio.TaskGroup | None = None
         self.expected: set[str] = set()  # runs that are about to begin here
@@ -75,9 +86,16 @@ class Acceptance:
             Conflict: The request's id is another's, or the conversation is archived.
             NotFound: The conversation is another user's.
             Busy: Too many turns wait, or too many wait for one another.
+            Unavailable: Who its agent is can't be told just now.
         """
-        asked = self._asked(request, context)
         settings = self._settings
+        agent = request.agent or context.agent
+        profile = None
+        if agent is not None:
+            profile = await self._profiles.find(
+                CompletionAgent(agent=agent, prompt=prompt_of(request)[:MAX_PROMPT_CHARACTERS])
+            )
+        asked = self._asked(request, context, profile)
         row = await self._store.accept(asked, settings.max_waiting_turns, settings.max_depth)
         self._check(row["verdict"], asked)
         ready = next_of(row)
@@ -109,18 +127,27 @@ class Acceptance:
                     extra={"run": ready.run, "error": error.message},
                 )
 
-    def _asked(self, request: CompletionAsync, context: Context) -> Asked:
+    def _asked(
+        self, request: CompletionAsync, context: Context, profile: AgentProfile | None
+    ) -> Asked:
         messages = self._messages(request)
         _check_bounds(request, context)
         check_schema(request.output_schema)
-        agent = request.agent or context.agent
+        agent = profile.agent if profile is not None else request.agent or context.agent
         bound = context.conversation if is_bound(context) else None
         conversation = request.conversation_id or bound or secrets.token_hex(8)
         plain = msgspec.structs.replace(
             request, prompt=None, messages=(), request_id=None, conversation_id=None
         )
-        options = TurnOptions(asked=plain, permit=_permit_of(request, conversation, context))
-        prompt = next((p.text for p in messages[-1].parts if isinstance(p, TextPart)), "")
+        options = TurnOptions(
+            asked=plain,
+            permit=_permit_of(request, conversation, context),
+            agent_version=profile.version if profile is not None else None,
+            parent_run=context.run,
+        )
+        schema = request.output_schema
+        if schema is None and profile is not None:
+            schema = profile.output_schema
         of_turn = msgspec.structs.replace(
             context, agent=agent, conversation=conversation, run=None, parent=None
         )
@@ -131,7 +158,7 @@ class Acceptance:
             digest=digest_of(request),
             user=context.user,
             agent=agent,
-            title=title_of(prompt),
+            title=title_of(prompt_of(request)),
             model=request.model,
             system=request.system,
             tools=request.tools,
@@ -139,10 +166,11 @@ class Acceptance:
             if request.settings is None
             else msgspec.json.encode(request.settings).decode(),
             options=msgspec.json.encode(options).decode(),
-            has_output=request.output_schema is not None,
+            has_output=schema is not None,
             context=of_turn,
             parent=context.run,
             only_agent=context.agent if is_bound(context) else None,
+            depth=profile.limits.depth if profile is not None else None,
             messages=tuple(map(said, messages)),
         )
 
@@ -177,10 +205,19 @@ class Acceptance:
             )
         if verdict == "deep":
             raise Busy(
-                f"{settings.max_depth} turns wait for one another already (completion.max_depth): "
-                "answer without asking another agent",
+                f"as many turns as may wait for one another already (completion.max_depth: "
+                f"{settings.max_depth}, or an agent's limits.depth): answer without asking another "
+                "agent",
                 details={"kind": "depth", "setting": "completion.max_depth"},
             )
+
+
+def prompt_of(request: CompletionAsync) -> str:
+    """Return what the user says last, as far as it is text."""
+    if request.prompt is not None:
+        return request.prompt
+    last = request.messages[-1].parts if request.messages else ()
+    return next((part.text for part in last if isinstance(part, TextPart)), "")
 
 
 def _permit_of(request: CompletionAsync, conversation: str, context: Context) -> ToolPermit | None:

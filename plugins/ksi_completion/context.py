@@ -66,13 +66,14 @@ class Asking(Struct, frozen=True, kw_only=True):
             case.
         run: The turn's run.
         agent: Who answers.
-        model: An id or alias; the default where there is none.
+        models: Ids or aliases, the first that can answers; the default where there is none.
         system: What the model is told before everything else.
         tools: What it may call.
         settings: How it is to answer.
         output_schema: What its text is to follow.
         priority: Its place among those that wait for a model's slot, the lowest first.
         more: Messages that are not in the conversation yet.
+        is_told: Whether it hears what plugins add to the prompt.
     """
 
     tenant: str
@@ -80,13 +81,19 @@ class Asking(Struct, frozen=True, kw_only=True):
     turn: int | None = None
     run: str | None = None
     agent: str | None = None
-    model: str | None = None
+    models: tuple[str, ...] = ()
     system: str | None = None
     tools: tuple[ToolSchema, ...] = ()
     settings: ModelSettings = ModelSettings()
     output_schema: dict[str, Any] | None = None
     priority: int | None = None
     more: tuple[Message, ...] = ()
+    is_told: bool = True
+
+    @property
+    def model(self) -> str | None:
+        """The model that is asked first; the default where none is named."""
+        return self.models[0] if self.models else None
 
 
 class Unsummed(Struct, frozen=True):
@@ -216,6 +223,7 @@ class Contexts:
         return Built(
             call=ModelCall(
                 model=asking.model,
+                fallbacks=asking.models[1:],
                 system=system,
                 messages=fitted.messages,
                 tools=asking.tools,
@@ -258,7 +266,7 @@ class Contexts:
     async def _added(self, asking: Asking, items: Sequence[Item], room: int) -> str:
         """Ask the contributors, and fence what they say; one that fails is left out."""
         most = min(self._settings.max_added_tokens, room // 4)
-        if most <= 0:
+        if most <= 0 or not asking.is_told:
             return ""
         users = (item.message for item in reversed(items) if item.message.role == "user")
         question = next((text_of(each) for each in users if not is_objection(each)), "")

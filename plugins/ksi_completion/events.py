@@ -328,6 +328,53 @@ class CompletionPreviewed(Struct, frozen=True, kw_only=True):
     trimmed: int
 
 
+class TurnLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one turn may take at most; ``None`` is what the settings say.
+
+    ``depth`` is how many turns may wait for one another below it.
+    """
+
+    requests: Annotated[int, Meta(ge=1)] | None = None
+    tool_calls: Annotated[int, Meta(ge=0)] | None = None
+    tokens: Annotated[int, Meta(ge=1)] | None = None
+    cost_usd: Annotated[float, Meta(gt=0)] | None = None
+    wall_s: Annotated[float, Meta(gt=0)] | None = None
+    depth: Annotated[int, Meta(ge=0)] | None = None
+
+
+class CompletionAgent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Gathered when a turn of an agent is accepted, and when a daemon takes it up: who is that?
+
+    ``version`` is the one that the turn was accepted with; none is the newest. Once the turn is
+    taken up ``run_id`` is its run, and ``parent_run_id`` the one within which it was asked for.
+    """
+
+    agent: str
+    version: int | None = None
+    prompt: str = ""
+    run_id: str | None = None
+    parent_run_id: str | None = None
+
+
+class AgentProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who an agent is, as far as its turns are concerned; what a turn itself says goes before.
+
+    ``agent`` is whose version it is: the one that was asked for, or one that stands in for it. Of
+    ``models`` the first that can answers. What plugins add to a prompt (``completion:context``) is
+    left out where it ``is_told`` nothing.
+    """
+
+    agent: str
+    version: int
+    system: str | None = None
+    models: tuple[str, ...] = ()
+    settings: ModelSettings | None = None
+    tools: Globs | None = None
+    output_schema: dict[str, Any] | None = None
+    limits: TurnLimits = TurnLimits()
+    is_told: bool = True
+
+
 class CompletionContext(Struct, frozen=True, kw_only=True):
     """Asked of contributors before a model is called: what should it know?"""
 

@@ -12,6 +12,7 @@ from ksi_completion.conversations import Conversations
 from ksi_completion.handlers import Handlers
 from ksi_completion.locks import Locks
 from ksi_completion.previews import Previews
+from ksi_completion.profiles import Profiles
 from ksi_completion.prompts import Prompts
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import Store
@@ -60,14 +61,15 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
                 await loaded.settled.wait()
         settled.set()
 
-    acceptance = Acceptance(settings, store, start)
+    profiles = Profiles(plugin.bus)
+    acceptance = Acceptance(settings, store, profiles, start)
     conversations = Conversations(database)
     calibration = tokens.Calibration()
     contexts = Contexts(conversations, plugin.bus, settings, calibration)
     summaries = Summaries(conversations, plugin.bus, settings)
     prompts = Prompts(contexts, summaries, calibration)
-    turns = Turns(settings, store, plugin.bus, news, prompts, acceptance, settled)
-    previews = Previews(conversations, contexts, Tooling(plugin.bus, settings.patience_s))
+    turns = Turns(settings, store, plugin.bus, news, prompts, profiles, acceptance, settled)
+    previews = Previews(conversations, contexts, Tooling(plugin.bus, settings.patience_s), profiles)
     sweep = Sweep(settings, store, acceptance, workflows, turns.give_up)
 
     async def start_next(tenant: str, conversation: str) -> None:

@@ -5,7 +5,14 @@ import msgspec
 from ksi_completion.context import Asking, Contexts
 from ksi_completion.conversation_handlers import new_id, own_agent
 from ksi_completion.conversations import Conversations, Found, Viewer
-from ksi_completion.events import CompletionAsync, CompletionPreview, CompletionPreviewed
+from ksi_completion.events import (
+    AgentProfile,
+    CompletionAgent,
+    CompletionAsync,
+    CompletionPreview,
+    CompletionPreviewed,
+)
+from ksi_completion.profiles import Profiles
 from ksi_completion.tooling import Tooling
 from ksi_daemon.event_system import acting_as, current_context, event_handler
 from ksi_daemon.protocol import Context, InvalidData, NotFound
@@ -19,12 +26,16 @@ class Previews:
         store: Has the conversations.
         contexts: Fits them into windows.
         tooling: Knows what tools a turn would have.
+        profiles: Knows who the agents are.
     """
 
-    def __init__(self, store: Conversations, contexts: Contexts, tooling: Tooling) -> None:
+    def __init__(
+        self, store: Conversations, contexts: Contexts, tooling: Tooling, profiles: Profiles
+    ) -> None:
         self._store = store
         self._contexts = contexts
         self._tooling = tooling
+        self._profiles = profiles
 
     @event_handler("completion:preview")
     async def preview(self, request: CompletionPreview) -> CompletionPreviewed:
@@ -38,17 +49,19 @@ class Previews:
         name = found.id if found is not None else new_id()
         agent = own_agent(turn.agent) or (found.agent if found is not None else None)
         with acting_as(msgspec.structs.replace(context, agent=agent, conversation=name)):
-            offer = await self._tooling.offered(globs_of(turn, found))
+            profile = await self._profile(agent)
+            offer = await self._tooling.offered(globs_of(turn, found, profile))
             asking = Asking(
                 tenant=context.tenant,
                 conversation=name,
                 agent=agent,
-                model=turn.model or (found.model if found is not None else None),
-                system=turn.system or (found.system if found is not None else None),
+                models=models_of(turn, found, profile),
+                system=system_of(turn, found, profile),
                 tools=offer.schemas,
-                settings=settings_of(turn, found),
-                output_schema=turn.output_schema,
+                settings=settings_of(turn, found, profile),
+                output_schema=turn.output_schema or profile.output_schema,
                 more=messages_of(turn),
+                is_told=profile.is_told,
             )
             built = await self._contexts.build(asking)
         return CompletionPreviewed(
@@ -63,6 +76,12 @@ class Previews:
             trimmed=built.trimmed,
         )
 
+    async def _profile(self, agent: str | None) -> AgentProfile:
+        profile = None
+        if agent is not None:
+            profile = await self._profiles.find(CompletionAgent(agent=agent))
+        return profile or AgentProfile(agent=agent or "", version=0)
+
     async def _found(self, turn: CompletionAsync) -> Found | None:
         """Return the turn's conversation; ``None`` where one would be made."""
         if turn.conversation_id is None:
@@ -73,16 +92,29 @@ class Previews:
             return None
 
 
-def globs_of(turn: CompletionAsync, found: Found | None) -> list[tuple[str, ...]]:
+def globs_of(
+    turn: CompletionAsync, found: Found | None, profile: AgentProfile
+) -> list[tuple[str, ...]]:
     """Return the lists of globs of which a tool must match one each."""
-    lists = (turn.tools, found.tools if found is not None else None)
+    lists = (turn.tools, profile.tools, found.tools if found is not None else None)
     return [each for each in lists if each is not None]
 
 
-def settings_of(turn: CompletionAsync, found: Found | None) -> ModelSettings:
+def models_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile) -> tuple[str, ...]:
+    """Return the models that would be asked, the first that can answers."""
+    named = turn.model or (found.model if found is not None else None)
+    return profile.models if named is None else (named,)
+
+
+def system_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile) -> str | None:
+    """Return what the model would be told before everything else."""
+    return turn.system or profile.system or (found.system if found is not None else None)
+
+
+def settings_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile) -> ModelSettings:
     """Return how the model would be told to answer."""
-    if turn.settings is not None:
-        return turn.settings
+    if turn.settings is not None or profile.settings is not None:
+        return turn.settings or profile.settings or ModelSettings()
     if found is None or found.settings is None:
         return ModelSettings()
     return msgspec.json.decode(found.settings, type=ModelSettings)

@@ -37,12 +37,13 @@ class Prompts:
             turn=work.row["number"],
             run=work.run,
             agent=work.row["agent"],
-            model=work.row["model"],
+            models=work.models,
             system=work.system,
             tools=schemas,
             settings=work.model_settings,
-            output_schema=work.options.output_schema,
+            output_schema=work.output_schema,
             priority=work.options.priority,
+            is_told=work.profile is None or work.profile.is_told,
         )
         built = await self._contexts.build(asking)
         if built.wants_summary is None:

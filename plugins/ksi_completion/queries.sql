@@ -1,7 +1,7 @@
 -- name: accept
 -- Is the turn accepted, and which one may begin now?
 SELECT * FROM ksi_completion.accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-                                    $15, $16, $17, $18, $19, $20, $21, $22, $23);
+                                    $15, $16, $17, $18, $19, $20, $21, $22, $23, $24);
 
 -- name: inject
 -- Which turn at work will read it?

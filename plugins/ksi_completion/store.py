@@ -53,6 +53,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     context: Context
     parent: str | None
     only_agent: str | None
+    depth: int | None
     messages: tuple[Said, ...]
 
 
@@ -146,6 +147,7 @@ class Store:
             [each.tokens for each in said],
             max_waiting,
             max_depth,
+            asked.depth,
         )
 
     async def inject(

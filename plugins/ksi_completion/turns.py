@@ -11,6 +11,7 @@ import msgspec
 from ksi_completion import tokens
 from ksi_completion.acceptance import Acceptance
 from ksi_completion.events import (
+    CompletionAgent,
     CompletionResult,
     StreamStatus,
     StreamStep,
@@ -22,6 +23,7 @@ from ksi_completion.events import (
 )
 from ksi_completion.messages import body_of, decode_parts
 from ksi_completion.outputs import MISFIT, given_up, misfit_of, objection
+from ksi_completion.profiles import Profiles
 from ksi_completion.prompts import Prompts
 from ksi_completion.relays import DIED, Relays
 from ksi_completion.settings import CompletionSettings
@@ -85,6 +87,7 @@ class Turns:
         bus: Calls models and tools.
         news: Tells other daemons of their ends.
         prompts: Makes what the model is asked.
+        profiles: Knows who the agents are.
         acceptance: Begins the next turn of a conversation.
         settled: Set once every plugin has started, with the tools that it brings.
     """
@@ -96,6 +99,7 @@ class Turns:
         bus: Bus,
         news: News,
         prompts: Prompts,
+        profiles: Profiles,
         acceptance: Acceptance,
         settled: asyncio.Event,
     ) -> None:
@@ -107,6 +111,7 @@ class Turns:
         self._bus = bus
         self._news = news
         self._prompts = prompts
+        self._profiles = profiles
         self._acceptance = acceptance
         self._settled = settled
         self._tooling = Tooling(bus, settings.patience_s)
@@ -212,6 +217,7 @@ class Turns:
         work.step, work.calls, work.done = number, (), set()
         work.live.open_step(row["units"], row["attempt"], DIED if row["is_again"] else "")
         try:
+            await self._identify(work)
             async with work.bounded(self._settings.max_turn_s):
                 if row["verdict"] == "done":
                     return await self._thought(work, decode_parts(row["done_parts"]))
@@ -223,6 +229,19 @@ class Turns:
             await self._end(work, "failed", error.body)
             return Thought(is_over=True)
         return await self._keep(work, response)
+
+    async def _identify(self, work: Work) -> None:
+        """Find out who has the turn, where its agent is a declared one."""
+        if work.profile is not None or work.agent_version is None:
+            return
+        asked = CompletionAgent(
+            agent=work.row["agent"],
+            version=work.agent_version,
+            run_id=work.run,
+            parent_run_id=work.parent_run,
+        )
+        with acting_as(work.context):
+            work.profile = await self._profiles.find(asked)
 
     async def _ask(self, work: Work) -> ModelResponse:
         """Call the model until it answers, for a while."""
@@ -348,7 +367,7 @@ class Turns:
         return await self._after(work, committed)
 
     def _misfit(self, work: Work, parts: tuple[Part, ...]) -> str | None:
-        return None if work.calls else misfit_of(work.options.output_schema, parts)
+        return None if work.calls else misfit_of(work.output_schema, parts)
 
     async def _object(self, work: Work, misfit: str, before: int) -> Thought:
         """Tell the model that its answer does not fit, unless it was told too often before."""

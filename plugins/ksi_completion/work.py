@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from ksi_completion.events import CompletionAsync
+from ksi_completion.events import AgentProfile, CompletionAsync, TurnLimits
 from ksi_completion.settings import CompletionSettings
 from ksi_completion.store import read_context, read_usage
 from ksi_completion.streams import Live
@@ -19,6 +19,12 @@ from ksi_models.events import Message, ModelSettings, ToolCallPart, ToolSchema, 
 from ksi_tools.events import ToolPermit
 
 MARK_BYTES: Final = 8
+LIMITS: Final = {
+    "steps": "requests",
+    "tokens": "tokens",
+    "cost": "cost_usd",
+    "tool_calls": "tool_calls",
+}
 MIN_TEXT_CHARACTERS: Final = 80  # what is said before a call is often the same few words
 
 
@@ -28,10 +34,14 @@ class TurnOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         asked: What was asked, without its messages.
         permit: What its conversation may call, where that is made with the turn.
+        agent_version: Which version of its agent has it, where the agent is declared.
+        parent_run: The run within which it was asked for.
     """
 
     asked: CompletionAsync
     permit: ToolPermit | None = None
+    agent_version: int | None = None
+    parent_run: str | None = None
 
 
 class Stopped(Exception):
@@ -48,6 +58,7 @@ class Work:
         step: The model call that it is at, from 1 on.
         calls: The tool calls of that step.
         done: Which of them have come to something.
+        profile: What is declared of its agent.
         tools: What the model was offered, by name: whether a call has no effects and may be made
             beside others.
         stopping: Why it is to be cancelled, once it is.
@@ -64,6 +75,7 @@ class Work:
         self.offer: Prepared | None = None
         self.offered_at = 0.0
         self.stopping: str | None = None
+        self.profile: AgentProfile | None = None
         self.is_paused = False
         self._scope: asyncio.Timeout | None = None
 
@@ -72,6 +84,7 @@ class Work:
         self.row = row
         kept = msgspec.json.decode(row["options"], type=TurnOptions)
         self.options, self.permit = kept.asked, kept.permit
+        self.agent_version, self.parent_run = kept.agent_version, kept.parent_run
         self.context = msgspec.structs.replace(read_context(row["context"]), run=self.run)
         self.conversation: str = row["conversation"]
         self.usage = read_usage(row["usage"])
@@ -82,20 +95,44 @@ class Work:
     @property
     def system(self) -> str | None:
         """What the model is told before everything else."""
-        system: str | None = self.options.system or self.row["system"]
-        return system
+        system: str | None = self.options.system
+        if system is None and self.profile is not None:
+            system = self.profile.system
+        return system or self.row["system"]
 
     @property
     def globs(self) -> list[tuple[str, ...]]:
         """The lists of globs of which a tool must match one each."""
-        lists = (self.options.tools, self.row["tools"])
+        own = self.profile.tools if self.profile is not None else None
+        lists = (self.options.tools, own, self.row["tools"])
         return [tuple(each) for each in lists if each is not None]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that it asks for, the first that can answer; none is the default."""
+        if self.row["model"] is not None:
+            return (self.row["model"],)
+        return self.profile.models if self.profile is not None else ()
+
+    @property
+    def output_schema(self) -> dict[str, Any] | None:
+        """What the answer's JSON is to fit."""
+        if self.options.output_schema is not None or self.profile is None:
+            return self.options.output_schema
+        return self.profile.output_schema
+
+    @property
+    def limits(self) -> TurnLimits:
+        """What its agent may take in one turn."""
+        return self.profile.limits if self.profile is not None else TurnLimits()
 
     @property
     def model_settings(self) -> ModelSettings:
         """How the model is to answer."""
         if self.options.settings is not None:
             return self.options.settings
+        if self.profile is not None and self.profile.settings is not None:
+            return self.profile.settings
         text = self.row["settings"]
         return ModelSettings() if text is None else msgspec.json.decode(text, type=ModelSettings)
 
@@ -126,7 +163,8 @@ class Work:
         """
         if self.stopping is not None:
             raise Stopped(self.stopping)
-        limit_s = min(limit_s, self.options.timeout_s or limit_s)
+        bounds = (limit_s, self.options.timeout_s, self.limits.wall_s)
+        limit_s = min(bound for bound in bounds if bound is not None)
         loop = asyncio.get_running_loop()
         left_s = limit_s - self.row["elapsed_s"] - (loop.time() - self.read_at)
         try:
@@ -138,7 +176,8 @@ class Work:
             if self.stopping is not None:
                 raise Stopped(self.stopping) from error
             raise TimedOut(
-                f"the turn took longer than {limit_s:g} s (timeout_s, or completion.max_turn_s)",
+                f"the turn took longer than {limit_s:g} s (timeout_s, the agent's "
+                "limits.wall_s, or completion.max_turn_s)",
                 details=_kind("wall_time", "max_turn_s"),
             ) from error
         finally:
@@ -154,31 +193,39 @@ def check_step(work: Work, settings: CompletionSettings) -> None:
     Raises:
         Failed: It has.
     """
-    row, usage = work.row, work.usage
+    row, usage, limits = work.row, work.usage, work.limits
     tokens = usage.input_tokens + usage.output_tokens
     cost = float(row["cost_usd"] or 0)
     bounds = (
-        ("steps", "max_steps", row["steps"], settings.max_steps, "model calls"),
-        ("tokens", "max_turn_tokens", tokens, settings.max_turn_tokens, "tokens"),
-        ("cost", "max_turn_usd", cost, settings.max_turn_usd, "US dollars"),
+        ("steps", "max_steps", row["steps"], limits.requests, "model calls"),
+        ("tokens", "max_turn_tokens", tokens, limits.tokens, "tokens"),
+        ("cost", "max_turn_usd", cost, limits.cost_usd, "US dollars"),
     )
-    for kind, setting, taken, bound, what in bounds:
+    for kind, setting, taken, own, what in bounds:
+        bound, source = least(getattr(settings, setting), own, setting, kind)
         if bound and taken >= bound:
             raise Failed(
-                f"the turn has taken {taken:g} {what}, and may take {bound:g} "
-                f"(completion.{setting})",
-                details=_kind(kind, setting),
+                f"the turn has taken {taken:g} {what}, and may take {bound:g} ({source})",
+                details={"kind": kind, "setting": source},
             )
+
+
+def least(setting: float, own: float | None, name: str, kind: str) -> tuple[float, str]:
+    """Return the smaller of two bounds, and where it is set; a setting of 0 bounds nothing."""
+    if own is None or (setting and setting <= own):
+        return setting, f"completion.{name}"
+    return own, f"the agent's limits.{LIMITS[kind]}"
 
 
 def check_answer(work: Work, marks: Sequence[str], settings: CompletionSettings) -> KsiError | None:
     """Return why a turn must not go on with what its model answered."""
     calls = work.row["tool_calls"] + len(work.calls)
-    if calls > settings.max_tool_calls:
+    own = work.limits.tool_calls
+    bound, source = least(settings.max_tool_calls, own, "max_tool_calls", "tool_calls")
+    if calls > bound:
         return Failed(
-            f"the turn has made {calls} tool calls, and may make {settings.max_tool_calls} "
-            "(completion.max_tool_calls)",
-            details=_kind("tool_calls", "max_tool_calls"),
+            f"the turn has made {calls} tool calls, and may make {bound:g} ({source})",
+            details={"kind": "tool_calls", "setting": source},
         )
     known = [*work.row["marks"], *marks]
     if any(known.count(mark) > settings.max_repeats for mark in marks):

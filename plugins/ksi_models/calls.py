@@ -111,7 +111,9 @@ class Calls:
         def ask(provider: Provider, model: str) -> AsyncGenerator[Any]:
             return provider.stream(msgspec.structs.replace(question, model=model))
 
-        work = await self._work(request.model, ask, lambda: _size(question), context)
+        work = await self._work(
+            request.model, ask, lambda: _size(question), context, request.fallbacks
+        )
         work.purpose, work.priority, work.seen = request.purpose, request.priority, seen
         work.digest = lambda: digest_of(messages)
         work.deadline = self._deadline(request.timeout_s)
@@ -183,7 +185,12 @@ class Calls:
         return (*fetched.messages, *request.messages), seen
 
     async def _work(
-        self, name: str | None, ask: Open, size: Callable[[], int], context: Context
+        self,
+        name: str | None,
+        ask: Open,
+        size: Callable[[], int],
+        context: Context,
+        fallbacks: tuple[str, ...] = (),
     ) -> Work:
         asked = name or (await self._catalogue.default()).model
         return Work(
@@ -191,7 +198,7 @@ class Calls:
             context=context,
             purpose="",
             model_asked=asked,
-            candidates=self._catalogue.expand(asked),
+            candidates=self._catalogue.expand_all((asked, *fallbacks)),
             open=ask,
             asked_bytes=size,
             seen=None,

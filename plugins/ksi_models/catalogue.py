@@ -1,7 +1,7 @@
 """Finds out which models an id, an alias or nothing at all means."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
@@ -92,8 +92,13 @@ class Catalogue:
             InvalidData: The aliases lead in a circle, or to too many models.
             NotFound: It is neither an id nor an alias.
         """
+        return self.expand_all((name,))
+
+    def expand_all(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the ids of the models that these mean, one after the other, each once."""
         found: dict[str, None] = {}
-        self._expand(name.strip(), (), found)
+        for name in names:
+            self._expand(name.strip(), (), found)
         return tuple(found)
 
     def _expand(self, name: str, path: tuple[str, ...], found: dict[str, None]) -> None:

@@ -109,14 +109,16 @@ class ModelCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Have a model answer; the answer is a stream of `ModelChunk`s that a `ModelResponse` ends.
 
     ``model`` is ``provider:model``, ``claude-cli/<model>``, ``builtin/extractive``, an alias, or
-    the default where it is not given. The messages are those of ``range``, then ``messages``.
-    ``purpose`` is what the call is for. ``seen`` tells, for the call's row, which messages of a
+    the default where it is not given; where it can't answer, ``fallbacks`` are asked in their
+    order. The messages are those of ``range``, then ``messages``. ``purpose`` is what the call is
+    for. ``seen`` tells, for the call's row, which messages of a
     conversation those given inline are. ``output_schema`` is a JSON Schema that the text is to
     follow, where the provider can hold a model to it. Of the calls that wait for one conversation
     that with the lowest ``priority`` is made first.
     """
 
     model: ModelId | None = None
+    fallbacks: Annotated[tuple[ModelId, ...], Meta(max_length=20)] = ()
     system: str | None = None
     range: MessageRange | None = None
     messages: tuple[Message, ...] = ()

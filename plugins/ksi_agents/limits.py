@@ -1,0 +1,261 @@
+"""Holds agents to their limits: stands before every call of a model, and of a tool.
+
+Money is reserved before a model is called, for the whole question and the longest answer there may
+be, and settled after it. So a limit holds in the middle of a turn, whoever else spends meanwhile.
+"""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, structs
+
+from ksi_agents.definition import Limits
+from ksi_agents.ledger import Bounds, Ledger, Refusal
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import event_interceptor
+from ksi_daemon.protocol import Denied, Event, Failed
+from ksi_models.events import (
+    ModelCall,
+    ModelChunk,
+    ModelDescribe,
+    ModelDescribed,
+    ModelPrice,
+    ModelPriced,
+    ModelPrices,
+    ModelResponse,
+)
+
+ORDER: Final = 500  # inside of gates that may refuse a call altogether
+MAX_RUNS: Final = 100_000
+MILLION: Final = 1_000_000
+BYTES_A_TOKEN: Final = 2.5  # fewer than any text has in the mean: an estimate that is too high
+LEAST_ANSWER_TOKENS: Final = 256
+NAMES: Final = {"requests": "calls of models", "tokens": "tokens", "tool_calls": "calls of tools"}
+
+Proceed = Callable[[Event], Awaitable[Any]]
+
+
+class Price(Struct, frozen=True):
+    """What a call would cost at most: its question, and each token of its answer."""
+
+    question_usd: float
+    answer_usd: float
+    answer_tokens: int
+
+    @property
+    def most_usd(self) -> float:
+        """What the call costs with the longest answer."""
+        return self.question_usd + self.answer_tokens * self.answer_usd
+
+    @property
+    def least_usd(self) -> float:
+        """What it costs with a short answer."""
+        return self.question_usd + min(self.answer_tokens, LEAST_ANSWER_TOKENS) * self.answer_usd
+
+
+class Bounding:
+    """Knows which calls count in which accounts, and refuses those that are too many.
+
+    Args:
+        ledger: Keeps the accounts.
+        bus: Asks what models cost.
+    """
+
+    def __init__(self, ledger: Ledger, bus: Bus) -> None:
+        self._ledger = ledger
+        self._bus = bus
+        self._runs: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+    # -- which accounts -------------------------------------------------------------------------
+
+    async def open(
+        self, tenant: str, agent: str, limits: Limits, run: str, parent_run: str | None
+    ) -> None:
+        """Have a turn's calls count from now on: in its own account, in its agent's, and above."""
+        accounts = []
+        of_turn, of_agent = bounds_of_turn(limits), bounds_of_life(limits)
+        if of_turn.is_any or parent_run is not None:
+            account = account_of_run(run)
+            above = None if parent_run is None else account_of_run(parent_run)
+            await self._ledger.open(tenant, account, above, of_turn)
+            accounts.append(account)
+        if of_agent.is_any:
+            account = account_of_agent(agent)
+            await self._ledger.open(tenant, account, None, of_agent)
+            accounts.append(account)
+        self._runs[run] = tuple(accounts)
+        self._runs.move_to_end(run)
+        while len(self._runs) > MAX_RUNS:
+            self._runs.popitem(last=False)
+
+    def forget(self, run: str) -> None:
+        """Forget a turn that has ended."""
+        self._runs.pop(run, None)
+
+    def _accounts(self, event: Event) -> tuple[str, ...]:
+        run = event.context.run
+        return () if run is None else self._runs.get(run, ())
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    @event_interceptor("model:call", order=ORDER)
+    async def bound_model_call(self, event: Event, proceed: Proceed) -> Any:
+        """Count a call of a model, and let no turn spend more than it may."""
+        accounts = self._accounts(event)
+        if not accounts:
+            return await proceed(event)
+        call = event.data
+        assert isinstance(call, ModelCall)
+        tenant, run = event.context.tenant or "default", event.context.run
+        assert run is not None
+        price = None
+        if await self._ledger.bounds_cost(tenant, accounts):
+            price = await self._price(call)
+        number = secrets.token_hex(12)
+        wanted = (0.0, 0.0) if price is None else (price.most_usd, price.least_usd)
+        granted = await self._ledger.reserve(tenant, number, run, accounts, *wanted)
+        if isinstance(granted, Refusal):
+            raise refused(granted)
+        if price is not None and granted < price.most_usd:
+            call = shortened(call, price, granted)
+        chunks = await proceed(structs.replace(event, data=call))
+        return self._settled(chunks, tenant, number, accounts)
+
+    async def _settled(
+        self, chunks: AsyncGenerator[Any], tenant: str, number: str, accounts: tuple[str, ...]
+    ) -> AsyncGenerator[Any]:
+        """Pass a call's answer on, and count what it took.
+
+        What a call that failed took is not known once something of it has come: then what was
+        reserved is taken as spent.
+        """
+        tokens, usd, is_begun = 0, None, False
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    response = _response_of(chunk)
+                    if response is not None:
+                        tokens = response.usage.input_tokens + response.usage.output_tokens
+                        usd = response.cost_usd
+                    is_begun = True
+                    yield chunk
+        finally:
+            spent = usd if usd is not None or is_begun else 0.0
+            await self._ledger.settle(tenant, number, accounts, tokens, spent)
+
+    @event_interceptor("tool:call", order=ORDER)
+    async def bound_tool_call(self, event: Event, proceed: Proceed) -> Any:
+        """Count a call of a tool, and let no agent make more than it may."""
+        accounts = self._accounts(event)
+        if accounts:
+            tenant = event.context.tenant or "default"
+            refusal = await self._ledger.count_tool_call(tenant, accounts)
+            if refusal is not None:
+                raise refused(refusal)
+        return await proceed(event)
+
+    # -- prices ---------------------------------------------------------------------------------
+
+    async def _price(self, call: ModelCall) -> Price:
+        """Return what a call costs at most, with the dearest of the models that it may end at.
+
+        Raises:
+            Denied: The price of one of them is not known.
+        """
+        described = await self._bus.request(
+            "model:describe", ModelDescribe(model=call.model), result_type=ModelDescribed
+        )
+        prices: list[ModelPrice] = []
+        for name in (described.id, *call.fallbacks):
+            priced = await self._bus.request(
+                "model:prices", ModelPrices(model=name), result_type=ModelPriced
+            )
+            prices.extend(priced.prices)
+        for each in prices:
+            if each.input_usd is None or each.output_usd is None:
+                raise Denied(
+                    f"what {each.model} costs is not known, so that a limit of cost can't be kept: "
+                    "choose a model whose price is known (ksi model list), or take the limit away "
+                    "(limits.cost_usd, limits.total_cost_usd)",
+                    details={"kind": "unknown_price", "model": each.model},
+                )
+        asked_usd = max(max(each.input_usd or 0.0, each.cache_write_usd or 0.0) for each in prices)
+        return Price(
+            question_usd=_question_tokens(call, described) * asked_usd / MILLION,
+            answer_usd=max(each.output_usd or 0.0 for each in prices) / MILLION,
+            answer_tokens=call.settings.max_tokens or described.max_output_tokens,
+        )
+
+
+def _question_tokens(call: ModelCall, described: ModelDescribed) -> float:
+    if call.range is not None:
+        return described.context_tokens
+    parts = (call.system, call.messages, call.tools, call.output_schema)
+    size = sum(len(msgspec.json.encode(part)) for part in parts if part)
+    return min(size / BYTES_A_TOKEN, described.context_tokens)
+
+
+def _response_of(chunk: Any) -> ModelResponse | None:
+    if isinstance(chunk, dict) and chunk.get("kind") == "response":
+        whole = msgspec.convert(chunk, ModelChunk)
+        return whole if isinstance(whole, ModelResponse) else None
+    return chunk if isinstance(chunk, ModelResponse) else None
+
+
+def shortened(call: ModelCall, price: Price, granted_usd: float) -> ModelCall:
+    """Return the call with an answer no longer than what is left can pay."""
+    affordable = int((granted_usd - price.question_usd) / price.answer_usd)
+    tokens = max(min(affordable, price.answer_tokens), 1)
+    return structs.replace(call, settings=structs.replace(call.settings, max_tokens=tokens))
+
+
+def refused(refusal: Refusal) -> Failed:
+    """Return the error that tells whose bound was reached, and where it is set."""
+    kind, _, whose = refusal.account.partition(":")
+    name = refusal.bound if kind == "run" else f"total_{refusal.bound}"
+    who = f"the turn {whose}" if kind == "run" else f"the agent {whose}"
+    if refusal.bound == "cost_usd":
+        message = (
+            f"{who} has spent or reserved {refusal.taken:.6g} of {refusal.most:.6g} US dollars: "
+            f"what is left does not pay for another call (limits.{name})"
+        )
+    else:
+        message = (
+            f"{who} has made {refusal.taken:g} {NAMES[refusal.bound]}, and may make "
+            f"{refusal.most:g} (limits.{name})"
+        )
+    return Failed(message, details={"kind": refusal.bound, "setting": f"limits.{name}"})
+
+
+def bounds_of_turn(limits: Limits) -> Bounds:
+    """Return what one turn may take, with all that is asked for within it."""
+    return Bounds(
+        requests=limits.requests,
+        tool_calls=limits.tool_calls,
+        tokens=limits.tokens,
+        usd=limits.cost_usd,
+    )
+
+
+def bounds_of_life(limits: Limits) -> Bounds:
+    """Return what an agent may take in all its life."""
+    return Bounds(
+        requests=limits.total_requests,
+        tool_calls=limits.total_tool_calls,
+        tokens=limits.total_tokens,
+        usd=limits.total_cost_usd,
+    )
+
+
+def account_of_run(run: str) -> str:
+    """Return the account of a turn."""
+    return f"run:{run}"
+
+
+def account_of_agent(agent: str) -> str:
+    """Return the account of an agent."""
+    return f"agent:{agent}"
