@@ -15,6 +15,7 @@ Count = Annotated[int, Meta(ge=1)]
 Usd = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 ProfileName = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
+Route = Annotated[str, Meta(min_length=1, max_length=100)]
 Task = Annotated[str, Meta(min_length=1, max_length=100_000)]
 
 BUILT_IN_PROFILES: Final = ("restricted", "standard", "trusted")
@@ -133,6 +134,8 @@ class Definition(Struct, frozen=True, kw_only=True, omit_defaults=True):
         restart: What is done when it fails.
         schedule: When it is given work by itself.
         probes: What shows that it is ready.
+        routes: Words of the requests that are for it, by which a router chooses it before it asks
+            a model: ``invoice``, ``tax*``, ``write a poem``.
         labels: Words of your own, to select agents by.
     """
 
@@ -152,6 +155,7 @@ class Definition(Struct, frozen=True, kw_only=True, omit_defaults=True):
     restart: Restart = Restart()
     schedule: Annotated[tuple[Wake, ...], Meta(max_length=100)] = ()
     probes: Annotated[tuple[Probe, ...], Meta(max_length=20)] = ()
+    routes: Annotated[tuple[Route, ...], Meta(max_length=200)] = ()
     labels: Labels = {}
 
     @property

@@ -61,6 +61,10 @@ SELECT d.name, v.version, v.resolved, v.applied_at
 -- Which of these names has an applied definition?
 SELECT name FROM ksi_agents.definition WHERE name = ANY ($1) AND removed_at IS NULL;
 
+-- name: set_of
+-- With which others was this applied?
+SELECT set_name FROM ksi_agents.definition WHERE name = $1;
+
 -- name: version
 -- What is kept of a version?
 SELECT v.version, v.text, v.format, v.given, v.resolved, v.applied_at

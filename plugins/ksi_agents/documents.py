@@ -27,6 +27,7 @@ MAX_DEFINITIONS: Final = 1000
 PROMPT: Final = ("prompt",)
 
 _FRONT: Final = re.compile(r"---[ \t]*\r?\n(?P<front>.*?\r?\n|)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_BEGIN: Final = re.compile(r"\A\s*---[ \t]*$", re.MULTILINE)
 _AT_BYTE: Final = re.compile(r"\(byte (\d+)\)")
 
 
@@ -105,7 +106,7 @@ def read_document(document: Document) -> tuple[list[Parsed], list[Problem]]:
 
 def parsed_of(definition: Definition, path: str) -> tuple[Parsed, list[Problem]]:
     """Return a definition that was made in Python as if it stood in a document."""
-    given = msgspec.to_builtins(definition, builtin_types=())
+    given = msgspec.json.decode(msgspec.json.encode(definition))
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     made = Parsed(name=definition.name, given=given, text=text, format="yaml", path=path, lines={})
     return made, [_problem(path, {}, fault) for fault in faults_of(given)]
@@ -148,10 +149,15 @@ def _problem(
 
 def _read_yaml(text: str) -> list[_Raw]:
     return [
-        _Raw(each.value, each.text, each.lines, each.repeated)
+        _Raw(each.value, _alone(each.text), each.lines, each.repeated)
         for each in _documents(text)
         if each.value is not None
     ]
+
+
+def _alone(text: str) -> str:
+    """Return a document of a stream as it would stand by itself, wherever in it that is."""
+    return f"{_BEGIN.sub('', text).strip()}\n"
 
 
 def _documents(text: str) -> list[YamlDocument]:
@@ -176,10 +182,10 @@ def _read_json(text: str) -> list[_Raw]:
     return [_Raw(value, text, placed.lines, placed.repeated)]
 
 
-def _line_of(text: str, message: str) -> int | None:
+def _line_of(text: str, message: str) -> int:
     found = _AT_BYTE.search(message)
     if found is None:
-        return None
+        return text.count("\n") + 1  # it ends too soon
     return text.encode("utf-8", "replace")[: int(found[1])].count(b"\n") + 1
 
 

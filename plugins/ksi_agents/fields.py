@@ -142,7 +142,7 @@ def _told(error: msgspec.ValidationError, field: inspect.Field) -> Fault:
     match = _TOLD.fullmatch(str(error))
     assert match is not None  # it matches anything
     path: Path = (field.name,)
-    for step in _STEP.finditer(match["path"] or ""):
+    for step in _STEP.finditer((match["path"] or "").partition("[...]")[0]):
         path = (*path, step["key"] if step["place"] is None else int(step["place"]))
     what = match["what"]
     kind = _type_at(field.type, path[1:])
@@ -229,7 +229,7 @@ def _unsound_probe(probe: Probe, path: Path) -> Iterator[Fault]:
     for name in ("prompt", "expect"):
         is_there = getattr(probe, name) is not None
         if probe.kind == "custom" and not is_there:
-            yield Fault(path, f"a custom probe has a {name}")
+            yield Fault(path, f"a custom probe needs its own {name}")
         elif probe.kind != "custom" and is_there:
             yield Fault((*path, name), f"a probe of kind {probe.kind} has no {name} of its own")
 
