@@ -13,8 +13,8 @@ from ksi_agents import events as e
 from ksi_agents.api import Definition, Definitions
 from ksi_agents.definition_handlers import DefinitionHandlers
 from ksi_agents.settings import AgentsSettings, Profile
+from ksi_agents.tests.defining_plugin import Toolbox
 from ksi_client import AsyncClient, Busy, Conflict, InvalidData, LocalTransport, NotFound
-from ksi_daemon.event_system import event_handler
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
@@ -23,22 +23,10 @@ from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
 from ksi_postgres.news import News
 from ksi_postgres.testing import settings_for
-from ksi_tools.events import ToolInfo, ToolList, ToolListed
 
 SETTINGS = AgentsSettings(
     max_definitions=40, kept_versions=3, profiles={"clerk": Profile(allow=("memory_*",))}
 )
-
-
-class Toolbox:
-    """Lists tools, which nobody calls here."""
-
-    @event_handler("tool:list")
-    def list_tools(self, request: ToolList) -> ToolListed:
-        """List them."""
-        names = ("calendar", "memory_save", "memory_search")
-        tools = (ToolInfo(name=n, description="", effects="read_only", provider="x") for n in names)
-        return ToolListed(tools=tuple(tools))
 
 
 class Seen:

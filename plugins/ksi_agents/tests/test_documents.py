@@ -181,7 +181,7 @@ def test_what_aliases_come_to_is_held_to_the_size_of_a_definition() -> None:
         ("---\nname: a", "1: : it begins with front matter"),
         ("---\n---\nYou.", "2: : its front matter is a mapping"),
         ("---\nname: a\nprompt: x\n---\nYou.", "3: : its prompt stands in the front matter and"),
-        ("---\nname: a\n...\nname: b\n---\nYou.", "2: : its front matter is a mapping"),
+        ("---\nname: a\n...\nname: b\n---\nYou.", "4: : it is no YAML"),
         ("---\nname: a\nmemory: no\n---\nYou.", "3: memory: expected `object`"),
     ],
 )
