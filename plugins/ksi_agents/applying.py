@@ -258,7 +258,8 @@ class Applying:
         kept = await change.newest(_with_bases(names, heads))
         plan = Plan(parsed, pruned, heads, kept, self._standing)
         if not plan.orphans():
-            plan.check([name for name in heirs if name not in pruned])
+            stay = [name for name in heirs if name not in pruned]
+            await asyncio.to_thread(plan.check, stay)
         return plan
 
     def _steps(
@@ -315,9 +316,8 @@ class Applying:
             )
 
     async def _keep(self, change: Change, steps: list[Step], set_name: str, by: str) -> None:
-        for step in steps:
-            if step.action in ("created", "changed"):
-                await change.keep(step.kept, step.set_name, by)
+        new = ("created", "changed")
+        await change.keep([(s.kept, s.set_name) for s in steps if s.action in new], by)
         changed = [step.kept.name for step in steps if step.action == "changed"]
         await change.forget(changed, self._settings.kept_versions)
         await change.remove([step.kept.name for step in steps if step.action == "pruned"])

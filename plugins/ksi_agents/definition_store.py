@@ -1,6 +1,6 @@
 """Keeps definitions in Postgres."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -70,20 +70,23 @@ class Change:
         rows = await self._connection.fetch(SQL["newest"], list(names))
         return {row["name"]: _kept(row) for row in rows}
 
-    async def keep(self, kept: Kept, set_name: str, by: str) -> None:
-        """Keep a version as the newest."""
-        await self._connection.execute(
-            SQL["keep"],
-            kept.name,
-            kept.version,
-            kept.given.get("extends"),
-            set_name,
-            kept.text,
-            kept.format,
-            msgspec.json.encode(kept.given).decode(),
-            msgspec.json.encode(kept.resolved).decode(),
-            by,
-        )
+    async def keep(self, kept: Iterable[tuple[Kept, str]], by: str) -> None:
+        """Keep versions as the newest, each with the set that it belongs to."""
+        rows = [
+            (
+                each.name,
+                each.version,
+                each.given.get("extends"),
+                set_name,
+                each.text,
+                each.format,
+                msgspec.json.encode(each.given).decode(),
+                msgspec.json.encode(each.resolved).decode(),
+                by,
+            )
+            for each, set_name in kept
+        ]
+        await self._connection.executemany(SQL["keep"], rows)
 
     async def move(self, names: Collection[str], set_name: str) -> None:
         """Say of definitions with which others they were applied."""

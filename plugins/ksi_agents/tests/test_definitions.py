@@ -486,6 +486,52 @@ async def test_another_daemon_hears_of_a_change(
         assert await theirs.find("default", "a") == now
 
 
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(
+    client: AsyncClient, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await applied(client, document("a", prompt="One"))
+    (definitions,) = seen.definitions
+    find, is_read, may_go_on = definitions.store.find, asyncio.Event(), asyncio.Event()
+
+    async def slowly(tenant: str, name: str, version: int | None) -> tuple[int, str] | None:
+        row = await find(tenant, name, version)
+        is_read.set()
+        await may_go_on.wait()
+        return row
+
+    monkeypatch.setattr(definitions.store, "find", slowly)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(definitions.find("default", "a"), name="reading")
+        await is_read.wait()
+        await applied(client, document("a", prompt="Two"))
+        may_go_on.set()
+
+    early, late = reading.result(), await definitions.find("default", "a")
+    assert [each and each.definition.prompt for each in (early, late)] == ["One", "Two"]
+
+
+async def test_what_is_remembered_is_bounded(
+    client: AsyncClient, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ksi_agents.definitions.MAX_REMEMBERED", 3)
+    (definitions,) = seen.definitions
+    for n in range(10):
+        await definitions.find("default", f"nobody-{n}")
+
+    assert sum(map(len, definitions._remembered.values())) <= 3
+
+
+async def test_all_are_told_of_without_their_prompts(client: AsyncClient, seen: Seen) -> None:
+    (definitions,) = seen.definitions
+    before = await definitions.all("default")
+
+    await applied(client, document("critic", description="Mine", prompt="x", routes=["tax*"]))
+
+    (critic,) = [each for each in await definitions.all("default") if each.name == "critic"]
+    assert (critic.description, critic.prompt, critic.routes) == ("Mine", "", ("tax*",))
+    assert len(await definitions.all("default")) == len(before)
+
+
 async def test_tenants_do_not_see_one_another_s(client: AsyncClient, seen: Seen) -> None:
     (definitions,) = seen.definitions
     mine = e.Document(text="name: a\nprompt: Mine", path="a.yaml")
