@@ -75,7 +75,15 @@ class Bounding:
     async def open(
         self, tenant: str, agent: str, limits: Limits, run: str, parent_run: str | None
     ) -> None:
-        """Have a turn's calls count from now on: in its own account, in its agent's, and above."""
+        """Have a turn's calls count from now on: in its own account, in its agent's, and above.
+
+        Args:
+            tenant: Whose they are.
+            agent: The account of the agent.
+            limits: What is declared of it.
+            run: The turn.
+            parent_run: The one that asked for it.
+        """
         accounts = []
         of_turn, of_agent = bounds_of_turn(limits), bounds_of_life(limits)
         if of_turn.is_any or parent_run is not None:
@@ -84,9 +92,8 @@ class Bounding:
             await self._ledger.open(tenant, account, above, of_turn)
             accounts.append(account)
         if of_agent.is_any:
-            account = account_of_agent(agent)
-            await self._ledger.open(tenant, account, None, of_agent)
-            accounts.append(account)
+            await self._ledger.open(tenant, agent, None, of_agent)
+            accounts.append(agent)
         self._runs[run] = tuple(accounts)
         self._runs.move_to_end(run)
         while len(self._runs) > MAX_RUNS:
@@ -215,7 +222,7 @@ def shortened(call: ModelCall, price: Price, granted_usd: float) -> ModelCall:
 
 def refused(refusal: Refusal) -> Failed:
     """Return the error that tells whose bound was reached, and where it is set."""
-    kind, _, whose = refusal.account.partition(":")
+    kind, _, whose = refusal.account.partition("#")[0].partition(":")
     name = refusal.bound if kind == "run" else f"total_{refusal.bound}"
     who = f"the turn {whose}" if kind == "run" else f"the agent {whose}"
     if refusal.bound == "cost_usd":
@@ -256,6 +263,6 @@ def account_of_run(run: str) -> str:
     return f"run:{run}"
 
 
-def account_of_agent(agent: str) -> str:
-    """Return the account of an agent."""
-    return f"agent:{agent}"
+def account_of_agent(agent: str, life: str = "") -> str:
+    """Return the account of an agent: of one that was spawned, that of this life of its."""
+    return f"agent:{agent}#{life}" if life else f"agent:{agent}"

@@ -6,7 +6,7 @@ from ksi_agents.agents import Agents, Known
 from ksi_agents.definition import Definition
 from ksi_agents.definitions import Definitions
 from ksi_agents.delegation import Lineage
-from ksi_agents.limits import Bounding
+from ksi_agents.limits import Bounding, account_of_agent
 from ksi_agents.permits import Permits
 from ksi_agents.routing import Routing
 from ksi_completion.events import AgentProfile, CompletionAgent, CompletionResult, TurnLimits
@@ -59,8 +59,9 @@ class Profiles:
         await self._permits.say(tenant, name, definition, known.parent if known else None)
         if asked.run_id is not None:
             self._lineage.note(asked.run_id, name, asked.parent_run_id)
+            account = account_of_agent(name, known.id if known is not None else "")
             await self._bounding.open(
-                tenant, name, definition.limits, asked.run_id, asked.parent_run_id
+                tenant, account, definition.limits, asked.run_id, asked.parent_run_id
             )
         return AgentProfile(
             agent=name,

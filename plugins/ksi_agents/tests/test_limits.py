@@ -125,7 +125,7 @@ class Bench:
             await self.bus.request("tool:call", ToolCall(name="look"))
 
     async def open(self, limits: Limits, run: str = "r", parent: str | None = None) -> None:
-        await self.bounding.open("default", "ann", limits, run, parent)
+        await self.bounding.open("default", account_of_agent("ann"), limits, run, parent)
 
     async def spent(self, account: str) -> tuple[float, float]:
         taken = await self.ledger.taken("default", account)
