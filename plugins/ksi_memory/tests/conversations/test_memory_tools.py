@@ -7,39 +7,7 @@ import pytest
 
 from ksi_client import AsyncClient, InvalidData
 from ksi_completion.tests.doubles import Script
-from ksi_daemon.loader import EntryPoint
-from ksi_memory.tests.talking import SETTINGS, needed, remembered, talk
-
-
-@pytest.fixture(scope="session")
-def database_template(engine_template: str) -> str:
-    """Copy a database that has the engine's tables."""
-    return engine_template
-
-
-@pytest.fixture
-def script() -> Script:
-    """What the model says."""
-    return Script()
-
-
-@pytest.fixture
-def ksi_plugins(script: Script) -> list[EntryPoint]:
-    """The memory, what it needs, and the script."""
-    return [*needed(), script.plugin()]
-
-
-@pytest.fixture
-def ksi_settings_of_models() -> list[str]:
-    """The double of the models has no settings."""
-    return []
-
-
-@pytest.fixture
-def ksi_settings(request: pytest.FixtureRequest) -> list[str]:
-    """Read at once; with a model for some tests."""
-    return [*SETTINGS, *getattr(request, "param", ())]
-
+from ksi_memory.tests.talking import remembered, talk
 
 WITH_MODEL = pytest.mark.parametrize(
     "ksi_settings", [("memory.extraction_model=test/script",)], indirect=True
