@@ -33,8 +33,10 @@ STAMP = VENV / "ksi-environment.json"  # written last: without it an environment
 LOCK = ROOT / ".venv.lock"  # never removed, since another process may be waiting for it
 UNFINISHED = b"unfinished\n"  # stands in the lock's file while an environment is being changed
 
-# What would make another Python, or its packages, part of ours.
+# What would make another Python, or its packages, part of ours; and what would have each process
+# compile anew what was installed uncompiled.
 FOREIGN_VARIABLES = (
+    "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
     "PYTHONPATH",
     "PYTHONSTARTUP",

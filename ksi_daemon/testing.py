@@ -13,8 +13,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,11 +24,13 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient, LocalTransport, UnixTransport
+from ksi_daemon import forks
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 
 __all__ = [
     "DaemonProcess",
+    "ExecutedDaemon",
     "ModuleEntryPoint",
     "Wire",
     "memory_folder",
@@ -190,13 +190,18 @@ class Wire:
 
 
 class DaemonProcess:
-    """A daemon in a process of its own, to be killed."""
+    """A daemon in a process of its own, to be killed.
+
+    It is forked from a process that has imported the plugins; see `ksi_daemon.forks`.
+    """
+
+    _program = staticmethod(forks.start)
 
     def __init__(self, home: Path, *, environ: dict[str, str] | None = None) -> None:
         self.home = home
         self.socket = home / "run" / "ksi.sock"
         self.environ = environ or {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forks.Running | None = None
 
     def start(self, *arguments: str) -> None:
         """Start it and wait until it is ready.
@@ -205,18 +210,19 @@ class DaemonProcess:
             AssertionError: It did not become ready; the message has what it wrote.
         """
         read, write = os.pipe()
-        command = [sys.executable, "-m", "ksi_daemon", "--home", str(self.home), *arguments]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, **self.environ, "KSI_READY_FD": str(write)},
-            pass_fds=(write,),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        self.process = self._begin(["--home", str(self.home), *arguments], write)
         os.close(write)
         with os.fdopen(read, "rb") as pipe:
             told = pipe.readline()
         assert b'"pid"' in told, f"the daemon did not start: {told!r}"
+
+    def _begin(self, arguments: list[str], ready: int) -> forks.Running:
+        environ = {**os.environ, **self.environ, "KSI_READY_FD": str(ready)}
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123  a handle
+            output = (nothing.fileno(), 2)
+            return self._program(
+                "ksi_daemon", arguments, env=environ, output=output, pass_fds=(ready,)
+            )
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send it a signal and wait for its end; return its exit code."""
@@ -228,6 +234,12 @@ class DaemonProcess:
         """End it, if it still runs."""
         if self.process is not None and self.process.poll() is None:
             self.kill(signal.SIGTERM)
+
+
+class ExecutedDaemon(DaemonProcess):
+    """The same, started by its command line: what ``/proc`` tells of it is its own."""
+
+    _program = staticmethod(forks.execute)
 
 
 @pytest.fixture(scope="session")

@@ -185,6 +185,7 @@ def test_on_a_terminal_ask_prints_the_answer_whole_where_it_is_told_to(ksi: KsiC
         (["-"], "there is nothing to ask"),
         (["-f", "/nowhere/x.txt", "hi"], "/nowhere/x.txt can't be read: No such file"),
         (["-f", "/", "hi"], "can't be read: Is a directory"),
+        (["-c", "no such id", "hi"], "'no such id' is no conversation's id"),
         (["--modle", "x", "hi"], "or --model?"),
         (["--timeout-s", "soon", "hi"], "--timeout-s"),
     ],
@@ -204,7 +205,6 @@ def test_a_wrong_command_line_is_told_in_a_sentence(
     [
         (["-m", "nosuch:model", "hi"], {1, 4}),
         (["-m", "test/nosuch", "hi"], {4}),
-        (["-c", "no such id", "hi"], {1, 2}),
     ],
 )
 def test_what_does_not_exist_is_told_in_a_sentence(
@@ -238,6 +238,20 @@ def test_ctrl_c_ends_the_turn_and_says_so(ksi: KsiCommand) -> None:
     assert code == 130
     assert ksi("turn", "list", "--open", "--json").json["turns"] == []
     assert ksi("turn", "list", "-n", "1", "--json").json["turns"][0]["status"] == "cancelled"
+
+
+def test_an_answer_goes_on_when_the_daemon_was_killed_amid_it(running: Running) -> None:
+    with running.ksi.begin("ask", "--stream", "-m", "test/lorem-150-20ms", "go") as asking:
+        assert asking.stdout is not None
+        begun = asking.stdout.read(5)
+        running.process.kill()
+        running.start()
+        rest, told = asking.communicate(timeout=WAIT_S)
+
+    assert (asking.returncode, begun) == (0, "lorem")
+    assert len(rest.splitlines()[-1].split()) == 150
+    assert "looking for the daemon" in told
+    assert "the answer begins again" in told
 
 
 def test_a_person_who_is_not_there_can_answer_later(ksi: KsiCommand) -> None:

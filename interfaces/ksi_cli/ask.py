@@ -79,7 +79,7 @@ def ask(
             "--conversation",
             "-c",
             metavar="ID",
-            help="Go on with a conversation.",
+            help="Go on with a conversation; one that is not there begins.",
             autocompletion=completion.conversations,
         ),
     ] = None,
@@ -110,6 +110,7 @@ def ask(
     What comes through a pipe is read, too. Ctrl-C ends the turn. On stderr: what is going on, and
     in the end tokens and cost.
     """
+    turns.check_conversation(conversation)
     request = {
         **_said(" ".join(prompt or ()), file or []),
         "model": model,
@@ -244,6 +245,7 @@ class Asking:
         self._ended: Completion | None = None
         self._waits_for: StatusChunk | None = None
         self._column_is_0 = True
+        self._is_begun = False  # whether some of the answer has been printed
         self._cancelling = False
 
     async def run(self, timeout_s: float | None) -> AskReport:
@@ -333,16 +335,17 @@ class Asking:
         elif isinstance(chunk, Completion):
             self._ended = chunk
         elif isinstance(chunk, TextChunk) and self._shows_text:
+            self._is_begun = True
             self._print(turns.plain(chunk.text))
-        elif isinstance(chunk, RestartedChunk) and self._shows_text and not self._is_fresh():
+        elif isinstance(chunk, StatusChunk) and chunk.waits_for == "daemon":
+            self._note(turns.one_line(chunk.message, 300))
+        elif isinstance(chunk, RestartedChunk) and self._is_begun:
+            self._is_begun = False
             self._note(f"the answer begins again: {chunk.why}")
         elif isinstance(chunk, ToolCallChunk) and self._shows_text:
             self._note(f"calling {turns.called(chunk)}")
         elif isinstance(chunk, ToolResultChunk) and self._shows_text:
             self._note(f"  {turns.came_of(chunk)}")
-
-    def _is_fresh(self) -> bool:
-        return not self._spinner.is_hidden and self._column_is_0
 
     def _print(self, text: str) -> None:
         if text:
@@ -394,10 +397,11 @@ class Asking:
         if report.status == "running":
             if report.error is not None:
                 output.note(f"ksi: {output.reason(turns.error_of(report.error))}")
-            output.note(
-                f"the turn goes on; wait for it with: ksi turn wait {report.run_id}, "
-                f"end it with: ksi turn cancel {report.run_id}"
-            )
+            if report.error is None or report.run_id not in report.error.message:
+                output.note(
+                    f"the turn goes on; wait for it with: ksi turn wait {report.run_id}, "
+                    f"end it with: ksi turn cancel {report.run_id}"
+                )
         elif self.is_interrupted:
             output.note("stopped")
         elif report.error is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ksi_cli import chat_commands, completion, output
+from ksi_cli import chat_commands, completion, output, turns
 from ksi_cli.chat_input import Input, LinesInput, TerminalInput
 from ksi_cli.chat_screen import PlainScreen, RichScreen, Screen
 from ksi_cli.chat_session import Left, Session
@@ -59,6 +59,7 @@ def chat(
         raise UsageError("a chat has no JSON; for one question: ksi ask --json TEXT")
     if go_on and resume:
         raise UsageError("--continue and --resume are two ways; use one of them")
+    turns.check_conversation(resume)
     asyncio.run(_talk(agent=agent, user=user_id, model=model, last=go_on, conversation_id=resume))
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from ksi_daemon import forks
+
 __all__ = [
     "Block",
     "Checkout",
@@ -66,16 +68,8 @@ class KsiCommand:
 
     def __call__(self, *words: str, stdin: str = "", **environ: str) -> Finished:
         """Run a command to its end."""
-        done = subprocess.run(
-            self.line(*words),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env={**self.environ, **environ},
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
+        environment = {**self.environ, **environ}
+        done = forks.run("ksi_cli", words, env=environment, text=stdin, timeout_s=COMMAND_TIMEOUT_S)
         assert "Traceback" not in done.stderr, done.stderr
         return Finished(done.returncode, done.stdout, done.stderr)
 

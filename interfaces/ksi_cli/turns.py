@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 from ksi_cli import output
+from ksi_cli.output import UsageError
 from ksi_client import (
     AcceptedChunk,
     Completion,
@@ -24,6 +25,8 @@ from ksi_daemon.protocol.errors import error_from
 ASKS: Final = frozenset({"answer", "decision"})
 MAX_ARGUMENTS: Final = 60
 MAX_RESULT: Final = 100
+
+_ID: Final = re.compile(r"[^\s\x00-\x1f]{1,200}")
 
 _WAITS: Final = {
     "turn": "waiting for the turn before this one",
@@ -94,7 +97,8 @@ def account(completion: Completion, *, took_s: float | None = None) -> str:
 
 def tokens(usage: TokenUsage) -> str:
     """Write how many tokens went in and came out."""
-    return f"{count(usage.input_tokens)} tokens in, {count(usage.output_tokens)} out"
+    noun = "token" if usage.input_tokens == 1 else "tokens"
+    return f"{count(usage.input_tokens)} {noun} in, {count(usage.output_tokens)} out"
 
 
 def cost(completion: Completion) -> str:
@@ -156,6 +160,19 @@ def how_to_answer(chunk: StatusChunk, run_id: str) -> str:
         "look whether it has happened, then say so with one of: "
         f"ksi tool resolve {call} done | redo | drop"
     )
+
+
+def check_conversation(conversation_id: str | None) -> None:
+    """Make sure that a conversation's id can be one.
+
+    Raises:
+        UsageError: It can't.
+    """
+    if conversation_id is not None and not _ID.fullmatch(conversation_id):
+        raise UsageError(
+            f"{conversation_id!r} is no conversation's id, which has no blanks and at most 200 "
+            "characters; see: ksi conversation list"
+        )
 
 
 def is_of_turn(error: KsiError) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ksi_completion import tokens
 from ksi_completion.conversations import Conversations, Stored, Window
@@ -159,6 +159,8 @@ class Contexts:
         described = await self._bus.request(
             "model:describe", ModelDescribe(model=asking.model), result_type=ModelDescribed
         )
+        if not described.has_tools:
+            asking = structs.replace(asking, tools=())
         room = self._room(asking, described)
         window = await self._store.window(
             asking.tenant,

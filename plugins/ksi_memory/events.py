@@ -7,6 +7,8 @@ from msgspec import Meta, Struct
 
 Table = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,62}$")]
 Key = Annotated[str, Meta(min_length=1, max_length=1000)]
+# Of something to be remembered: what is too long is refused by itself, and the rest is remembered.
+GivenKey = Annotated[str, Meta(description="At most 1,000 bytes.")]
 Owner = Annotated[str, Meta(max_length=200)]
 Category = Annotated[str, Meta(max_length=200)]
 Text = Annotated[str, Meta(max_length=2_000_000)]
@@ -37,7 +39,7 @@ class Source(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Edge(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an item hangs together with another, which its key names; ``weight`` is in [0, 1]."""
 
-    to: Key
+    to: GivenKey
     relation: Relation = "related_to"
     weight: Share = 1.0
 
@@ -62,14 +64,14 @@ class NewItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
         valid_from: Since when it holds; now unless given.
     """
 
-    key: Key
+    key: GivenKey
     owner: Owner = ""
     title: Short | None = None
     body: Text | None = None
     category: Category | None = None
     attributes: dict[str, Any] | None = None
-    persons: tuple[Key, ...] | None = None
-    session: Key | None = None
+    persons: tuple[GivenKey, ...] | None = None
+    session: GivenKey | None = None
     place: Annotated[int, Meta(ge=0)] | None = None
     starts_at: datetime | None = None
     ends_at: datetime | None = None

@@ -40,7 +40,14 @@ from ksi_models.failures import ILL, Stalled, error_of
 from ksi_models.keys import Keys
 from ksi_models.lanes import Lane, Lanes
 from ksi_models.prices import FREE, Prices, split
-from ksi_models.provider import TRANSIENT, Answered, Provider, ProviderError, Question
+from ksi_models.provider import (
+    TRANSIENT,
+    WITHOUT_TOOLS,
+    Answered,
+    Provider,
+    ProviderError,
+    Question,
+)
 from ksi_models.recorder import Recorder
 from ksi_models.settings import ModelsSettings
 from ksi_models.store import CallOutcome, CallRow
@@ -109,7 +116,10 @@ class Calls:
         )
 
         def ask(provider: Provider, model: str) -> AsyncGenerator[Any]:
-            return provider.stream(msgspec.structs.replace(question, model=model))
+            asked = msgspec.structs.replace(question, model=model)
+            if work.at and provider.name in WITHOUT_TOOLS:  # better an answer without them
+                asked = msgspec.structs.replace(asked, tools=())
+            return provider.stream(asked)
 
         work = await self._work(
             request.model, ask, lambda: _size(question), context, request.fallbacks

@@ -131,6 +131,12 @@ class Catalogue:
             return
         known = [*self._settings.aliases, *(each.name for each in self._providers.all())]
         details = {"kind": "not_found", "nearest": nearest(provider, known)}
+        if not own and self._providers.find(name) is not None:
+            raise NotFound(
+                f"{name!r} is a provider: name a model of it, such as "
+                f"{id_of(f'{name}:MODEL')} (see: ksi model list {name})",
+                details=details,
+            )
         if not own:
             raise NotFound(
                 f"{name!r} is neither an alias nor a model's id: write provider:model, such as "
@@ -138,8 +144,8 @@ class Catalogue:
                 details=details,
             )
         raise NotFound(
-            f"there is no provider {provider!r}{did_you_mean(provider, known)}; one with a "
-            f"base_url of its own stands in [models.providers.{provider}]",
+            f"there is no provider {provider!r} (one with a base_url of its own stands in "
+            f"[models.providers.{provider}]){did_you_mean(provider, known)}",
             details=details,
         )
 

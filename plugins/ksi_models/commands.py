@@ -284,7 +284,7 @@ def figures(row: e.UsageRow) -> tuple[str, str, str, str]:
     """Return the columns with figures."""
     cost = dollars(row.cost_usd)
     if row.unpriced_calls:
-        cost = "unknown" if row.unpriced_calls == row.calls else f"{cost} +"
+        cost = f"{cost} +" if row.cost_usd else "unknown"
     return (
         str(row.calls), thousands(row.input_tokens), thousands(row.output_tokens), cost
     )  # fmt: skip

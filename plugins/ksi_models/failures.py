@@ -62,7 +62,7 @@ def error_of(failure: ProviderError, model: str, attempts: int) -> KsiError:
     setting = getattr(failure, "setting", None)
     if setting is not None:
         details["setting"] = setting
-    tried = f", after {attempts} attempts" if attempts > 1 else ""
+    tried = f" (after {attempts} attempts)" if attempts > 1 else ""
     return ERRORS[failure.kind](
         f"{model}: {failure.message}{tried}",
         retry_after_s=failure.retry_after_s,

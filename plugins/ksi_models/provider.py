@@ -34,6 +34,8 @@ Kind = Literal[
     "answer_too_long",
     "broken",
 ]
+# Their models call no tools.
+WITHOUT_TOOLS: frozenset[str] = frozenset({"builtin", "claude-cli"})
 TRANSIENT: frozenset[Kind] = frozenset(
     {"rate_limited", "overloaded", "server", "network", "cut_off", "malformed", "stalled"}
 )

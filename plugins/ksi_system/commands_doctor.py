@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -38,13 +39,13 @@ def doctor(
 
     findings = tuple(examine(Patient(Home(), fixes=fix)))
     report = DoctorReport(ok=all(each.state != "fail" for each in findings), findings=findings)
-    output.show(report, doctor_text, as_json=as_json)
+    output.show(report, partial(doctor_text, fixes=fix), as_json=as_json)
     if not report.ok:
         raise typer.Exit(output.FAILED)
 
 
-def doctor_text(report: DoctorReport) -> str:
-    """Write what was found, and what mends it."""
+def doctor_text(report: DoctorReport, *, fixes: bool = False) -> str:
+    """Write what was found, and what mends it; after ``--fix``, what is left."""
     width = max(len(each.check) for each in report.findings)
     lines = []
     for each in report.findings:
@@ -54,17 +55,18 @@ def doctor_text(report: DoctorReport) -> str:
         )
         if each.fix:
             lines.append(f"{INDENT}{'':{width}}  → {each.fix}")
-    return "\n".join([*lines, "", summary(report)])
+    return "\n".join([*lines, "", summary(report, fixes=fixes)])
 
 
-def summary(report: DoctorReport) -> str:
+def summary(report: DoctorReport, *, fixes: bool) -> str:
     """Say in a sentence how the installation is."""
     failing = sum(each.state == "fail" for each in report.findings)
     warned = sum(each.state == "warn" for each in report.findings)
     if not failing and not warned:
         return "all is well"
     parts = [f"{failing} failing"] * bool(failing) + [f"{warned} to look at"] * bool(warned)
-    return f"{', '.join(parts)}; some of it may be mended by: ksi doctor --fix"
+    told = ", ".join(parts)
+    return told if fixes else f"{told}; some of it may be mended by: ksi doctor --fix"
 
 
 def _wrapped(line: str, width: int) -> list[str]:

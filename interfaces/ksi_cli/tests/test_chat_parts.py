@@ -152,6 +152,7 @@ def test_a_turn_is_accounted_for_in_a_line() -> None:
         "m:x · 1.23k tokens in, 56 out · $0.0021 · 1 tool call · 4.2 s"
     )
     assert "cost unknown" in turns.account(completion())
+    assert turns.tokens(TokenUsage(input_tokens=1, output_tokens=1)) == "1 token in, 1 out"
     assert turns.dollars(0.00001) == "<$0.0001"
     assert turns.dollars(0) == "$0"
     assert turns.dollars(1234.5) == "$1,234.50"

@@ -88,10 +88,12 @@ def upsert(
                 loading.load(client, path, name, tell)
         except KeyboardInterrupt:
             is_interrupted = True
-    output.show(loading.told(), summary, as_json=as_json)
     if is_interrupted:
-        output.note("ksi: interrupted; what is told of above is remembered")
+        if as_json:
+            output.write_json(loading.told())
+        output.note(f"ksi: {loading.interruption()}")
         raise typer.Exit(output.INTERRUPTED)
+    output.show(loading.told(), summary, as_json=as_json)
     if loading.counts["files"] and loading.counts["files"] == loading.counts["skipped_files"]:
         raise typer.Exit(output.FAILED)
 
@@ -122,6 +124,7 @@ class Loading:
         self._ask = ask
         self._lists: dict[str, list[Any]] = {"gone": [], "problems": [], "dangling": []}
         self._now: e.ContentProgress | None = None
+        self._found = 0
         self._skipped: list[e.Refused] = []
 
     def load(self, client: Client, path: str, name: str | None, tell: Tell) -> None:
@@ -179,6 +182,7 @@ class Loading:
             )
 
     def _add(self, loaded: e.ContentLoaded) -> None:
+        self._found += loaded.files
         for name in COUNTS:
             self.counts[name] += getattr(loaded, name)
         for name, listed in self._lists.items():
@@ -188,9 +192,21 @@ class Loading:
     def _add_what_is_known(self) -> None:
         """Add up a load that was broken off, as far as it was told of."""
         if self._now is not None:
+            self._found += self._now.files_found
             self.counts["files"] += self._now.files_done
             self.counts["skipped_files"] += len(self._skipped)
             self._lists["problems"] += self._skipped
+
+    def interruption(self) -> str:
+        """Say how far it was when it was broken off."""
+        if not self.counts["files"]:
+            return "interrupted before any file was dealt with; run it again to begin anew"
+        done, skipped = self.counts["files"], self.counts["skipped_files"]
+        left_out = f", and {skipped:,} of them skipped" if skipped else ""
+        return (
+            f"interrupted: {done:,} of {max(self._found, done):,} files were dealt with{left_out}; "
+            "run it again to go on"
+        )
 
     def told(self) -> e.ContentLoaded:
         """Return what came of all."""

@@ -118,7 +118,9 @@ class Compaction:
             turn, last = message.turn, message.number
         return (last, tokens) if tokens > threshold and last else None
 
-    async def write_next(self, whose: Whose, conversation: str) -> Written | None:
+    async def write_next(
+        self, whose: Whose, conversation: str, *, may_ask_model: bool = True
+    ) -> Written | None:
         """Write the first moment of a conversation that is to be written; ``None``: there is none.
 
         A chunk of pleasantries and tools' noise has no moment.
@@ -131,7 +133,8 @@ class Compaction:
             await self._store.close_chunk(whose.tenant, conversation, chunk, "written")
             return Written(key_of(conversation, chunk.number))
         said = await self._said(conversation, chunk)
-        written = await self._write(whose, conversation, chunk, said)
+        model = self._settings.summary_model if may_ask_model else ""
+        written = await self._write(whose, conversation, chunk, said, model)
         state = "empty" if written.key is None else "written"
         await self._store.close_chunk(whose.tenant, conversation, chunk, state)
         return written
@@ -158,16 +161,16 @@ class Compaction:
         return talk.said_in(each for each in messages if each.turn not in without)
 
     async def _write(
-        self, whose: Whose, conversation: str, chunk: OpenChunk, said: Sequence[Said]
+        self, whose: Whose, conversation: str, chunk: OpenChunk, said: Sequence[Said], model: str
     ) -> Written:
         quotes = await asyncio.to_thread(extracts.quotes_of, said, self._settings.moment_tokens)
         if not quotes:
             return Written(None)
         key = key_of(conversation, chunk.number)
         answer = Answer(extracts.body_of(quotes), "extractive", 0, 0.0)
-        if self._settings.summary_model:
+        if model:
             seen = MessageRange(conversation_id=conversation, first=chunk.first, last=chunk.last)
-            answer = await self._by_model(whose, said, seen) or answer
+            answer = await self._by_model(whose, model, said, seen) or answer
         item = await asyncio.to_thread(
             self._item, whose, conversation, chunk, (said, quotes), answer
         )
@@ -177,7 +180,7 @@ class Compaction:
         return Written(None if kept.refused else key, answer.tokens, answer.cost_usd)
 
     async def _by_model(
-        self, whose: Whose, said: Sequence[Said], seen: MessageRange
+        self, whose: Whose, model: str, said: Sequence[Said], seen: MessageRange
     ) -> Answer | None:
         lines: list[str] = []
         left = MAX_READ_TOKENS
@@ -190,7 +193,7 @@ class Compaction:
         text = "<conversation>\n" + "\n\n".join(lines) + "\n</conversation>"
         answer = await self._upkeep.ask(
             whose.tenant,
-            self._settings.summary_model,
+            model,
             INSTRUCTIONS,
             text,
             self._settings.moment_tokens * 2,

@@ -136,19 +136,25 @@ def _told(did: Any, table: str, key: str, text: str, sources: Iterable[Source]) 
 # -- days -----------------------------------------------------------------------------------------
 
 
+def beginning_of(day: date) -> datetime:
+    """Return when a day begins."""
+    return datetime.combine(day, time(), UTC)
+
+
 def day_key(day: date) -> str:
     """Return the key of a day's digest."""
     return f"day:{day.isoformat()}"
 
 
 def _by_day(past: Past) -> dict[date, list[Item]]:
-    """Return the moments of each day that is over."""
+    """Return the moments of each day that is over, and that is looked at as a whole."""
     days: dict[date, list[Item]] = defaultdict(list)
     for each in past.moments:
-        at = each.starts_at
-        is_recent = at is not None and at >= past.since and at.date() < past.at.date()
-        if at is not None and is_recent and each.category not in (DAY, "date"):
-            days[at.date()].append(each)
+        if each.starts_at is None or each.category in (DAY, "date"):
+            continue
+        day = each.starts_at.astimezone(UTC).date()
+        if past.since <= beginning_of(day) and day < past.at.date():
+            days[day].append(each)
     return {day: some for day, some in sorted(days.items()) if len(some) >= LEAST_MOMENTS}
 
 
@@ -180,8 +186,8 @@ def _days(past: Past, moment_tokens: int) -> Iterable[Action]:
                 "moments": [each.key for each in moments],
             },
             persons=tuple(persons),
-            starts_at=datetime.combine(day, time(), UTC),
-            ends_at=datetime.combine(day, time(), UTC) + timedelta(days=1),
+            starts_at=beginning_of(day),
+            ends_at=beginning_of(day) + timedelta(days=1),
             edges=tuple(Edge(to=each.key, relation=SUMS_UP) for each in moments),
             sources=tuple(sources),
         )

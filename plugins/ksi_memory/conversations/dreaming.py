@@ -20,7 +20,7 @@ from ksi_memory.conversations.store import ConversationStore
 from ksi_memory.conversations.upkeep import Upkeep, harmless
 from ksi_memory.events import Dreamed, Item, MemoryDreamt
 from ksi_memory.items.store import Items
-from ksi_memory.language import extracts
+from ksi_memory.language import extracts, junk
 from ksi_memory.settings import MemorySettings
 from ksi_memory.whose import Whose
 from ksi_workflows.api import Retry, Workflows, current_run, step, workflow
@@ -35,7 +35,9 @@ MAX_PAIRS: Final = 2000
 MAX_CONVERSATIONS: Final = 200  # that are summed up in one dream
 LEAST_TOKENS: Final = 200  # of a conversation that is summed up before its time
 IDLE: Final = timedelta(hours=1)
+PAGE: Final = 200  # owners, or tenants, of one step
 MAX_TOLD: Final = 100
+MAX_TOLD_BYTES: Final = 48_000
 MAX_RESTS_ON: Final = 5
 INSTRUCTIONS: Final = (
     "You are given notes of what a user and an assistant talked about on one day. Sum them up in a "
@@ -107,13 +109,6 @@ class Part(Struct, frozen=True):
     read_items: int = 0
     tokens: int = 0
     cost_usd: float | None = 0.0
-
-
-class Begun(Struct, frozen=True):
-    """When dreams begin, and for whom."""
-
-    at: datetime
-    tenants: tuple[str, ...]
 
 
 class Dreaming:
@@ -188,19 +183,24 @@ class Dreaming:
     async def dream_everywhere(self) -> int:
         """Dream for each tenant whose memory has anything new; return for how many."""
         run = current_run()
-        begun = await self.begin_dreams()
-        for tenant in begun.tenants:
-            place = hashlib.sha256(f"{run.id}\n{tenant}".encode()).hexdigest()[:32]
-            args = self.dream_at(begun.at)
-            await self._workflows.start(self.dream, args, id=f"dream-{place}", tenant=tenant)
-        return len(begun.tenants)
+        args = self.dream_at(await self.begin_dreams())
+        count, after = 0, None
+        while tenants := await self.tenants(args, after):
+            for tenant in tenants:
+                place = hashlib.sha256(f"{run.id}\n{tenant}".encode()).hexdigest()[:32]
+                await self._workflows.start(self.dream, args, id=f"dream-{place}", tenant=tenant)
+            count, after = count + len(tenants), tenants[-1]
+        return count
 
     @step(name="begin_dreams", retries=PATIENT, timeout_s=STEP_S)
-    async def begin_dreams(self) -> Begun:
-        """Return for whom to dream, and what the time is."""
-        at = now()
-        since = at - timedelta(days=self._settings.dream_days)
-        return Begun(at, tuple(await self._store.dreaming_tenants(since)))
+    async def begin_dreams(self) -> datetime:
+        """Return what the time is."""
+        return now()
+
+    @step(name="tenants", retries=PATIENT, timeout_s=STEP_S)
+    async def tenants(self, args: Dream, after: str | None) -> tuple[str, ...]:
+        """Return a page of those for whom there is anything to dream of."""
+        return tuple(await self._store.dreaming_tenants(args.since, LEAST_TOKENS, after, PAGE))
 
     # -- what -----------------------------------------------------------------------------------
 
@@ -208,25 +208,29 @@ class Dreaming:
     async def dream(self, args: Dream) -> MemoryDreamt:
         """Dream of each owner's past, one after the other."""
         run = current_run()
-        owners = await self.owners(args)
-        parts: list[Part] = []
+        whole, after = MemoryDreamt(run_id=run.id, did=(), read_items=0), None
         tokens, cost_usd = args.max_tokens, args.max_cost_usd
-        for owner in owners:
-            bounds = msgspec.structs.replace(
-                args, owner=owner, max_tokens=max(tokens, 0), max_cost_usd=max(cost_usd, 0.0)
-            )
-            part = await self.dream_of(bounds, run.id)
-            tokens -= part.tokens
-            cost_usd -= part.cost_usd or 0.0
-            parts.append(part)
-        return _whole(run.id, parts)
+        while owners := await self.owners(args, after):
+            for owner in owners:
+                bounds = msgspec.structs.replace(
+                    args, owner=owner, max_tokens=max(tokens, 0), max_cost_usd=max(cost_usd, 0.0)
+                )
+                part = await self.dream_of(bounds, run.id)
+                tokens -= part.tokens
+                cost_usd -= part.cost_usd or 0.0
+                whole = _with(whole, part)
+            after = owners[-1]
+        return whole
 
     @step(name="owners", retries=PATIENT, timeout_s=STEP_S)
-    async def owners(self, args: Dream) -> tuple[str, ...]:
-        """Return whose past there is to dream of."""
+    async def owners(self, args: Dream, after: str | None) -> tuple[str, ...]:
+        """Return a page of those whose past there is to dream of."""
+        return await self._owners(_tenant(), args, after)
+
+    async def _owners(self, tenant: str, args: Dream, after: str | None) -> tuple[str, ...]:
         if args.owner is not None:
-            return (args.owner,)
-        return tuple(await self._store.dreamers(_tenant(), args.since))
+            return (args.owner,) if after is None else ()
+        return tuple(await self._store.dreamers(tenant, args.since, LEAST_TOKENS, after, PAGE))
 
     @step(name="dream_of", retries=PATIENT, timeout_s=STEP_S)
     async def dream_of(self, args: Dream, run: str) -> Part:
@@ -241,34 +245,33 @@ class Dreaming:
             for action in await self._actions(past):
                 done = await self._do(whose, action, budget)
                 did += [action.told] if done else []
-        return Part(tuple(did[:MAX_TOLD]), budget.read_items, budget.spent_tokens, budget.spent_usd)
+        return Part(_short(did), budget.read_items, budget.spent_tokens, budget.spent_usd)
 
     async def rehearse(self, args: Dream) -> MemoryDreamt:
         """Return what a dream would do, and do nothing."""
         tenant = _tenant()
-        if args.owner is not None:
-            owners: tuple[str, ...] = (args.owner,)
-        else:
-            owners = tuple(await self._store.dreamers(tenant, args.since))
-        parts = []
-        for owner in owners:
-            budget = Budget(args.max_tokens, args.max_cost_usd)
-            still = await self._store.lying_still(
-                tenant, owner, LEAST_TOKENS, IDLE, MAX_CONVERSATIONS
+        whole, after = MemoryDreamt(run_id=None, did=(), read_items=0, dry_run=True), None
+        while owners := await self._owners(tenant, args, after):
+            for owner in owners:
+                bounds = msgspec.structs.replace(args, owner=owner)
+                whole = _with(whole, await self._rehearsed(tenant, owner, bounds))
+            after = owners[-1]
+        return whole
+
+    async def _rehearsed(self, tenant: str, owner: str, args: Dream) -> Part:
+        budget = Budget(args.max_tokens, args.max_cost_usd)
+        still = await self._store.lying_still(tenant, owner, LEAST_TOKENS, IDLE, MAX_CONVERSATIONS)
+        did = [
+            Dreamed(
+                did="wrote",
+                table="moments",
+                key=conversation,
+                text=f"a moment of {tokens} tokens that none covers",
             )
-            did = [
-                Dreamed(
-                    did="wrote",
-                    table="moments",
-                    key=conversation,
-                    text=f"a moment of {tokens} tokens that none covers",
-                )
-                for conversation, tokens in still
-            ]
-            past = await self._past(tenant, msgspec.structs.replace(args, owner=owner), budget)
-            actions = await self._actions(past)
-            parts.append(Part((*did, *(each.told for each in actions)), budget.read_items))
-        return msgspec.structs.replace(_whole(None, parts), dry_run=True)
+            for conversation, tokens in still
+        ]
+        actions = await self._actions(await self._past(tenant, args, budget))
+        return Part(_short([*did, *(each.told for each in actions)]), budget.read_items)
 
     # -- doing ----------------------------------------------------------------------------------
 
@@ -281,9 +284,8 @@ class Dreaming:
             if budget.tokens <= 0:
                 break
             with acting_as(context_in(tenant, owner, conversation)):
-                child = await self._remembering.start(
-                    Remember(conversation, LEAST_TOKENS - 1), mark=f"dream-{run}"
-                )
+                ask = Remember(conversation, LEAST_TOKENS - 1, may_ask_models=not budget.is_spent)
+                child = await self._remembering.start(ask, mark=f"dream-{run}")
                 outcome: Outcome = await self._workflows.result(
                     child, timeout_s=STEP_S / 3, result_type=Outcome, tenant=tenant
                 )
@@ -309,11 +311,13 @@ class Dreaming:
             found = await self._store.dreamt_of(tenant, owner, tables, since, most)
             return budget.taken(found)
 
-        moments = await read("moments", since=window)
+        found = await self._store.dreamt_of(tenant, owner, ("moments",), window, most)
+        moments = budget.taken(found)
+        is_cut = len(found) >= most or len(moments) < len(found)
         past = Past(
             owner=owner,
             at=args.at,
-            since=args.since,
+            since=max(args.since, _day_after(moments[-1])) if is_cut and moments else args.since,
             moments=[each for each in moments if each.category != dream_plan.DAY],
             days=[each for each in moments if each.category == dream_plan.DAY],
             facts=await read("facts"),
@@ -346,9 +350,10 @@ class Dreaming:
                 f"<notes>\n{harmless(body, 'notes')}\n</notes>",
                 self._settings.moment_tokens,
             )
-            if answer is not None and answer.text:
+            if answer is not None:
                 budget.spend(answer.tokens, answer.cost_usd)
-                item = msgspec.structs.replace(item, body=answer.text)
+                if not junk.is_pleasantry(answer.text):
+                    item = msgspec.structs.replace(item, body=answer.text)
         done = await self._items.upsert(whose, action.told.table, [item], origin=action.origin)
         if done.refused:
             log.info(
@@ -369,20 +374,40 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def _day_after(moment: Item) -> datetime:
+    """Return when the day after a moment begins: of its own day there may be more."""
+    at = (moment.starts_at or moment.valid_from).astimezone(UTC)
+    return dream_plan.beginning_of(at.date()) + timedelta(days=1)
+
+
 def _tenant() -> str:
     context = current_context()
     return "default" if context is None else context.tenant
 
 
-def _whole(run: str | None, parts: Sequence[Part]) -> MemoryDreamt:
-    costs = [each.cost_usd for each in parts]
-    did = [each for part in parts for each in part.did][:MAX_TOLD]
-    return MemoryDreamt(
-        run_id=run,
-        did=tuple(
-            msgspec.structs.replace(each, rests_on=each.rests_on[:MAX_RESTS_ON]) for each in did
-        ),
-        read_items=sum(each.read_items for each in parts),
-        tokens=sum(each.tokens for each in parts),
+def _with(whole: MemoryDreamt, part: Part) -> MemoryDreamt:
+    """Return what came of a dream so far, with what came of an owner's."""
+    costs = (whole.cost_usd, part.cost_usd)
+    return msgspec.structs.replace(
+        whole,
+        did=_short([*whole.did, *part.did]),
+        read_items=whole.read_items + part.read_items,
+        tokens=whole.tokens + part.tokens,
         cost_usd=None if None in costs else sum(each or 0.0 for each in costs),
     )
+
+
+def _short(did: Sequence[Dreamed]) -> tuple[Dreamed, ...]:
+    """Return the first of what was done, each with the first that it rests on.
+
+    What a run returns is bounded (`workflows.max_output_bytes`).
+    """
+    told: list[Dreamed] = []
+    size = 0
+    for each in did[:MAX_TOLD]:
+        short = msgspec.structs.replace(each, rests_on=each.rests_on[:MAX_RESTS_ON])
+        size += len(msgspec.json.encode(short)) + 1
+        if size > MAX_TOLD_BYTES:
+            break
+        told.append(short)
+    return tuple(told)

@@ -44,11 +44,11 @@ SELECT ksi_memory.note_together($1, $2, $3, $4, $5, $6, $7);
 
 -- name: dreamers
 -- Whose memory has anything new?
-SELECT owner FROM ksi_memory.dreamers($1, $2) AS d (owner);
+SELECT owner FROM ksi_memory.dreamers($1, $2, $3, $4, $5) AS d (owner);
 
 -- name: dreaming_tenants
 -- Which tenants' memory has anything new?
-SELECT tenant FROM ksi_memory.dreaming_tenants($1) AS d (tenant);
+SELECT tenant FROM ksi_memory.dreaming_tenants($1, $2, $3, $4) AS d (tenant);
 
 -- name: dreamt_of
 -- What does a dream go over?

@@ -43,10 +43,16 @@ MAX_TOGETHER: Final = 8  # entities of one message that are paired
 
 
 class Remember(Struct, frozen=True):
-    """Which conversation to read, and when to sum it up; the setting says that unless given."""
+    """Which conversation to read.
+
+    Attributes:
+        threshold_tokens: From how many on it is summed up; the setting says that unless given.
+        may_ask_models: Whether those that the settings name may help.
+    """
 
     conversation_id: str
     threshold_tokens: int | None = None
+    may_ask_models: bool = True
 
 
 class Read(Struct, frozen=True):
@@ -183,7 +189,7 @@ class Remembering:
         if read.owner is None:
             return Outcome()
         extracted = Extracted()
-        if read.wants_model:
+        if read.wants_model and args.may_ask_models:
             extracted = await self.look(args.conversation_id, read, run.id)
         waiting = await self.cover(args, read, run.id)
         moments: list[Written] = []
@@ -301,7 +307,9 @@ class Remembering:
         whose = _whose(_tenant(), read.owner or "", args.conversation_id, run)
         with self._as(whose):
             try:
-                return await self._compaction.write_next(whose, args.conversation_id)
+                return await self._compaction.write_next(
+                    whose, args.conversation_id, may_ask_model=args.may_ask_models
+                )
             except NotFound:
                 return None
 

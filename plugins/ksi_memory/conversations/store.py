@@ -283,14 +283,30 @@ class ConversationStore:
 
     # -- dreaming -------------------------------------------------------------------------------
 
-    async def dreamers(self, tenant: str, since: datetime) -> list[str]:
-        """Return whose memory in a tenant has anything new."""
-        rows = await self._database.fetch(SQL["dreamers"], tenant, since)
+    async def dreamers(
+        self, tenant: str, since: datetime, least_tokens: int, after: str | None, limit: int
+    ) -> list[str]:
+        """Return a page of those whose memory has anything new, or conversations to be summed up.
+
+        Args:
+            tenant: Where.
+            since: What is new.
+            least_tokens: Of a conversation that is to be summed up.
+            after: The last one of the page before.
+            limit: How many make a page.
+        """
+        rows = await self._database.fetch(
+            SQL["dreamers"], tenant, since, least_tokens, after, limit
+        )
         return [row["owner"] for row in rows]
 
-    async def dreaming_tenants(self, since: datetime) -> list[str]:
-        """Return the tenants whose memory has anything new."""
-        rows = await self._database.fetch(SQL["dreaming_tenants"], since)
+    async def dreaming_tenants(
+        self, since: datetime, least_tokens: int, after: str | None, limit: int
+    ) -> list[str]:
+        """Return a page of the tenants that have anything new, as `dreamers` does of owners."""
+        rows = await self._database.fetch(
+            SQL["dreaming_tenants"], since, least_tokens, after, limit
+        )
         return [row["tenant"] for row in rows]
 
     async def dreamt_of(

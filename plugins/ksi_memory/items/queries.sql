@@ -53,7 +53,7 @@ SELECT ksi_memory.left_of($1, $2);
 SELECT line
   FROM (SELECT NULL::timestamptz AS at, t.id, 0 AS version,
                jsonb_build_object(
-                   'is', 'forgotten', 'id', t.id, 'kind', t.kind,
+                   'is', 'forgotten', 'id', t.id, 'kind', t.kind, 'owner', t.whose,
                    'text_hash', encode(t.text_hash, 'hex'), 'forgotten_at', t.forgotten_at,
                    'reason', t.reason)::text AS line
           FROM ksi_memory.tombstone t

@@ -46,13 +46,14 @@ class Head(Struct, frozen=True, tag_field="is", tag="memory", forbid_unknown_fie
 
 
 class ForgottenLine(Struct, frozen=True, tag_field="is", tag="forgotten"):
-    """What was forgotten."""
+    """What was forgotten, and whose it was."""
 
     id: UUID
     kind: e.Table
     text_hash: str
     forgotten_at: datetime
     reason: str = ""
+    owner: str | None = None
 
 
 class ItemLine(Struct, frozen=True, kw_only=True, tag_field="is", tag="item"):

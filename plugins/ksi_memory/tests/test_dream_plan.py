@@ -81,6 +81,14 @@ def test_a_day_that_has_changed_is_summed_up_anew() -> None:
     assert len(dreamt(past(moments=[first, changed], days=[made(action)]))) == 1
 
 
+def test_a_day_of_which_a_part_is_long_ago_is_left() -> None:
+    some = [moment("c1#1", 13, APPLES, hour=14), moment("c2#1", 13, GLASS, hour=15)]
+    before = past(moments=some)
+
+    assert dreamt(before) == []  # since noon of that day: there may be more of the morning
+    assert len(dreamt(msgspec.structs.replace(before, since=NOW - timedelta(days=8)))) == 1
+
+
 def test_today_and_days_with_one_moment_are_left() -> None:
     some = [moment("c1#1", 20, APPLES), moment("c2#1", 20, GLASS), moment("c3#1", 17, GLASS)]
 

@@ -101,6 +101,28 @@ async def test_what_was_then_is_found_as_of_then(items: Items, finding: Finding)
     assert await finding.lookup(ALL, ["rent"], as_of=then - timedelta(days=1)) == []
 
 
+async def test_likeness_and_time_are_as_of_then_too(items: Items, finding: Finding) -> None:
+    then = datetime.now(UTC) - timedelta(days=9)
+    old = NewItem(key="flat", title="Harbour Street", starts_at=then, valid_from=then)
+    await items.upsert(ALL, "facts", [old])
+    await items.upsert(ALL, "facts", [NewItem(key="flat", title="Mill Lane")])
+    before = then + timedelta(days=1)
+
+    async def fuzzy(as_of: datetime | None) -> list[str]:
+        found = await finding.fuzzy(ALL, "harbour street", as_of=as_of)
+        return [each.title for each in found]
+
+    async def timeline(subject: str | None, as_of: datetime | None) -> list[str]:
+        return [each.title for each in await finding.timeline(ALL, subject, as_of=as_of)]
+
+    assert await fuzzy(before) == ["Harbour Street"]
+    assert await fuzzy(None) == []
+    for subject in ("flat", None):
+        assert await timeline(subject, before) == ["Harbour Street"]
+        assert await timeline(subject, None) == ["Mill Lane"]
+        assert await timeline(subject, then - timedelta(days=1)) == []
+
+
 async def test_the_source_is_told_in_words(items: Items, finding: Finding) -> None:
     told = await items.upsert(ALL, "resources", [NewItem(key="notes/rent.md")])
     source = Source(kind="item", item=told.ids[0], version=1)

@@ -503,3 +503,27 @@ async def test_what_is_pinned_no_machine_changes(items: Items) -> None:
     assert same.unchanged == 1
     assert not free.is_pinned
     assert taken.updated == 1
+
+
+@pytest.mark.parametrize("origin", ["said", "derived"])
+async def test_what_one_user_has_forgotten_another_may_say(
+    items: Items, database: Database, origin: e.Origin
+) -> None:
+    shared = "The house rules hang by the door"
+    await items.forget(ALL, [await keep(items, "a", SECRET, whose=ANNA)])
+    await items.forget(ALL, [await keep(items, "b", shared)])
+    transfer = Transfer(database, MemorySettings())
+    lines = [line async for some in transfer.export(ALL, None, None) for line in some]
+    other = Whose("elsewhere")
+    await transfer.take_in(other, lines)
+
+    async def remembers(tenant: str, owner: str, text: str) -> bool:
+        item = NewItem(key=f"{owner} {text}", body=text, owner=owner)
+        told = await items.upsert(Whose(tenant), "facts", [item], origin=origin)
+        return told.inserted == 1
+
+    for tenant in ("t", "elsewhere"):
+        assert not await remembers(tenant, "anna", SECRET)
+        assert not await remembers(tenant, "", SECRET)
+        assert await remembers(tenant, "ben", SECRET)
+        assert not await remembers(tenant, "ben", shared)

@@ -65,6 +65,25 @@ async def test_an_item_is_remembered_read_corrected_and_forgotten(client: AsyncC
         await client.request("memory:get", {"key": "tea"})
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"key": "k" * 10_000},
+        {"key": ""},
+        {"key": "k", "edges": [{"to": "x" * 10_000}]},
+        {"key": "k", "persons": ["p" * 10_000]},
+        {"key": "k", "session": "s" * 10_000},
+    ],
+)
+async def test_an_item_that_is_refused_takes_no_other_along(
+    client: AsyncClient, bad: dict[str, Any]
+) -> None:
+    told = await upsert(client, "facts", {"key": "a"}, bad, {"key": "b"})
+
+    assert told["inserted"] == 2
+    assert [each["place"] for each in told["refused"]] == [1]
+
+
 async def test_what_changes_is_told_of(client: AsyncClient) -> None:
     changes = await client.subscribe("memory:changed")
     losses = await client.subscribe("memory:forgot")

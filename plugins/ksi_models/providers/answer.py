@@ -16,6 +16,7 @@ from ksi_models.events import (
     ToolCallPart,
     Usage,
 )
+from ksi_models.failures import AnswerTooLong
 from ksi_models.provider import Answered, ProviderError
 
 MAX_ANSWER_CHARACTERS: Final = 8 * 1024 * 1024
@@ -36,7 +37,7 @@ class AnswerBuilder:
     `take` returns what came since it was last called, in its order, neighbours of one kind joined.
 
     Raises:
-        ProviderError: ``malformed``, the answer is larger than any that is sound.
+        ProviderError: ``answer_too_long``, or ``malformed`` where it makes too many calls.
     """
 
     def __init__(self, max_characters: int = MAX_ANSWER_CHARACTERS) -> None:
@@ -134,6 +135,4 @@ class AnswerBuilder:
     def _count(self, text: str) -> None:
         self.characters += len(text)
         if self.characters > self.max_characters:
-            raise ProviderError(
-                "malformed", f"the answer is larger than {self.max_characters} characters"
-            )
+            raise AnswerTooLong(self.max_characters)

@@ -70,6 +70,14 @@ def test_a_name_without_a_provider_says_how_to_write_it() -> None:
         catalogue(there("openai"), aliases={"fast": "openai:x"}).expand("fats")
 
 
+@pytest.mark.parametrize(
+    ("provider", "example"), [("openai", "openai:MODEL"), ("claude-cli", "claude-cli/MODEL")]
+)
+def test_a_provider_alone_is_told_how_a_model_of_it_is_written(provider: str, example: str) -> None:
+    with pytest.raises(NotFound, match=f"such as {example}.*ksi model list {provider}"):
+        catalogue(there(provider)).expand(provider)
+
+
 def test_an_unknown_provider_says_where_one_is_added() -> None:
     with pytest.raises(NotFound, match=r"\[models\.providers\.opnai\]"):
         catalogue(there("openai")).expand("opnai:gpt-5")

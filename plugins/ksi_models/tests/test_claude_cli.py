@@ -217,11 +217,11 @@ async def test_one_that_acts_by_itself_is_ended(
 @pytest.mark.parametrize(
     ("model", "kind", "told"),
     [
-        ("crash", "cut_off", "it broke"),
+        ("crash", "cut_off", "ended with 137, without an answer: it broke"),
         ("garbage", "malformed", "can't be read"),
         ("binary", "malformed", "can't be read"),
         ("huge-line", "malformed", "longer than"),
-        ("endless", "malformed", "larger than"),
+        ("endless", "answer_too_long", "max_answer_bytes"),
         ("login", "login", "log in"),
         ("limit", "rate_limited", "resets 3pm"),
         ("overloaded", "overloaded", "Overloaded"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, LocalTransport, TimedOut
+from ksi_client import AsyncClient, Failed, LocalTransport, TimedOut
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 from ksi_models.events import (
@@ -99,6 +99,19 @@ async def test_a_server_that_stalls_is_left_in_time(
     async with asyncio.timeout(10):
         while fake_openai.running:  # noqa: ASYNC110  it sees that nobody reads when it writes
             await asyncio.sleep(0)
+
+
+async def test_an_answer_without_an_end_is_asked_for_and_paid_once(
+    client: AsyncClient, fake_openai: FakeOpenAI
+) -> None:
+    fake_openai.script(Reply(fault="huge", text="a b", times=10))
+
+    with pytest.raises(Failed, match=r"models\.max_answer_bytes") as caught:
+        await chunks_of(client)
+
+    assert caught.value.details is not None
+    assert caught.value.details["setting"] == "models.max_answer_bytes"
+    assert len(fake_openai.calls) == 1
 
 
 async def test_a_server_that_fails_for_a_while_is_left_alone_and_found_again(

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from ksi_client import AsyncClient, EventClient, KsiError, UnixTransport
-from ksi_daemon.testing import DaemonProcess, write_entry_points
+from ksi_daemon.testing import DaemonProcess, ExecutedDaemon, write_entry_points
 from ksi_postgres.logins import Logins
 
 KEYS: Final = {
@@ -68,6 +68,14 @@ def echo() -> Iterator[str]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def daemon_process(ksi_home: Path) -> Iterator[DaemonProcess]:
+    """A daemon whose environment the system shows."""
+    made = ExecutedDaemon(ksi_home)
+    yield made
+    made.stop()
 
 
 @pytest.fixture

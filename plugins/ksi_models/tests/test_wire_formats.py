@@ -276,5 +276,5 @@ def test_an_answer_that_is_too_large_is_refused(kind: str) -> None:
     answer = AnswerBuilder(max_characters=10)
     getattr(answer, kind)("x" * 10)
 
-    with pytest.raises(ProviderError, match="larger than 10"):
+    with pytest.raises(ProviderError, match="at 10 bytes"):
         getattr(answer, kind)("x")

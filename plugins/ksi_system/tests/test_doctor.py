@@ -203,5 +203,7 @@ def test_findings_are_summed_up() -> None:
 
     text = doctor_text(DoctorReport(ok=False, findings=findings))
 
-    assert "1 failing, 1 to look at" in text
+    assert text.endswith("1 failing, 1 to look at; some of it may be mended by: ksi doctor --fix")
+    left = doctor_text(DoctorReport(ok=False, findings=findings), fixes=True)
+    assert left.endswith("\n1 failing, 1 to look at")
     assert doctor_text(DoctorReport(ok=True, findings=findings[:1])).endswith("all is well")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Busy, KsiError, TimedOut, Unavailable
+from ksi_client import AsyncClient, KsiError
+from ksi_memory.tests.conversations.killing import ask
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
@@ -26,12 +27,6 @@ SETTINGS = (
     "memory.sweep_interval_s=1",
 )
 THINGS = ("apples", "bread", "chairs", "dogs", "engines", "flowers", "gardens", "houses")
-
-
-@pytest.fixture(scope="session")
-def database_template(engine_template: str) -> str:
-    """Copy a database that has the engine's tables."""
-    return engine_template
 
 
 def document() -> dict[str, Any]:
@@ -58,15 +53,6 @@ def document() -> dict[str, Any]:
         "conversation": {},
         "messages": messages,
     }
-
-
-async def ask(client: AsyncClient, event: str, data: Any) -> Any:
-    """Send an event until a daemon is there that can answer it."""
-    while True:
-        try:
-            return await client.request(event, data)
-        except (Unavailable, Busy, TimedOut) as error:
-            await asyncio.sleep(error.retry_after_s or 0.1)
 
 
 async def moments(client: AsyncClient) -> Sequence[Any]:

@@ -1,47 +1,17 @@
 """Dreams of a daemon: what they write, that twice is once, and what they do not bring back."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, InvalidData
 from ksi_completion.tests.doubles import Script
-from ksi_daemon.loader import EntryPoint
-from ksi_memory.tests.talking import SETTINGS, needed, remembered, run_sql, talk
+from ksi_memory.tests.talking import remembered, run_sql, talk
 from ksi_postgres.logins import Logins
 
 TALK = "My wife Clara and our dog Bruno moved to the house of our project Falcon."
 GARDEN = "Clara and Bruno like the garden. We decided to plant apple trees in March."
-
-
-@pytest.fixture(scope="session")
-def database_template(engine_template: str) -> str:
-    """Copy a database that has the engine's tables."""
-    return engine_template
-
-
-@pytest.fixture
-def script() -> Script:
-    """What the model says."""
-    return Script()
-
-
-@pytest.fixture
-def ksi_plugins(script: Script) -> list[EntryPoint]:
-    """The memory, what it needs, and the script."""
-    return [*needed(), script.plugin()]
-
-
-@pytest.fixture
-def ksi_settings_of_models() -> list[str]:
-    """The double of the models has no settings."""
-    return []
-
-
-@pytest.fixture
-def ksi_settings() -> list[str]:
-    """Read at once."""
-    return [*SETTINGS]
 
 
 async def let_pass(logins: Logins, days: int) -> None:
@@ -178,9 +148,93 @@ async def test_a_dream_reads_no_more_than_it_may(client: AsyncClient) -> None:
     assert 0 < bounded["read_items"] < whole["read_items"] == 3
 
 
+@pytest.mark.parametrize(
+    "ksi_settings", [("memory.dream_days=200", "memory.pattern_days=200")], indirect=True
+)
+async def test_of_a_long_dream_the_first_is_told_and_all_is_done(client: AsyncClient) -> None:
+    text = "User: We decided to plant apple trees, and moved the garden's fence to the south. "
+    noon = datetime.now(UTC).replace(hour=12) - timedelta(days=101)
+    moments = [
+        {
+            "key": f"m{day}-{number}",
+            "body": f"{text * 3} That was day {day}.",
+            "starts_at": (noon + timedelta(days=day)).isoformat(),
+        }
+        for day in range(100)
+        for number in range(20)
+    ]
+    await client.request(
+        "memory:upsert", {"table": "moments", "items": moments}, context={"run": "a-run"}
+    )
+
+    dreamt = await client.request("memory:dream", {})
+    again = await client.request("memory:dream", {})
+
+    days = await client.request("memory:moments", {"type": "dream", "limit": 1000})
+    assert 50 < len(dreamt["did"]) <= 100
+    assert all(len(each["rests_on"]) == 5 for each in dreamt["did"])
+    assert len(days["items"]) == 99  # of the first day there might be more to be read
+    assert again["did"] == []
+
+
 async def test_a_dream_of_the_future_is_refused(client: AsyncClient) -> None:
     with pytest.raises(InvalidData, match="since"):
         await client.request("memory:dream", {"since": "2999-01-01T00:00:00Z"})
+
+
+async def test_who_has_only_talked_dreams_too(
+    client: AsyncClient, script: Script, database_logins: Logins
+) -> None:
+    script.say("The garden needs water and sun; apple trees grow slowly. " * 20)
+    await talk(client, "c1", "We chose apple trees for the garden, and no pears.", user="anna")
+    await let_pass(database_logins, 2)
+    before = [await remembered(client, table) for table in ("facts", "entities", "moments")]
+
+    would = await client.request("memory:dream", {"dry_run": True})
+    dreamt = await client.request("memory:dream", {})
+
+    assert before == [{}, {}, {}]
+    assert done(would) == [("wrote", "c1")]
+    assert done(dreamt) == [("wrote", "c1#1")]
+
+
+async def test_a_moment_that_a_daemon_died_at_is_written_before_its_day_is_summed_up(
+    client: AsyncClient, script: Script, database_logins: Logins
+) -> None:
+    for conversation in ("c1", "c2"):
+        await talk(client, conversation, GARDEN)
+        await client.request(
+            "memory:compact", {"conversation_id": conversation, "threshold_tokens": 0}
+        )
+    await let_pass(database_logins, 2)
+    await run_sql(database_logins, "UPDATE ksi_memory.chunk SET state = 'planned'")
+    await run_sql(database_logins, "DELETE FROM ksi_memory.item WHERE key = 'c2#1'")
+
+    dreamt = await client.request("memory:dream", {})
+
+    assert ("wrote", "c2#1") in done(dreamt)
+    (day,) = [each for each in dreamt["did"] if each["key"].startswith("day:")]
+    assert len(day["rests_on"]) == 2
+
+
+async def test_however_many_there_are_all_of_them_dream(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    await run_sql(
+        database_logins,
+        "SELECT ksi_memory.upsert_items(t, NULL, 'facts', 'derived', false, false, NULL, 'a test', "
+        "json_build_array(json_build_object('id', gen_random_uuid(), 'owner', o, 'key', 'k', "
+        "'hash', '\\x00', 'text_hash', '\\x00', 'words', 1))) "
+        "FROM (SELECT 'default', 'user-' || n FROM generate_series(1, 210) n UNION ALL "
+        "SELECT 'tenant-' || n, '' FROM generate_series(1, 210) n) AS x (t, o)",
+    )
+    ours = await client.request("workflow:start", {"name": "dreams"})
+
+    ended = await client.request("workflow:result", {"run_id": ours["run_id"]})
+    dreamt = await client.request("memory:dream", {})
+
+    assert ended["output"] == 211
+    assert dreamt["read_items"] == 210
 
 
 async def test_dreams_are_scheduled_for_every_tenant(client: AsyncClient) -> None:

@@ -9,44 +9,12 @@ from typer.testing import CliRunner, Result
 
 from ksi_cli.output import UsageError
 from ksi_client import AsyncClient
-from ksi_completion.tests.doubles import Script
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.loader import EntryPoint
 from ksi_memory import events as e
 from ksi_memory.commands import moments as moment_commands
-from ksi_memory.tests.talking import SETTINGS, needed, talk
+from ksi_memory.tests.talking import talk
 
 GARDEN = "I am planning our garden in Porto. We decided to plant three apple trees in March."
-
-
-@pytest.fixture(scope="session")
-def database_template(engine_template: str) -> str:
-    """Copy a database that has the engine's tables."""
-    return engine_template
-
-
-@pytest.fixture
-def script() -> Script:
-    """What the model says."""
-    return Script()
-
-
-@pytest.fixture
-def ksi_plugins(script: Script) -> list[EntryPoint]:
-    """The memory, what it needs, and the script."""
-    return [*needed(), script.plugin()]
-
-
-@pytest.fixture
-def ksi_settings_of_models() -> list[str]:
-    """The double of the models has no settings."""
-    return []
-
-
-@pytest.fixture
-def ksi_settings() -> list[str]:
-    """Read at once."""
-    return [*SETTINGS]
 
 
 async def ksi(daemon: Daemon, *words: str) -> Result:
