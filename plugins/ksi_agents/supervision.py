@@ -61,7 +61,7 @@ class Supervision:
             started = await self._agents.begin_start(agent)
         if started is None:  # another start has overtaken this one
             return
-        self._reconciler.tell(started, "Pending")
+        self._reconciler.tell(started, agent.phase)
         definition = await self._agents.definition_of(started, started.tenant)
         for left in reversed(range(START_TIMES)):
             try:
