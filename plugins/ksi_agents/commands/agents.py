@@ -187,18 +187,18 @@ def get_text(shown: e.AgentShown) -> str:
 def _sections(shown: e.AgentShown) -> list[str]:
     parts = []
     if shown.conditions is not None:
-        rows = [(c.type, c.status, c.reason, c.message) for c in shown.conditions]
-        parts.append(output.table(("CONDITION", "IS", "BECAUSE", ""), rows))
+        so = [(c.type, c.status, c.reason, c.message) for c in shown.conditions]
+        parts.append(output.table(("CONDITION", "IS", "BECAUSE", ""), so))
     if shown.definition is not None:
         parts.append("definition:\n" + output.encode_json(shown.definition))
     if shown.mailbox is not None:
-        rows = [(m.number, m.status, m.sender or "", _line(m.prompt)) for m in shown.mailbox]
-        parts.append(output.table(("MESSAGE", "IS", "FROM", "PROMPT"), rows))
+        mail = [(m.number, m.status, m.sender or "", _line(m.prompt)) for m in shown.mailbox]
+        parts.append(output.table(("MESSAGE", "IS", "FROM", "PROMPT"), mail))
     if shown.usage is not None:
         parts.append(usage_text(shown.usage))
     if shown.children is not None:
-        rows = [(child.name, child.definition, state_of(child)) for child in shown.children]
-        parts.append(output.table(("CHILD", "RUNS BY", "IS"), rows))
+        children = [(child.name, child.definition, state_of(child)) for child in shown.children]
+        parts.append(output.table(("CHILD", "RUNS BY", "IS"), children))
     for title, words in (("channels", shown.channels), ("may call", shown.tools)):
         if words is not None:
             parts.append(f"{title}: {', '.join(words) or 'none'}")
