@@ -23,7 +23,7 @@ from ksi_daemon.protocol.names import did_you_mean, nearest
 from ksi_postgres.database import Database
 from ksi_postgres.news import News
 
-__all__ = ["Catalogue", "Definitions", "Found", "told"]
+__all__ = ["Definitions", "Found", "told"]
 
 WORD: Final = "definitions"
 MAX_NAMED: Final = 1000
@@ -38,38 +38,6 @@ class Found(NamedTuple):
     version: int
 
 
-class Catalogue:
-    """Definitions for those who can't do without: what is not there is an error.
-
-    Args:
-        definitions: Those that there are.
-    """
-
-    def __init__(self, definitions: "Definitions") -> None:
-        self._definitions = definitions
-
-    async def find(
-        self, tenant: str, name: str, version: int | None = None
-    ) -> tuple[Definition, int]:
-        """Return a definition with what it extends, and its version.
-
-        Raises:
-            NotFound: There is none.
-        """
-        found = await self._definitions.find(tenant, name, version)
-        if found is None:
-            raise await self._definitions.not_found(tenant, name, version)
-        return found
-
-    async def read(self, tenant: str, document: Document) -> Definition:
-        """Return what a document of one's own defines, with what it extends.
-
-        Raises:
-            InvalidData: It is not sound.
-        """
-        return await self._definitions.read(tenant, document)
-
-
 class Definitions:
     """The definitions: those that tenants apply, and before them those that stand always.
 
@@ -80,13 +48,11 @@ class Definitions:
         bus: Asks for models and tools.
 
     Attributes:
-        catalogue: Looks them up for those who can't do without.
         standing: Those that every tenant has.
         store: Those that were applied.
     """
 
     def __init__(self, database: Database, news: News, settings: AgentsSettings, bus: Bus) -> None:
-        self.catalogue = Catalogue(self)
         self.standing = Standing()
         self.store = DefinitionStore(database)
         self._checks = Checks(bus, settings)

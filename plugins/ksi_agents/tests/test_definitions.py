@@ -550,7 +550,7 @@ async def test_a_document_of_one_s_own_is_read_and_not_kept(
     (definitions,) = seen.definitions
     await applied(client, document("base", model="test/echo"))
 
-    found = await definitions.catalogue.read(
+    found = await definitions.read(
         "default", e.Document(text="name: a\nextends: base", path="a.yaml")
     )
 
@@ -563,19 +563,16 @@ async def test_a_document_of_one_s_own_is_read_and_not_kept(
         ("nam: a", "a.yaml:1: nam: there is no field"),
     ):
         with pytest.raises(InvalidData, match=why):
-            await definitions.catalogue.read("default", e.Document(text=text, path="a.yaml"))
+            await definitions.read("default", e.Document(text=text, path="a.yaml"))
 
 
-async def test_who_can_t_do_without_is_told_of_the_nearest(client: AsyncClient, seen: Seen) -> None:
-    (definitions,) = seen.definitions
+async def test_who_asks_for_what_is_not_there_is_told_of_the_nearest(client: AsyncClient) -> None:
     await applied(client, document("helper"))
 
     with pytest.raises(NotFound, match="no definition 'helpr'; did you mean helper"):
-        await definitions.catalogue.find("default", "helpr")
+        await show(client, "helpr")
     with pytest.raises(NotFound, match="no version 7 of 'helper' is kept"):
-        await definitions.catalogue.find("default", "helper", 7)
-    definition, version = await definitions.catalogue.find("default", "helper")
-    assert (definition.name, version) == ("helper", 1)
+        await show(client, "helper", 7)
 
 
 # -- listed ---------------------------------------------------------------------------------------

@@ -228,6 +228,12 @@ def test_whatever_a_field_holds_is_sound_or_told_of(fields: dict[str, Any]) -> N
         assert msgspec.convert({"name": "a", **fields}, Definition)
 
 
+def test_what_is_wrong_with_a_prompt_is_told_at_the_beginning_of_the_body() -> None:
+    text = HELPER.replace("You help.", "You help." * 60_000)
+
+    assert wrong(text, "a.md") == "8: prompt: expected `str` of length <= 500000"
+
+
 # -- what extends another -------------------------------------------------------------------------
 
 
