@@ -18,7 +18,7 @@ from ksi_agents.standing import VERSION, Standing
 from ksi_daemon.protocol import Busy, Conflict, InvalidData
 from ksi_daemon.protocol.names import did_you_mean
 
-__all__ = ["Applying", "Outcome", "diff_of"]
+__all__ = ["Applying", "Outcome", "diff_of", "diff_of_resolved"]
 
 MAX_DIFF_LINES: Final = 3000
 MAX_DIFF_CHARACTERS: Final = 100_000
@@ -386,14 +386,17 @@ def _told(step: Step) -> Applied:
     elif step.action == "pruned":
         diff = diff_of(now.text, "", now.name)
     elif was is not None and was.text == now.text:
-        diff = diff_of(_readable(was.resolved), _readable(now.resolved), f"{now.name} (resolved)")
+        before, after = (msgspec.json.encode(each.resolved).decode() for each in (was, now))
+        diff = diff_of_resolved(before, after, now.name)
     else:
         diff = diff_of("" if was is None else was.text, now.text, now.name)
     return Applied(name=now.name, action=step.action, version=now.version, diff=diff)
 
 
-def _readable(resolved: dict[str, Any]) -> str:
-    return msgspec.json.format(msgspec.json.encode(resolved), indent=2).decode()
+def diff_of_resolved(was: str, now: str, name: str) -> str:
+    """Return what differs where the texts do not: in what is extended; of JSON."""
+    before, after = (msgspec.json.format(each, indent=2) for each in (was, now))
+    return diff_of(before, after, f"{name} (resolved)")
 
 
 def diff_of(was: str, now: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from ksi_agents import events as e
-from ksi_agents.applying import diff_of
+from ksi_agents.applying import diff_of, diff_of_resolved
 from ksi_agents.definition import Definition
 from ksi_agents.definitions import Definitions
 from ksi_agents.inheritance import full
@@ -127,17 +127,25 @@ class DefinitionHandlers:
             raise await self._definitions.not_found(tenant, name, None)
         first = "" if standing is None else standing.parsed.text
 
+        def diff(place: int) -> str:
+            each = kept[place]
+            if place + 1 == len(kept):
+                return diff_of(first, each.text, name)
+            was = kept[place + 1]
+            if was.text == each.text:
+                return diff_of_resolved(was.resolved, each.resolved, name)
+            return diff_of(was.text, each.text, name)
+
         def told() -> tuple[e.VersionInfo, ...]:
-            before = [*(each.text for each in kept[1:]), first]
             return tuple(
                 e.VersionInfo(
                     version=each.version,
                     applied_at=each.applied_at,
                     by=each.applied_by,
-                    diff=diff_of(was, each.text, name),
+                    diff=diff(place),
                     is_current=each.is_current,
                 )
-                for each, was in zip(kept[: request.limit], before, strict=False)
+                for place, each in enumerate(kept[: request.limit])
             )
 
         return e.HistoryListed(name=name, versions=await asyncio.to_thread(told))

@@ -76,7 +76,7 @@ SELECT v.version, v.text, v.format, v.given, v.resolved, v.applied_at
 
 -- name: history
 -- Which versions are kept, the newest first?
-SELECT v.version, v.text, v.applied_at, v.applied_by,
+SELECT v.version, v.text, v.resolved, v.applied_at, v.applied_by,
        d.removed_at IS NULL AND v.version = d.version AS is_current
   FROM ksi_agents.definition d
   JOIN ksi_agents.definition_version v ON (v.tenant, v.name) = (d.tenant, d.name)

@@ -41,10 +41,11 @@ class Kept(Struct, frozen=True, kw_only=True):
 
 
 class Version(Struct, frozen=True):
-    """A version without its fields."""
+    """A version with the JSON of what it resolves to."""
 
     version: int
     text: str
+    resolved: str
     applied_at: datetime
     applied_by: str
     is_current: bool

@@ -89,7 +89,7 @@ def _ask_apply(
 
 def _show_applied(applied: e.AgentApplied, *, is_dry_run: bool, as_json: bool) -> None:
     output.show(applied, lambda done: applied_text(done, is_dry_run=is_dry_run), as_json=as_json)
-    _show_problems(applied.problems, as_json=as_json)
+    _show_problems(applied.problems, "nothing is changed", as_json=as_json)
 
 
 def applied_text(applied: e.AgentApplied, *, is_dry_run: bool = False) -> str:
@@ -113,7 +113,7 @@ def validate(files: Files, *, as_json: JsonFlag = False) -> None:
     with connect() as client:
         validated = client.request("agent:validate", request, result_type=e.AgentValidated)
     output.show(validated, validated_text, as_json=as_json)
-    _show_problems(validated.problems, as_json=as_json)
+    _show_problems(validated.problems, "they can't be applied", as_json=as_json)
 
 
 def validated_text(validated: e.AgentValidated) -> str:
@@ -124,12 +124,15 @@ def validated_text(validated: e.AgentValidated) -> str:
     return f"{count} sound: {', '.join(validated.agents)}"
 
 
-def _show_problems(problems: Sequence[e.Problem], *, as_json: bool) -> None:
+def _show_problems(problems: Sequence[e.Problem], so: str, *, as_json: bool) -> None:
     """Tell what is wrong, on stderr; where it is more than warnings the command has failed."""
+    is_wrong = any(not each.is_warning for each in problems)
     if not as_json:
         for each in problems:
             output.note(problem_text(each))
-    if any(not each.is_warning for each in problems):
+        if is_wrong:
+            output.note(f"ksi: {so}")
+    if is_wrong:
         raise typer.Exit(output.FAILED)
 
 

@@ -115,7 +115,9 @@ def test_what_is_wrong_is_told_as_compilers_do_and_nothing_is_kept(
     done = run("apply", "-f", "good.yaml", "-f", "bad.md")
 
     assert done.exit_code == 1
-    assert done.stderr == "bad.md:4: modle: there is no field 'modle'; did you mean model?\n"
+    assert done.stderr == (
+        "bad.md:4: modle: there is no field 'modle'; did you mean model?\nksi: nothing is changed\n"
+    )
     assert done.stdout == ""
     with pytest.raises(NotFound):
         run("show", "good")

@@ -259,6 +259,9 @@ async def test_whoever_extends_a_changed_one_gets_a_new_version(client: AsyncCli
     assert shown.resolved["prompt"] == "Mid own"
     assert shown.resolved["limits"]["requests"] == 3
     assert (await show(client, "own", 1)).resolved["model"] == ["test/echo"]
+    listed = await client.request("agent:history", {"name": "own"}, result_type=e.HistoryListed)
+    assert '+  "model": "test/other"' in listed.versions[0].diff
+    assert "+{" in listed.versions[1].diff
 
 
 async def test_the_order_in_which_they_are_given_is_no_matter(client: AsyncClient) -> None:
