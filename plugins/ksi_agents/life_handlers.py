@@ -23,6 +23,7 @@ from ksi_agents.agents import (
 from ksi_agents.channels import Channels
 from ksi_agents.definition import Definition
 from ksi_agents.definitions import Definitions
+from ksi_agents.inputs import check_input
 from ksi_agents.mailbox import Mailbox
 from ksi_agents.reconcile import AWAY, Reconciler, about
 from ksi_agents.settings import AgentsSettings
@@ -36,10 +37,12 @@ from ksi_daemon.event_system import (
     event_handler,
     event_observer,
 )
+from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import (
     Busy,
     Conflict,
     Context,
+    Denied,
     Event,
     InvalidData,
     NotFound,
@@ -53,6 +56,7 @@ START_S: Final = 10.0  # a start that asks nothing is waited for
 NAME_TRIES: Final = 5
 MAX_STEM: Final = 50
 MAX_SHOWN: Final = 100
+ONLY_READS: Final = "restricted"
 STARTED: Final = ("Ready", "Busy", "Failed", "Completed", "Terminated")
 _GLOB: Final = re.compile(r"[*?]")
 
@@ -116,8 +120,11 @@ class LifeHandlers:
     async def spawn(self, request: e.AgentSpawn) -> e.Agent:
         """Have an agent run: by a definition's name, or by a document of its own."""
         context = _context()
+        _check_conversation(request, context)
         definition, version = await self._asked_for(request, context)
         await self._check_name(request, definition, context)
+        if request.prompt is not None:
+            check_input(definition.name, definition.input, request.prompt)
         verdict, kept = await self._keep(request, definition, version, context)
         self._check(verdict, kept, request, definition)
         assert kept is not None
@@ -134,7 +141,10 @@ class LifeHandlers:
         if request.document is not None:
             if request.version is not None:
                 raise InvalidData("a document of its own has no version")
-            return await self._definitions.read(context.tenant, request.document), 1
+            definition = await self._definitions.read(context.tenant, request.document)
+            if is_bearers(context) and context.agent is None:  # nobody bounds it who may do more
+                definition = structs.replace(definition, permissions=ONLY_READS)
+            return definition, 1
         assert request.definition is not None
         asked = (context.tenant, request.definition, request.version)
         found = await self._definitions.find(*asked)
@@ -468,6 +478,14 @@ class LifeHandlers:
 def name_for(definition: str, agent_id: str) -> str:
     """Return a name for an agent of a definition."""
     return f"{definition[:MAX_STEM].rstrip('._-')}-{agent_id[:6]}"
+
+
+def _check_conversation(request: e.AgentSpawn, context: Context) -> None:
+    """Have nobody read a conversation by an agent of his that he has nothing to do with."""
+    is_own = request.conversation_id in (None, context.conversation)
+    is_bound = context.agent is not None or context.conversation is not None
+    if is_bound and not is_own:
+        raise Denied(f"the conversation {request.conversation_id} is not the sender's own")
 
 
 def _changed(agents: Iterable[Kept]) -> e.AgentsChanged:

@@ -24,6 +24,7 @@ from ksi_agents.events import (
     Mail,
     MailStatus,
 )
+from ksi_agents.inputs import check_input
 from ksi_agents.reconcile import Reconciler
 from ksi_agents.settings import AgentsSettings
 from ksi_completion.events import (
@@ -113,9 +114,11 @@ class Mailbox:
 
         Raises:
             NotFound: There is no such agent.
+            InvalidData: It is not what the agent's definition wants to be told.
             Conflict: It has ended, or the message's id is that of another one.
             Busy: Its mailbox is full.
         """
+        await self._check(context, request.agent, request.prompt)
         message_id = request.message_id or secrets.token_hex(12)
         posted = await self._agents.post(
             context,
@@ -138,10 +141,12 @@ class Mailbox:
 
         Raises:
             NotFound: There is no such agent.
+            InvalidData: It is not what the agent's definition wants to be told.
             Conflict: It has ended, it waits for the sender, or the message's id is another one's.
             Busy: Its mailbox is full.
         """
         until = asyncio.get_running_loop().time() + request.timeout_s
+        await self._check(context, request.agent, request.prompt)
         message_id = request.message_id or secrets.token_hex(12)
         posted = await self._agents.post(
             context,
@@ -159,6 +164,12 @@ class Mailbox:
                 await asyncio.wait({answer}, timeout=_left(until))
             told = await self._answer(going.agent, posted.number, answer, until)
         return msgspec.structs.replace(told, message_id=message_id)
+
+    async def _check(self, context: Context, name: str, prompt: str) -> None:
+        known = await self._agents.who(context.tenant, name)
+        if known is not None and context.user in (None, known.owner):
+            definition = await self._agents.definition_of(known, context.tenant)
+            check_input(name, definition.input, prompt)
 
     def _begin(self, posted: Posted, going: Going) -> None:
         if posted.verdict == "given":

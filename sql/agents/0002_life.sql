@@ -47,7 +47,6 @@ CREATE TABLE agent (
     run text, -- of that message's turn, once that is known
     last_mail bigint NOT NULL DEFAULT 0,
     waiting integer NOT NULL DEFAULT 0,
-    last_entry bigint NOT NULL DEFAULT 0,
     request_id text,
     request_digest text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -92,7 +91,7 @@ SELECT ksi_postgres.protect('mail');
 CREATE TABLE entry (
     tenant text NOT NULL,
     agent text NOT NULL, -- its id
-    number bigint NOT NULL,
+    number bigint GENERATED ALWAYS AS IDENTITY,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     kind text NOT NULL,
     message text NOT NULL,
@@ -126,37 +125,28 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION with_condition IS 'an agent''s conditions, one of them set';
 
--- Notes something that happened to an agent, and forgets what is long past.
 CREATE FUNCTION note(
     of_tenant text, of_agent text, of_kind text, of_message text, of_run text DEFAULT NULL
 ) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
-DECLARE
-    next_number bigint;
-BEGIN
-    UPDATE agent a SET last_entry = a.last_entry + 1
-     WHERE (a.tenant, a.id) = (of_tenant, of_agent)
-    RETURNING a.last_entry INTO next_number;
-    IF FOUND THEN
-        INSERT INTO entry (tenant, agent, number, kind, message, run)
-        VALUES (of_tenant, of_agent, next_number, of_kind, left(of_message, 2000), of_run);
-    END IF;
-END $$;
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
+    INSERT INTO entry (tenant, agent, kind, message, run)
+    VALUES (of_tenant, of_agent, of_kind, left(of_message, 2000), of_run)
+$$;
 COMMENT ON FUNCTION note IS 'notes something that happened to an agent; returns nothing';
 
 -- What was long ago is forgotten now and then: of what happened, and of messages that have ended.
 CREATE FUNCTION forget_past(of_tenant text, of_agent text, kept integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
-DECLARE
-    kept_of agent;
-BEGIN
-    SELECT a.* INTO kept_of FROM agent a WHERE (a.tenant, a.id) = (of_tenant, of_agent);
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
     DELETE FROM entry e
-     WHERE (e.tenant, e.agent) = (of_tenant, of_agent) AND e.number <= kept_of.last_entry - kept;
+     WHERE (e.tenant, e.agent) = (of_tenant, of_agent)
+       AND e.number <= (SELECT y.number FROM entry y
+                         WHERE (y.tenant, y.agent) = (of_tenant, of_agent)
+                         ORDER BY y.number DESC OFFSET kept LIMIT 1);
     DELETE FROM mail m
-     WHERE (m.tenant, m.agent) = (of_tenant, of_agent) AND m.number <= kept_of.last_mail - kept
-       AND m.ended_at IS NOT NULL;
-END $$;
+     WHERE (m.tenant, m.agent) = (of_tenant, of_agent) AND m.ended_at IS NOT NULL
+       AND m.number <= (SELECT a.last_mail - kept FROM agent a
+                         WHERE (a.tenant, a.id) = (of_tenant, of_agent));
+$$;
 COMMENT ON FUNCTION forget_past IS 'forgets what is long past of an agent; returns nothing';
 
 -- Gives an agent that is ready the first of its messages.
@@ -315,7 +305,7 @@ BEGIN
     IF of_prompt IS NOT NULL THEN
         INSERT INTO mail (tenant, agent, number, message_id, status, prompt, context, sender,
                           is_awaited)
-        VALUES (of_tenant, of_id, 1, 'first', 'waiting', of_prompt, of_context, of_parent, false);
+        VALUES (of_tenant, of_id, 1, of_id || '-first', 'waiting', of_prompt, of_context, of_parent, false);
         UPDATE agent x SET last_mail = 1, waiting = 1 WHERE (x.tenant, x.id) = (of_tenant, of_id);
     END IF;
     SELECT x.* INTO a FROM agent x WHERE (x.tenant, x.id) = (of_tenant, of_id);
@@ -432,6 +422,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_t
 DECLARE
     ended mail;
     taken record;
+    goes_on boolean;
 BEGIN
     SELECT x.* INTO a FROM agent x
      WHERE (x.tenant, x.id, x.at_work) = (of_tenant, of_agent, of_number) FOR UPDATE;
@@ -446,8 +437,13 @@ BEGIN
     RETURNING x.* INTO ended;
     of_asker := ended.asker;
     verdict := 'ended';
+    goes_on := a.ended_at IS NULL AND NOT a.is_start_due AND of_status <> 'failed'
+        AND NOT (a.is_errand AND a.waiting = 0);
     UPDATE agent x
-       SET at_work = NULL, run = NULL, due_at = NULL, used_at = clock_timestamp()
+       SET at_work = NULL, run = NULL, due_at = NULL, used_at = clock_timestamp(),
+           phase = CASE WHEN goes_on THEN 'Ready' ELSE x.phase END,
+           reason = CASE WHEN NOT goes_on THEN x.reason
+                         WHEN x.desired = 'paused' THEN 'Paused' ELSE '' END
      WHERE (x.tenant, x.id) = (of_tenant, of_agent)
     RETURNING x.* INTO a;
     PERFORM note(of_tenant, of_agent, 'message', format('%s %s%s', of_number, of_status,
@@ -462,7 +458,7 @@ BEGIN
         SELECT r.* INTO a FROM start_anew(of_tenant, of_agent) r;
     ELSIF of_status = 'failed' THEN
         SELECT f.* INTO a FROM fail(of_tenant, of_agent, 'TurnFailed', why_failed) f;
-    ELSIF a.is_errand AND a.waiting = 0 THEN
+    ELSIF NOT goes_on THEN
         UPDATE agent x
            SET phase = 'Completed', desired = 'ended', ended_at = clock_timestamp(),
                reason = CASE WHEN of_status = 'cancelled' THEN 'Cancelled' ELSE '' END,
@@ -470,16 +466,10 @@ BEGIN
          WHERE (x.tenant, x.id) = (of_tenant, of_agent)
         RETURNING x.* INTO a;
         PERFORM note(of_tenant, of_agent, 'completed', 'its mailbox is worked off');
-    ELSE
-        UPDATE agent x
-           SET phase = 'Ready', reason = CASE WHEN x.desired = 'paused' THEN 'Paused' ELSE '' END
-         WHERE (x.tenant, x.id) = (of_tenant, of_agent)
-        RETURNING x.* INTO a;
-        IF a.waiting > 0 AND a.desired = 'running' THEN
-            SELECT t.a, t.m INTO taken FROM take_head(of_tenant, of_agent) t;
-            a := taken.a;
-            m := taken.m;
-        END IF;
+    ELSIF a.waiting > 0 AND a.desired = 'running' THEN
+        SELECT t.a, t.m INTO taken FROM take_head(of_tenant, of_agent) t;
+        a := taken.a;
+        m := taken.m;
     END IF;
 END $$;
 COMMENT ON FUNCTION end_mail IS 'ends a message; verdict: ended, over';

@@ -15,7 +15,7 @@ from ksi_agents.tests.helpers import (
     spawned,
     until,
 )
-from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound
+from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, NotFound
 from ksi_completion.tests.doubles import Script
 
 pytestmark = pytest.mark.usefixtures("script")
@@ -195,6 +195,32 @@ async def test_changes_of_an_agent_are_published(client: AsyncClient) -> None:
     ]
 
 
+async def test_whoever_has_a_token_gets_no_agent_that_may_do_more_than_only_read(
+    client: AsyncClient, connect: Any
+) -> None:
+    grants = {"call": ["agent:*"]}
+    made = await client.request("token:create", {"name": "bot", "grants": grants, "ttl_s": 60})
+    bot = await connect(token=made["token"])
+
+    data = {"document": document(tools=["*"], permissions="trusted"), "name": "bob"}
+    await bot.request("agent:spawn", data)
+    shown = await get(client, "bob", "definition", "tools")
+
+    assert shown["definition"]["permissions"] == "restricted"
+    assert "ask_agent" not in shown["tools"]
+
+
+async def test_an_agent_spawns_none_into_the_conversations_of_others(client: AsyncClient) -> None:
+    await client.request("conversation:create", {"conversation_id": "private"})
+    data = {"document": document(), "name": "bob", "conversation_id": "private"}
+
+    with pytest.raises(Denied, match="conversation"):
+        await client.request("agent:spawn", data, context={"agent": "ann", "conversation": "own"})
+
+    agent = await client.request("agent:spawn", data)
+    assert agent["conversation_id"] == "private"
+
+
 # -- listed --------------------------------------------------------------------------------------
 
 
@@ -240,7 +266,8 @@ async def test_what_happened_to_an_agent_is_told(client: AsyncClient, script: Sc
     kinds = [entry["kind"] for entry in logs["entries"]]
     assert kinds == ["paused", "message", "ready", "spawned"]
     assert logs["entries"][1]["run_id"] == answer["run_id"]
-    older = await client.request("agent:logs", {"name": "bob", "before": 2, "limit": 5})
+    before = logs["entries"][2]["number"]
+    older = await client.request("agent:logs", {"name": "bob", "before": before, "limit": 5})
     assert [entry["kind"] for entry in older["entries"]] == ["spawned"]
 
 

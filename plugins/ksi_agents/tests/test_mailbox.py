@@ -7,7 +7,7 @@ import pytest
 
 from ksi_agents.mailbox import mail_of_request, request_of
 from ksi_agents.tests.helpers import ask, change, get, send, spawned, until
-from ksi_client import AsyncClient, Busy, Conflict, NotFound
+from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound
 from ksi_completion.tests.conversing import run_sql
 from ksi_completion.tests.doubles import Script
 from ksi_completion.tests.test_turns import words_of
@@ -196,6 +196,21 @@ async def test_a_message_to_nobody_or_to_one_who_has_ended_is_refused(
         await send(client)
     with pytest.raises(NotFound, match="there is no agent eve"):
         await ask(client, name="eve")
+
+
+async def test_what_an_agent_is_told_is_held_to_its_schema(
+    client: AsyncClient, script: Script
+) -> None:
+    schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
+    await spawned(client, fields={"input": schema})
+
+    for prompt, why in (("Oslo", "no JSON"), ("{}", "city"), ('{"city": 4}', r"\$\.city")):
+        with pytest.raises(InvalidData, match=why):
+            await ask(client, prompt)
+    answer = await ask(client, '{"city": "Oslo"}')
+
+    assert answer["status"] == "succeeded"
+    assert len(await mails(client)) == len(script.calls) == 1
 
 
 # -- what goes wrong -----------------------------------------------------------------------------
