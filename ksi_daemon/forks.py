@@ -237,6 +237,8 @@ def main(control: int, module: str) -> None:
     """Import what a program needs; fork for each request, and be the program in the fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of whoever sits before the tests
     _import(module)
+    tasks = os.listdir("/proc/self/task")  # noqa: PTH208  names alone
+    assert len(tasks) == 1, "an import has begun threads, which no fork would have"
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=control) as requests:

@@ -41,6 +41,7 @@ def test_with_uv_it_is_made_once_mended_when_stale_and_made_anew_when_killed_or_
     checkout.copy_tree()
     (tmp_path / "msgspec.py").write_text("raise SystemExit('a stranger was imported')")
     checkout.environ["PYTHONPATH"] = str(tmp_path)
+    checkout.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     killed = checkout.begin("status")
     assert killed.stderr is not None
     assert any("installing" in line for line in killed.stderr)
@@ -53,6 +54,7 @@ def test_with_uv_it_is_made_once_mended_when_stale_and_made_anew_when_killed_or_
     assert [each.returncode for each in both] == [3, 3], outputs
     assert sorted("Making" in err for _, err in outputs) == [False, True], outputs
     assert all(json.loads(out)["running"] is False for out, _ in outputs)
+    assert list(checkout.root.glob("interfaces/ksi_cli/__pycache__/*.pyc")), "compiled each time"
 
     marker = checkout.root / ".venv" / "marker"
     marker.touch()

@@ -85,6 +85,7 @@ def test_its_command_is_a_command_of_ksi(daemon_process: DaemonProcess, installe
     assert (said.stdout, said.stderr) == ("HELLO!\n", "")
 
 
+@pytest.mark.timeout(150)  # it makes a database, and three daemons with all plugins
 def test_its_own_tests_need_no_conftest(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "example")
 
@@ -94,7 +95,7 @@ def test_its_own_tests_need_no_conftest(installed: Path, tmp_path: Path) -> None
         env=environ(installed, tmp_path),
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
 

@@ -11,6 +11,7 @@ from typing import Final
 from ksi_daemon.protocol import Failed, InvalidData
 from ksi_postgres.binaries import Binaries
 from ksi_postgres.children import run_program
+from ksi_postgres.memory import buffers_mb
 from ksi_postgres.place import PORT, SUPERUSER, Place, sync_folder, write_atomically
 from ksi_postgres.settings import PostgresSettings
 
@@ -87,7 +88,7 @@ def configuration(place: Place, settings: PostgresSettings, *, fsync: bool) -> l
     ident = place.write_config("pg_ident.conf", "")
     values = TUNED | {
         "max_connections": str(settings.max_connections),
-        "shared_buffers": f"{settings.shared_buffers_mb}MB",
+        "shared_buffers": f"{buffers_mb(settings.shared_buffers_mb)}MB",
         "dynamic_shared_memory_type": _shared_memory(),
     }
     if not fsync:

@@ -23,7 +23,8 @@ class PostgresSettings(Struct, frozen=True, kw_only=True):
         pool_connections: Connections that the daemon's own queries share.
         reader_connections: Connections that the queries of people and agents share.
         max_connections: Connections that the embedded Postgres allows.
-        shared_buffers_mb: Memory that the embedded Postgres keeps pages in.
+        shared_buffers_mb: Memory that the embedded Postgres keeps pages in; 0 is a thirty-second of
+            what there is, from 32 to 512.
         connect_timeout_s: How long making a connection may take.
         acquire_timeout_s: How long a query may wait for a connection of the pool.
         query_timeout_s: How long a query may take unless its caller says so; 0 is for ever.
@@ -43,7 +44,7 @@ class PostgresSettings(Struct, frozen=True, kw_only=True):
     pool_connections: Positive = 8
     reader_connections: Positive = 2
     max_connections: Annotated[int, Meta(ge=20)] = 60
-    shared_buffers_mb: Annotated[int, Meta(ge=1)] = 64
+    shared_buffers_mb: Annotated[int, Meta(ge=0)] = 0
     connect_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     acquire_timeout_s: Annotated[float, Meta(gt=0)] = 10.0
     query_timeout_s: Seconds = 60.0

@@ -505,6 +505,25 @@ async def test_words_weigh_by_how_rare_they_are_in_all_tables_that_are_searched(
     assert {hit.body for hit in both.results} == {"tent"}  # 10 of 41, against 31
 
 
+async def test_of_words_that_thousands_have_the_pairs_are_found(
+    items: Items, search: Search
+) -> None:
+    many = [
+        NewItem(key=f"n{place}", body=f"{('granite', 'basalt')[place % 2]} number {place}")
+        for place in range(5200)
+    ]
+    both = NewItem(key="both", body="where granite meets basalt")
+    for first in range(0, len(many), 1300):
+        await items.upsert(ALL, "moments", many[first : first + 1300])
+    await items.upsert(ALL, "moments", [both])
+
+    assert keys(await search.search(ALL, "granite and basalt"))[0] == "both"
+    # Of a word alone as many are looked at as a search may.
+    assert len(keys(await search.search(ALL, "basalt"))) == 10
+    # A rare word still leads to what has it alone.
+    assert keys(await search.search(ALL, "basalt number 77"))[0] == "n77"
+
+
 async def test_equals_are_in_the_order_of_their_ids(items: Items, search: Search) -> None:
     await items.upsert(ALL, "moments", [NewItem(key=f"m{n}", body="lake") for n in range(20)])
 
