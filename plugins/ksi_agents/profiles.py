@@ -72,6 +72,7 @@ class Profiles:
             output_schema=definition.output,
             limits=limits_of(definition),
             is_told=definition.memory.read,
+            is_remembered=definition.memory.write,
         )
 
     @event_observer("completion:result")

@@ -361,7 +361,8 @@ class AgentProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``agent`` is whose version it is: the one that was asked for, or one that stands in for it. Of
     ``models`` the first that can answers. What plugins add to a prompt (``completion:context``) is
-    left out where it ``is_told`` nothing.
+    left out where it ``is_told`` nothing; of the conversations of one that is not ``is_remembered``
+    no plugin keeps anything.
     """
 
     agent: str
@@ -373,6 +374,7 @@ class AgentProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_schema: dict[str, Any] | None = None
     limits: TurnLimits = TurnLimits()
     is_told: bool = True
+    is_remembered: bool = True
 
 
 class CompletionContext(Struct, frozen=True, kw_only=True):

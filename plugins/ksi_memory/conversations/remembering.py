@@ -12,7 +12,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ksi_completion.events import NumberedMessage
+from ksi_completion.events import (
+    AgentProfile,
+    CompletionAgent,
+    Conversation,
+    ConversationGet,
+    NumberedMessage,
+)
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as, current_context, event_observer
 from ksi_daemon.protocol import Busy, Context, Event, KsiError, NotFound, TimedOut, Unavailable
@@ -65,6 +71,7 @@ class Read(Struct, frozen=True):
     left: dict[str, int] = {}
     found: tuple[str, ...] = ()
     wants_model: bool = False
+    is_left_alone: bool = False
 
 
 class Outcome(Struct, frozen=True):
@@ -229,6 +236,13 @@ class Remembering:
         if reading is None:
             return Read()
         whose = _whose(tenant, reading.owner, conversation, run)
+        if await self._is_left_alone(whose, conversation):
+            return Read(
+                owner=reading.owner,
+                through=reading.through,
+                through_turn=reading.through_turn,
+                is_left_alone=True,
+            )
         kept: list[str] = []
         found: list[str] = []
         left: dict[str, int] = {}
@@ -252,6 +266,27 @@ class Remembering:
             found=tuple(dict.fromkeys(found))[:MAX_WAITING],
             wants_model=is_telling and bool(self._settings.extraction_model),
         )
+
+    async def _is_left_alone(self, whose: Whose, conversation: str) -> bool:
+        """Say whether a conversation's agent is declared to be remembered nothing of."""
+        with self._as(whose):
+            try:
+                found = await self._bus.request(
+                    "conversation:get",
+                    ConversationGet(conversation_id=conversation),
+                    result_type=Conversation,
+                )
+            except NotFound:
+                return True
+            if found.agent is None:
+                return False
+            answers = await self._bus.gather("completion:agent", CompletionAgent(agent=found.agent))
+        for answer in answers:
+            if answer.error is not None:
+                raise Unavailable(f"who {found.agent} is can't be told: {answer.error.message}")
+            if answer.result is not None:
+                return not msgspec.convert(answer.result, AgentProfile).is_remembered
+        return False
 
     async def _spoken(self, conversation: str, reading: Reading) -> AsyncIterator[NumberedMessage]:
         """Yield what a person said."""
@@ -284,6 +319,8 @@ class Remembering:
         with self._as(whose):
             try:
                 await self._end(conversation, read)
+                if read.is_left_alone:
+                    return 0
                 return await self._compaction.plan(whose, conversation, threshold)
             except NotFound:
                 return 0
@@ -297,8 +334,10 @@ class Remembering:
         reading = msgspec.structs.replace(
             reading, through=read.through, through_turn=read.through_turn
         )
-        some = talk.messages(self._bus, conversation, reading.after, reading.through)
-        tokens = sum([each.tokens async for each in some])
+        tokens = 0
+        if not read.is_left_alone:
+            some = talk.messages(self._bus, conversation, reading.after, reading.through)
+            tokens = sum([each.tokens async for each in some])
         await self._store.end_reading(tenant, conversation, reading, tokens)
 
     @step(name="write", retries=PATIENT, timeout_s=STEP_S)

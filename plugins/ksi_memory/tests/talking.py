@@ -19,14 +19,14 @@ def needed() -> list[EntryPoint]:
 
 
 async def talk(
-    client: AsyncClient, conversation: str, *prompts: str, user: str | None = None
+    client: AsyncClient, conversation: str, *prompts: str, user: str | None = None, **more: Any
 ) -> list[Any]:
     """Say one thing after the other, and return what was told once each was read."""
     context = {} if user is None else {"user": user}
     told = []
     async with await client.subscribe("memory:remembered") as news:
         for prompt in prompts:
-            asked = {"prompt": prompt, "conversation_id": conversation}
+            asked = {"prompt": prompt, "conversation_id": conversation, **more}
             turn = await client.request("completion:async", asked, context=context)
             told.append(await read(news, conversation, 2 * turn["turn"]))
     return told

@@ -20,9 +20,15 @@ def script() -> Script:
 
 
 @pytest.fixture
-def ksi_plugins(script: Script) -> list[EntryPoint]:
+def more_plugins(request: pytest.FixtureRequest) -> tuple[EntryPoint, ...]:
+    """Those that a test has besides, as its parameter."""
+    return getattr(request, "param", ())
+
+
+@pytest.fixture
+def ksi_plugins(script: Script, more_plugins: tuple[EntryPoint, ...]) -> list[EntryPoint]:
     """The memory, what it needs, and the script."""
-    return [*needed(), script.plugin()]
+    return [*needed(), script.plugin(), *more_plugins]
 
 
 @pytest.fixture

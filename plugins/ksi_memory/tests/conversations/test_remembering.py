@@ -1,11 +1,17 @@
 """What becomes of conversations after their turns: facts, people, days, moments."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, InvalidData, NotFound
+from ksi_completion.events import AgentProfile, CompletionAgent
 from ksi_completion.tests.doubles import Script
+from ksi_daemon.event_system import event_contributor
+from ksi_daemon.hookspecs import hookimpl
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import module_plugin
 from ksi_memory.tests.talking import SETTINGS, read, remembered, run_sql, talk
 from ksi_postgres.logins import Logins
 
@@ -292,6 +298,38 @@ async def test_nothing_is_remembered_where_that_is_switched_off(client: AsyncCli
 
     assert runs["runs"] == []
     assert await remembered(client, "facts") == {}
+
+
+class Register:
+    """Declares one agent."""
+
+    @event_contributor("completion:agent")
+    def who(self, asked: CompletionAgent) -> AgentProfile | None:
+        """Tell of it that nothing of its conversations is to be kept."""
+        if asked.agent != "discreet":
+            return None
+        return AgentProfile(agent="discreet", version=1, is_remembered=False)
+
+
+def registering() -> EntryPoint:
+    @hookimpl
+    async def ksi_lifespan(plugin: Any) -> AsyncIterator[None]:
+        plugin.add(Register())
+        yield
+
+    return module_plugin("register", ksi_lifespan=ksi_lifespan)
+
+
+@pytest.mark.parametrize("more_plugins", [(registering(),)], indirect=True)
+async def test_of_an_agent_that_is_not_to_be_remembered_nothing_is(client: AsyncClient) -> None:
+    words = "My name is Anna. " + "I walked a long way through the hills today. " * 30
+    left = await talk(client, "c1", words, user="anna", agent="discreet")
+    kept = await talk(client, "c2", "My name is Ann.", user="ann", agent="other")
+
+    assert (left[0].get("kept"), left[0].get("moments")) == (None, None)
+    assert await remembered(client, "facts", user="anna") == {}
+    assert await remembered(client, "moments", user="anna") == {}
+    assert kept[0]["kept"]
 
 
 async def test_what_an_agent_says_to_another_is_nobodys_word(
