@@ -19,6 +19,7 @@ from ksi_postgres.queries import load_queries
 SQL: Final = load_queries(__package__, "life_queries.sql")
 MAX_KNOWN: Final = 2000
 MAX_BLUEPRINTS: Final = 500
+FORGOTTEN_AT_ONCE: Final = 1000
 CHANGED: Final = "agent-changed"
 ENDED: Final = ("Completed", "Terminated")
 
@@ -414,6 +415,10 @@ class Agents:
             self._changed(going.agent)
         return row["of_asker"], going
 
+    async def end_wait(self, tenant: str, agent_id: str, number: int) -> None:
+        """Note that a message's sender waits for it no more."""
+        await self._database.execute(SQL["end_wait"], tenant, agent_id, number)
+
     async def note_runs(self, runs: Sequence[tuple[str, str, int, str]]) -> None:
         """Note the runs of messages that are worked at."""
         columns = [list(column) for column in zip(*runs, strict=True)]
@@ -521,9 +526,10 @@ class Agents:
             for row in rows
         )
 
-    async def forget_blueprints(self) -> None:
-        """Forget what nobody runs by any more."""
-        await self._database.execute(SQL["forget_blueprints"], 1000)
+    async def forget_past(self, older_than_s: float) -> None:
+        """Forget agents that have ended long ago, and what nobody runs by any more."""
+        await self._database.execute(SQL["forget_ended"], older_than_s, FORGOTTEN_AT_ONCE)
+        await self._database.execute(SQL["forget_blueprints"], FORGOTTEN_AT_ONCE)
 
 
 # -- of rows -------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ async def living(
         spent: Tells what an agent has taken.
     """
     settings, bus = plugin.settings, plugin.bus
-    reconciler = Reconciler(agents, bus, settings.sweep_s)
+    reconciler = Reconciler(agents, bus, settings)
     mailbox = Mailbox(settings, agents, bus, news, reconciler)
     supervision = Supervision(settings, agents, definitions, permits, bus, reconciler)
     channels = Channels(settings, agents, reconciler)

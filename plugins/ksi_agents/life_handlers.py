@@ -53,6 +53,7 @@ from ksi_workflows.events import WorkflowDescribed, WorkflowGet
 
 WAIT_MARGIN_S: Final = 3700.0
 START_S: Final = 10.0  # a start that asks nothing is waited for
+MANY_S: Final = 600.0  # ten thousand at once take their time
 NAME_TRIES: Final = 5
 MAX_STEM: Final = 50
 MAX_SHOWN: Final = 100
@@ -366,19 +367,23 @@ class LifeHandlers:
         context = _context()
         chosen = await self._chosen(request.which, context)
         paused = await self._agents.pause(context.tenant, [each.id for each in chosen])
+        for each in paused:
+            self._reconciler.tell(each, each.phase, each.run, always=True)
         return _changed(paused)
 
-    @event_handler("agent:resume")
+    @event_handler("agent:resume", timeout_s=MANY_S)
     async def resume(self, request: e.AgentResume) -> e.AgentsChanged:
         """Have paused agents go on."""
         changed = []
         for each in await self._chosen(request.which, _context()):
             going = await self._agents.resume(each)
             self._reconciler.go_on(going, was=each.phase)
+            if going.agent.phase == each.phase:
+                self._reconciler.tell(going.agent, each.phase, always=True)
             changed.append(going.agent)
         return _changed(changed)
 
-    @event_handler("agent:restart")
+    @event_handler("agent:restart", timeout_s=MANY_S)
     async def restart(self, request: e.AgentRestart) -> e.AgentsChanged:
         """Start agents anew, by the newest version of their definitions; mailboxes stay."""
         changed = []
@@ -404,21 +409,20 @@ class LifeHandlers:
                 return found.definition, found.version
         return await self._agents.definition_of(kept, kept.tenant), kept.version
 
-    @event_handler("agent:terminate")
+    @event_handler("agent:terminate", timeout_s=MANY_S)
     async def terminate(self, request: e.AgentTerminate) -> e.AgentsChanged:
         """End agents for good: what runs is cancelled, what waits in their mailboxes too."""
         context = _context()
         chosen = await self._chosen(request.which, context, with_children=request.children)
         if request.dry_run:
             return e.AgentsChanged(agents=tuple(map(agent_of, chosen)), is_dry_run=True)
+        await self._supervision.forbid(chosen)  # first: after that their names are free
         was = {each.id: each.phase for each in chosen}
         why = request.reason or "it was terminated"
         ended = await self._agents.terminate(context.tenant, [each.id for each in chosen], why)
         for each in ended:
             self._reconciler.go_on(Going(each), was=was[each.id])
             self._mailbox.look(each)
-        for each in ended:
-            await self._supervision.forbid(each)
         return _changed(ended)
 
     async def _chosen(

@@ -99,3 +99,11 @@ SELECT f.verdict, f.name AS to_name, (f.a).*, (f.m).number AS mail_number, (f.m)
 -- name: forget_blueprints
 -- Drops what nobody runs by.
 SELECT ksi_agents.forget_blueprints($1);
+
+-- name: forget_ended
+-- Drops agents that have ended long ago.
+SELECT ksi_agents.forget_ended($1, $2);
+
+-- name: end_wait
+-- Notes that a message's sender waits no more.
+SELECT ksi_agents.end_wait($1, $2, $3);

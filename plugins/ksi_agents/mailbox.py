@@ -163,6 +163,8 @@ class Mailbox:
             if posted.verdict == "given":
                 await asyncio.wait({answer}, timeout=_left(until))
             told = await self._answer(going.agent, posted.number, answer, until)
+        if told.status not in ENDED and context.agent is not None:
+            await self._agents.end_wait(going.agent.tenant, going.agent.id, posted.number)
         return msgspec.structs.replace(told, message_id=message_id)
 
     async def _check(self, context: Context, name: str, prompt: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from ksi_agents.agents import Agents, Given, Going, Kept
 from ksi_agents.events import AgentChanged, Phase
+from ksi_agents.settings import AgentsSettings
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import Busy, KsiError, TimedOut, Unavailable
@@ -35,17 +36,19 @@ class Reconciler:
     Args:
         agents: Keeps them.
         bus: Tells of their changes.
-        sweep_s: How often to look for those that nobody has taken on.
+        settings: How often to look for those that nobody has taken on, and how long to keep those
+            that have ended.
 
     Attributes:
         waiters: Those who wait for a change of an agent, by `about`.
     """
 
-    def __init__(self, agents: Agents, bus: Bus, sweep_s: float) -> None:
+    def __init__(self, agents: Agents, bus: Bus, settings: AgentsSettings) -> None:
         self.waiters = Waiters()
         self._agents = agents
         self._bus = bus
-        self._sweep_s = sweep_s
+        self._sweep_s = settings.sweep_s
+        self._ended_kept_s = settings.ended_kept_s
         self._tasks: asyncio.TaskGroup | None = None
         self._running: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(AT_ONCE))
@@ -95,10 +98,12 @@ class Reconciler:
         delay_s = (agent.next_start_at - datetime.now(UTC)).total_seconds()
         asyncio.get_running_loop().call_later(max(delay_s, 0.0) + 0.01, self._looks.set)
 
-    def tell(self, agent: Kept, was: str | None, run: str | None = None) -> None:
-        """Publish that an agent's phase has changed, if it has."""
+    def tell(
+        self, agent: Kept, was: str | None, run: str | None = None, *, always: bool = False
+    ) -> None:
+        """Publish that an agent's phase has changed, if it has, or why it is in it."""
         self.waiters.wake(about(agent))
-        if was is None or was == agent.phase:
+        if was is None or (was == agent.phase and not always):
             return
         change = AgentChanged(
             name=agent.name,
@@ -148,7 +153,7 @@ class Reconciler:
                     continue
                 if loop.time() - tidied_at > TIDY_S:
                     tidied_at = loop.time()
-                    await self._agents.forget_blueprints()
+                    await self._agents.forget_past(self._ended_kept_s)
             except AWAY:
                 pass  # Postgres is away; there will be another time
             try:

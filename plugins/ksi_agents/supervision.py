@@ -1,6 +1,7 @@
 """Starts agents: says what each may call, asks it what it must know, and counts its failures."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from ksi_agents.agents import Agents, Kept
@@ -22,6 +23,7 @@ from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import Conflict, Context, KsiError, NotFound
 
+FORBIDDEN_AT_ONCE: Final = 16
 START_TIMES: Final = 20
 START_AGAIN_S: Final = 0.5
 
@@ -94,10 +96,18 @@ class Supervision:
             return "StartFailed", error.message
         return None, ""
 
-    async def forbid(self, agent: Kept) -> None:
-        """Have the gate forget an agent that has ended, unless its name is a definition's, too."""
-        if await self._definitions.find(agent.tenant, agent.name) is None:
-            await self._permits.forget(agent.tenant, agent.name)
+    async def forbid(self, agents: Iterable[Kept]) -> None:
+        """Have the gate forget agents that end, but for names that are definitions', too."""
+        left = iter(agents)
+
+        async def forbid_some() -> None:
+            for agent in left:
+                if await self._definitions.find(agent.tenant, agent.name) is None:
+                    await self._permits.forget(agent.tenant, agent.name)
+
+        async with asyncio.TaskGroup() as together:
+            for _ in range(FORBIDDEN_AT_ONCE):
+                together.create_task(forbid_some(), name="forbid")
 
     # -- whether it is ready --------------------------------------------------------------------
 

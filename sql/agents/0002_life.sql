@@ -59,6 +59,7 @@ CREATE TABLE agent (
 );
 CREATE INDEX agent_due ON agent (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX agent_living ON agent (tenant) WHERE ended_at IS NULL;
+CREATE INDEX agent_ended ON agent (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX agent_of_parent ON agent (tenant, parent) WHERE parent IS NOT NULL;
 CREATE INDEX agent_of_blueprint ON agent (tenant, digest);
 CREATE UNIQUE INDEX agent_of_request ON agent (tenant, request_id) WHERE request_id IS NOT NULL;
@@ -86,6 +87,7 @@ CREATE TABLE mail (
     FOREIGN KEY (tenant, agent) REFERENCES agent (tenant, id) ON DELETE CASCADE
 );
 CREATE INDEX mail_waiting ON mail (tenant, agent, number) WHERE status = 'waiting';
+CREATE INDEX mail_awaited ON mail (tenant, agent) WHERE is_awaited AND ended_at IS NULL;
 SELECT ksi_postgres.protect('mail');
 
 CREATE TABLE entry (
@@ -170,19 +172,19 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION take_head IS 'gives a ready agent its next message, if there is one';
 
--- Whether somebody whom an agent waits for waits for it: by the messages that are worked at.
+-- Whoever is awaited by one waits for all that this one waits for: by the messages that are open.
 CREATE FUNCTION is_awaited_by(of_tenant text, of_sender text, of_name text) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
-    WITH RECURSIVE chain AS (
-        SELECT of_sender AS name, 1 AS depth
+    WITH RECURSIVE waiting AS (
+        SELECT of_sender AS name
         UNION
-        SELECT m.sender, c.depth + 1
-          FROM chain c
-          JOIN agent a ON (a.tenant, a.name) = (of_tenant, c.name)
-          JOIN mail m ON (m.tenant, m.agent, m.number) = (of_tenant, a.id, a.at_work)
-         WHERE m.is_awaited AND m.sender IS NOT NULL AND c.depth < 32
+        SELECT m.sender
+          FROM waiting w
+          JOIN agent a ON (a.tenant, a.name) = (of_tenant, w.name)
+          JOIN mail m ON (m.tenant, m.agent) = (of_tenant, a.id)
+         WHERE m.is_awaited AND m.ended_at IS NULL
     )
-    SELECT EXISTS (SELECT FROM chain c WHERE c.name = of_name)
+    SELECT EXISTS (SELECT FROM waiting w WHERE w.name = of_name)
 $$;
 COMMENT ON FUNCTION is_awaited_by IS 'would two agents wait for one another?';
 
@@ -196,6 +198,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_t
 DECLARE
     is_given boolean;
 BEGIN
+    IF awaited AND of_sender IS NOT NULL THEN -- two who ask one another at once see each other
+        PERFORM pg_advisory_xact_lock(hashtextextended('ksi_agents ask ' || of_tenant, 0));
+    END IF;
     SELECT x.* INTO a FROM agent x WHERE (x.tenant, x.name) = (of_tenant, of_name) FOR UPDATE;
     IF NOT FOUND OR (of_user IS NOT NULL AND a.owner IS DISTINCT FROM of_user) THEN
         verdict := 'not_found';
@@ -652,6 +657,13 @@ LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp 
 $$;
 COMMENT ON FUNCTION due IS 'agents that somebody is to look after';
 
+CREATE FUNCTION end_wait(of_tenant text, of_agent text, of_number bigint) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
+    UPDATE mail m SET is_awaited = false
+     WHERE (m.tenant, m.agent, m.number) = (of_tenant, of_agent, of_number) AND m.is_awaited
+$$;
+COMMENT ON FUNCTION end_wait IS 'notes that a message''s sender waits no more; returns nothing';
+
 CREATE FUNCTION note_runs(each_tenant text[], agents text[], numbers bigint[], runs text[])
 RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
@@ -783,3 +795,15 @@ LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp 
          LIMIT at_most)
 $$;
 COMMENT ON FUNCTION forget_blueprints IS 'forgets blueprints that nobody runs by; returns nothing';
+
+-- Agents that have ended long ago, with all that was theirs but their conversations.
+CREATE FUNCTION forget_ended(older_than_s double precision, at_most integer) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
+    DELETE FROM agent a
+     WHERE (a.tenant, a.name) IN (
+        SELECT x.tenant, x.name FROM agent x
+         WHERE x.ended_at < clock_timestamp() - make_interval(secs => older_than_s)
+           AND x.at_work IS NULL
+         LIMIT at_most FOR UPDATE SKIP LOCKED)
+$$;
+COMMENT ON FUNCTION forget_ended IS 'forgets agents that have ended long ago; returns nothing';

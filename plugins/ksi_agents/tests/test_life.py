@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ksi_agents.agents import Agents
 from ksi_agents.tests.helpers import (
     ask,
     change,
@@ -16,7 +17,11 @@ from ksi_agents.tests.helpers import (
     until,
 )
 from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, NotFound
+from ksi_completion.tests.conversing import run_sql
 from ksi_completion.tests.doubles import Script
+from ksi_postgres.database import Database
+from ksi_postgres.logins import Logins
+from ksi_postgres.news import News
 
 pytestmark = pytest.mark.usefixtures("script")
 
@@ -427,6 +432,26 @@ async def test_a_name_is_free_again_once_its_agent_has_ended(
     assert permitted["parent"] is None
     assert first["conversation_id"] != second["conversation_id"]
     assert (answer["status"], answer["text"]) == ("succeeded", "seen 1")
+
+
+async def test_agents_that_have_ended_long_ago_are_forgotten(
+    client: AsyncClient, database_logins: Logins, database: Database
+) -> None:
+    for name in ("ann", "ben", "cat"):
+        await spawned(client, name, {"description": name})
+        await ask(client, name=name)
+    await change(client, "terminate", "ann", "ben")
+    await run_sql(
+        database_logins,
+        "UPDATE ksi_agents.agent SET ended_at = ended_at - interval '2 hours' WHERE name = 'ann'",
+    )
+
+    await Agents(database, News("ksi_agents", database)).forget_past(3600.0)
+
+    assert await names(client, ended=True) == ["ben", "cat"]
+    kept = await run_sql(database_logins, "SELECT definition FROM ksi_agents.blueprint")
+    assert len(kept) == 2
+    assert (await ask(client, name="cat"))["status"] == "succeeded"
 
 
 async def test_agents_are_ended_in_bulk_once_it_was_said_which(client: AsyncClient) -> None:

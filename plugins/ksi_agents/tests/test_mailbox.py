@@ -186,6 +186,31 @@ async def test_agents_that_would_wait_for_one_another_are_told_at_once(
         script.gate.set()
 
 
+async def test_two_at_work_who_ask_one_another_are_not_both_left_waiting(
+    client: AsyncClient, script: Script
+) -> None:
+    script.gate = asyncio.Event()
+    script.say("one two three", "four five six")
+    for name in ("ann", "ben"):
+        await spawned(client, name)
+        await send(client, "work", name)
+        await until(client, lambda it: it["phase"] == "Busy", name)
+    ann, ben = {"agent": "ann", "prompt": "x"}, {"agent": "ben", "prompt": "x"}
+
+    late = await client.request("agent:ask", {**ben, "timeout_s": 0}, context={"agent": "ann"})
+    async with asyncio.TaskGroup() as together:
+        asking = together.create_task(
+            client.request("agent:ask", ann, context={"agent": "ben"})
+        )  # ann waits for ben no more
+        await until(client, lambda it: it["waiting"] == 1, "ann")
+        with pytest.raises(Conflict, match="waits for the one that asks"):
+            await client.request("agent:ask", ben, context={"agent": "ann"})
+        script.gate.set()
+
+    assert late["status"] == "waiting"
+    assert asking.result()["status"] == "succeeded"
+
+
 async def test_a_message_to_nobody_or_to_one_who_has_ended_is_refused(
     client: AsyncClient,
 ) -> None:
@@ -222,8 +247,9 @@ async def test_a_message_that_fails_is_told_and_the_next_one_is_worked_off(
     await spawned(client, fields={"restart": {"delay_s": 0}})
     script.say(Failed("the model is out of order"), "fine")
 
+    await send(client, "one", message_id="m1")
     async with asyncio.TaskGroup() as together:
-        one = together.create_task(ask(client, "one"))
+        one = together.create_task(ask(client, "one", message_id="m1"))
         two = together.create_task(ask(client, "two"))
 
     assert one.result()["status"] == "failed"
