@@ -416,6 +416,27 @@ async def test_an_agent_terminated_at_work_is_cancelled_with_all_that_waits(
         await change(client, "restart", "bob")
 
 
+async def test_what_one_terminated_was_at_is_cancelled_by_whoever_sweeps(
+    client: AsyncClient, script: Script, database_logins: Logins
+) -> None:
+    script.gate = asyncio.Event()
+    script.say("one two three")
+    await spawned(client)
+    await send(client)
+    agent = await until(client, lambda it: it.get("run_id") is not None)
+
+    await run_sql(
+        database_logins,
+        "SELECT ksi_agents.terminate('default', ARRAY[id], 'the daemon died') FROM ksi_agents.agent",
+    )
+    await run_sql(database_logins, "UPDATE ksi_agents.agent SET due_at = now()")
+
+    await until(client, lambda it: it.get("run_id") is None)
+    turn = await client.request("completion:status", {"run_id": agent["run_id"]})
+    assert turn["status"] == "cancelled"
+    assert (await get(client))["phase"] == "Terminated"
+
+
 async def test_a_name_is_free_again_once_its_agent_has_ended(
     client: AsyncClient,
 ) -> None:
