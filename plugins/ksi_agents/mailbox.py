@@ -423,13 +423,19 @@ class Mailbox:
             if found is None:
                 return
             run = (await self._accept(agent, found[1])).run_id
-        with acting_as(_name_of(agent)):
-            request = CompletionCancel(run_id=run, reason=f"the agent {agent.name} was terminated")
-            now = await self._bus.request(
-                "completion:cancel", request, result_type=CompletionCancelled
-            )
-        if now.status in ENDED:
-            await self._settle(agent, run)
+        try:
+            with acting_as(_name_of(agent)):
+                request = CompletionCancel(
+                    run_id=run, reason=f"the agent {agent.name} was terminated"
+                )
+                now = await self._bus.request(
+                    "completion:cancel", request, result_type=CompletionCancelled
+                )
+            if now.status in ENDED:
+                await self._settle(agent, run)
+        except NotFound:  # it has ended, and is gone with its conversation
+            answer = AgentAnswered(agent=agent.name, message_id="", status="cancelled", run_id=run)
+            await self._end(key, "cancelled", None, run, lambda _: answer)
 
     # -- telling who is at what -----------------------------------------------------------------
 

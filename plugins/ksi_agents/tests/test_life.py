@@ -427,7 +427,7 @@ async def test_what_one_terminated_was_at_is_cancelled_by_whoever_sweeps(
 
     await run_sql(
         database_logins,
-        "SELECT ksi_agents.terminate('default', ARRAY[id], 'the daemon died') FROM ksi_agents.agent",
+        "SELECT ksi_agents.terminate('default', ARRAY[id], 'enough') FROM ksi_agents.agent",
     )
     await run_sql(database_logins, "UPDATE ksi_agents.agent SET due_at = now()")
 
@@ -435,6 +435,24 @@ async def test_what_one_terminated_was_at_is_cancelled_by_whoever_sweeps(
     turn = await client.request("completion:status", {"run_id": agent["run_id"]})
     assert turn["status"] == "cancelled"
     assert (await get(client))["phase"] == "Terminated"
+
+
+async def test_one_terminated_whose_turn_is_gone_leaves_its_name(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    agent = await spawned(client)
+    answer = await ask(client)
+    await client.request("conversation:delete", {"conversation_id": agent["conversation_id"]})
+    await run_sql(
+        database_logins,
+        "UPDATE ksi_agents.agent SET phase = 'Busy', at_work = 1, run = $1",
+        answer["run_id"],
+    )
+
+    await change(client, "terminate", "bob")
+
+    await until(client, lambda it: it.get("run_id") is None)
+    assert (await spawned(client))["phase"] == "Ready"
 
 
 async def test_a_name_is_free_again_once_its_agent_has_ended(
