@@ -154,6 +154,11 @@ class Agents:
         self._known.move_to_end((tenant, name))
         return known
 
+    async def awaiting_events(self) -> list[Kept]:
+        """Return those of all tenants that some event is to wake."""
+        rows = await self._database.fetch(SQL["awaiting_events"])
+        return [kept_of(row) for row in rows]
+
     async def definition_of(self, agent: Known | Kept, tenant: str) -> Definition:
         """Return what an agent runs by, whatever became of its definition since."""
         key = (tenant, agent.digest)

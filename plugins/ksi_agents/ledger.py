@@ -1,5 +1,6 @@
 """Keeps what turns and agents have taken, in Postgres: one round trip for each call."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ from ksi_postgres.queries import load_queries
 SQL: Final = load_queries(__package__, "limits_queries.sql")
 KEPT: Final = timedelta(days=30)
 CLOSED_AT_ONCE: Final = 1000
+CLOSING_S: Final = 3600.0
 MICRO: Final = Decimal("0.000000001")
 
 
@@ -131,9 +133,13 @@ class Ledger:
             reserved_usd=float(row["reserved_usd"]),
         )
 
-    async def close_old(self) -> int:
-        """Delete accounts of turns that have long ended, and return how many."""
-        return int(await self._database.fetchval(SQL["close"], KEPT, CLOSED_AT_ONCE))
+    async def run_closing(self) -> None:
+        """Delete the accounts of turns that have long ended, for as long as the plugin runs."""
+        while True:
+            closed = CLOSED_AT_ONCE
+            while closed == CLOSED_AT_ONCE:
+                closed = await self._database.fetchval(SQL["close"], KEPT, CLOSED_AT_ONCE)
+            await asyncio.sleep(CLOSING_S)
 
 
 def _decimal(usd: float | None) -> Decimal | None:

@@ -12,10 +12,13 @@ from ksi_agents.mailbox import Mailbox
 from ksi_agents.permits import Permits
 from ksi_agents.reconcile import Reconciler
 from ksi_agents.supervision import Supervision
+from ksi_agents.waking import Waking
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.supervisor import RestartPolicy
 from ksi_postgres.news import News
+from ksi_workflows.api import Workflows
 
+ONCE: Final = RestartPolicy()
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.2, max_delay_s=10.0, max_restarts=1_000_000)
 
 
@@ -41,9 +44,11 @@ async def living(
     settings, bus = plugin.settings, plugin.bus
     reconciler = Reconciler(agents, bus, settings)
     mailbox = Mailbox(settings, agents, bus, news, reconciler)
-    supervision = Supervision(settings, agents, definitions, permits, bus, reconciler)
+    waking = Waking(bus, agents, plugin.add)
+    supervision = Supervision(settings, agents, definitions, permits, waking, bus, reconciler)
     channels = Channels(settings, agents, reconciler)
     reconciler.attach(give=mailbox.give, start=supervision.start, cancel=mailbox.cancel)
+    plugin.service(Workflows).register(waking.wake)
     async with reconciler:
         plugin.add(
             LifeHandlers(
@@ -60,4 +65,5 @@ async def living(
         )
         plugin.start_task("runs", mailbox.run_notes, FOR_EVER)
         plugin.start_task("agents", reconciler.run, FOR_EVER)
+        plugin.start_task("wakes", waking.watch_again, ONCE)
         yield

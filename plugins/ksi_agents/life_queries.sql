@@ -54,6 +54,10 @@ SELECT (f.a).*, (f.m).number AS mail_number, (f.m).message_id, (f.m).prompt, (f.
        (f.m).sender
   FROM ksi_agents.due($1, $2) f;
 
+-- name: awaiting_events
+-- Which agents does something wake?
+SELECT * FROM ksi_agents.awaiting_events();
+
 -- name: note_runs
 -- Which runs are these messages' turns?
 SELECT ksi_agents.note_runs($1, $2, $3, $4);

@@ -53,6 +53,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     )
     await news.listen()
     plugin.start_task("teller", news.run, FOR_EVER)
+    plugin.start_task("accounts", ledger.run_closing, FOR_EVER)
     spent = _spent(agents, ledger)
     with plugin.service(Tools).add(delegation, provider=plugin.name):
         async with living(plugin, agents, definitions, permits, news, spent):

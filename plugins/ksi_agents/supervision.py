@@ -11,6 +11,7 @@ from ksi_agents.permits import Permits
 from ksi_agents.probes import Question, question_of
 from ksi_agents.reconcile import AWAY, Reconciler
 from ksi_agents.settings import AgentsSettings
+from ksi_agents.waking import Waking
 from ksi_completion.events import (
     CompletionAccepted,
     CompletionAsync,
@@ -36,6 +37,7 @@ class Supervision:
         agents: Keeps them.
         definitions: Know which names are theirs.
         permits: Says what they may call.
+        waking: Gives them work by themselves.
         bus: Asks them.
         reconciler: Sees to what comes after a start.
     """
@@ -46,6 +48,7 @@ class Supervision:
         agents: Agents,
         definitions: Definitions,
         permits: Permits,
+        waking: Waking,
         bus: Bus,
         reconciler: Reconciler,
     ) -> None:
@@ -53,6 +56,7 @@ class Supervision:
         self._agents = agents
         self._definitions = definitions
         self._permits = permits
+        self._waking = waking
         self._bus = bus
         self._reconciler = reconciler
 
@@ -86,6 +90,7 @@ class Supervision:
         """
         try:
             await self._permits.say(agent.tenant, agent.name, definition, agent.parent)
+            await self._waking.keep(agent, definition)
             for index, probe in enumerate(definition.probes):
                 message = await self._probe(agent, definition, probe, index)
                 if message:
@@ -97,11 +102,12 @@ class Supervision:
         return None, ""
 
     async def forbid(self, agents: Iterable[Kept]) -> None:
-        """Have the gate forget agents that end, but for names that are definitions', too."""
+        """Have agents that end woken no more, and forgotten by the gate unless they are defined."""
         left = iter(agents)
 
         async def forbid_some() -> None:
             for agent in left:
+                await self._waking.drop(agent)
                 if await self._definitions.find(agent.tenant, agent.name) is None:
                     await self._permits.forget(agent.tenant, agent.name)
 

@@ -64,9 +64,10 @@ class Waking:
             except NotFound:
                 return  # it has ended meanwhile
 
-    async def keep(self, agent: Kept) -> None:
+    async def keep(self, agent: Kept, definition: Definition) -> None:
         """Have an agent woken as its definition says, and as no former one said."""
-        definition = await self._agents.definition_of(agent, agent.tenant)
+        if not definition.schedule and agent.starts == 1:
+            return
         times = [wake for wake in definition.schedule if wake.cron is not None]
         with acting_as(Context("", tenant=agent.tenant)):
             for number, wake in enumerate(times):
@@ -92,6 +93,11 @@ class Waking:
             number += 1
 
     # -- events ---------------------------------------------------------------------------------
+
+    async def watch_again(self) -> None:
+        """Watch for the events that wake those that were spawned before this daemon began."""
+        for agent in await self._agents.awaiting_events():
+            self._keep_events(agent, await self._agents.definition_of(agent, agent.tenant))
 
     def _keep_events(self, agent: Kept, definition: Definition) -> None:
         wakes = tuple(wake for wake in definition.schedule if wake.event is not None)

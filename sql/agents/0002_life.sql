@@ -681,6 +681,16 @@ SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION find_agent IS 'the agent of that name';
 
+-- Those that some event is to wake, whosever.
+CREATE FUNCTION awaiting_events() RETURNS SETOF agent
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
+    SELECT x.*
+      FROM agent x
+      JOIN blueprint b ON (b.tenant, b.digest) = (x.tenant, x.digest)
+     WHERE x.ended_at IS NULL AND b.definition LIKE '%"schedule":%'
+$$;
+COMMENT ON FUNCTION awaiting_events IS 'agents whose definitions say what wakes them';
+
 CREATE FUNCTION find_blueprint(of_tenant text, of_digest text) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ksi_agents, pg_catalog, pg_temp AS $$
     SELECT b.definition FROM blueprint b WHERE (b.tenant, b.digest) = (of_tenant, of_digest)
