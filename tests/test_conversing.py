@@ -284,7 +284,7 @@ def test_chat_streams_remembers_and_leaves(running: Running) -> None:
         chat.until(PROMPT)
         chat.type("**hello** there\r")
         chat.until("hello there")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("/usage\r")
         chat.until("this session: 1 turn")
         chat.type("\x04")
@@ -301,7 +301,7 @@ def test_chat_is_wholly_within_80_columns(running: Running) -> None:
     with running.chat("-m", "test/lorem-60") as chat:
         chat.until(PROMPT)
         chat.type("go\r")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("/help\r")
         chat.until("says a slash to the model")
         chat.type("\x04")
@@ -317,7 +317,7 @@ def test_lines_are_gathered_until_enter_and_what_is_typed_ahead_is_kept(running:
         chat.type("one\\\r")
         chat.type("two\x1b\rthree\r")
         chat.until("one two three")  # as Markdown has it, in one paragraph
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 
@@ -344,7 +344,7 @@ def test_a_question_is_answered_in_its_place(running: Running) -> None:
         chat.until("answer> ")
         chat.type("green\r")
         chat.until("A fine colour.")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 
@@ -364,7 +364,7 @@ def test_a_question_can_be_left_and_taken_up_again(running: Running) -> None:
         chat.until("answer> ")
         chat.type("blue\r")
         chat.until("A fine colour.")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 
@@ -418,7 +418,7 @@ def test_a_call_in_doubt_is_put_before_the_person(running: Running) -> None:
         chat.until("done: it has happened")
         chat.type("done it is on\r")
         chat.until("Let there be light.")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 
@@ -433,7 +433,7 @@ def test_slash_commands_do_what_they_say(running: Running, tmp_path: Path) -> No
     with running.chat("-m", "test/echo") as chat:
         chat.until(PROMPT)
         chat.type("first\r")
-        chat.until("tokens in")
+        chat.until(" in, ")
         commands = [
             ("/hlp", "did you mean /help?"),
             ("/model test/lorem-3", "from now on test/lorem-3 answers"),
@@ -465,7 +465,7 @@ def test_what_was_asked_last_is_asked_again_after_a_return(running: Running) -> 
         chat.type("/retry\r")
         chat.until("asking again, in a copy")
         chat.until("the second thing")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 
@@ -498,7 +498,7 @@ def test_without_colours_there_are_none(running: Running) -> None:
     with running.chat("-m", "test/echo", NO_COLOR="1") as chat:
         chat.until(PROMPT)
         chat.type("`code` and *more*\r")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         chat.wait()
 
@@ -510,7 +510,7 @@ def test_what_a_model_says_does_not_steer_the_terminal(running: Running) -> None
     with running.chat("-m", "test/script") as chat:
         chat.until(PROMPT)
         chat.type(evil + "\r")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         chat.wait()
     done = running.ksi("ask", "-m", "test/script", evil)
@@ -525,7 +525,7 @@ def test_chat_py_is_the_same(ksi: KsiCommand) -> None:
     with terminal(line, ksi.environ) as chat:
         chat.until(PROMPT)
         chat.type("hello\r")
-        chat.until("tokens in")
+        chat.until(" in, ")
         chat.type("\x04")
         assert chat.wait() == 0
 

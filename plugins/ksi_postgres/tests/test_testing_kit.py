@@ -22,12 +22,10 @@ async def test_a_test_gets_all_migrations_of_all_plugins(database_logins: Logins
 
 async def test_nothing_is_left_for_a_daemon_to_make_ready(database_logins: Logins) -> None:
     connection = await asyncpg.connect(database_logins.admin)
-    before = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
+    await connection.execute("SET default_transaction_read_only = on")  # a write would fail
     standing = await setup.prepare(connection)
-    after = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
     await connection.close()
 
-    assert after == before + 1  # nothing was written between
     assert standing.reader_problem is None
 
 
