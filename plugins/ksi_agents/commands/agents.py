@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, get_args
 import typer
 
 from ksi_agents import events as e
+from ksi_agents.commands import definitions
 from ksi_agents.commands.definitions import documents_of
 from ksi_cli import output
 from ksi_cli.connection import connect, show_answer
@@ -21,6 +22,7 @@ agent = typer.Typer(
     rich_markup_mode=None,
     help="Have agents run, ask them, see to them; and say what agents are.",
 )
+agent.add_typer(definitions.app)
 
 SECTIONS: Final = get_args(e.Section)
 MARGIN_S: Final = 30.0

@@ -52,7 +52,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Keep definitions of agents: all of these files, or where one is wrong, none.
+    """Keep definitions of agents: all of these files, or none.
 
     What is as it was stays at its version; of what changes the diff is shown. Agents that run go on
     with the version they have until they are restarted.

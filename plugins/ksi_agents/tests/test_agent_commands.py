@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from ksi_agents.commands import agent
+from ksi_agents.commands.agents import agent
 from ksi_cli.connection import connect
 from ksi_cli.output import UsageError
 from ksi_client import Conflict, NotFound
