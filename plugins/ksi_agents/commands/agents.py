@@ -20,7 +20,7 @@ from ksi_daemon.protocol.names import did_you_mean
 
 agent = typer.Typer(
     rich_markup_mode=None,
-    help="Have agents run, ask them, see to them; and say what agents are.",
+    help="Have agents run, ask them, and see to them.",
 )
 agent.add_typer(definitions.app)
 
@@ -316,7 +316,7 @@ def spawned_text(made: e.Agent) -> str:
 def send(
     name: Name, prompt: Prompt, *, message_id: MessageId = None, as_json: JsonFlag = False
 ) -> None:
-    """Put a message into an agent's mailbox, and don't wait for what comes of it."""
+    """Put a message into an agent's mailbox."""
     ask = e.AgentSend(agent=name, prompt=said(prompt), message_id=message_id)
     show_answer("agent:send", ask, e.AgentSent, sent_text, as_json=as_json)
 
@@ -377,7 +377,7 @@ def publish(
     message_id: MessageId = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say something on a channel: each subscriber finds it in its mailbox."""
+    """Say something to all who subscribe to a channel."""
     ask = e.AgentPublish(channel=channel, text=said(text), message_id=message_id)
     show_answer("agent:publish", ask, e.AgentPublished, published_text, as_json=as_json)
 
@@ -433,7 +433,10 @@ def pause(
     idle: IdleOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Have agents take no more messages; what they are at is finished, what comes is kept."""
+    """Have agents take no more messages for now.
+
+    What they are at is finished, and what comes is kept.
+    """
     _change("pause", which(names, label, idle), as_json=as_json)
 
 
@@ -460,7 +463,10 @@ def restart(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start agents anew, by the newest version of their definitions; mailboxes stay."""
+    """Start agents anew, by their newest definitions.
+
+    Their mailboxes stay.
+    """
     _change("restart", which(names, label, idle), as_json=as_json, keep_version=keep_version)
 
 
@@ -478,7 +484,10 @@ def terminate(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """End agents for good: what runs is cancelled, what waits, too; conversations stay."""
+    """End agents for good, with what waits for them.
+
+    What runs is cancelled; their conversations stay.
+    """
     meant = which(names, label, idle)
     if not dry_run and not yes and not _is_exact(meant):
         _confirm(meant, children=children)

@@ -69,7 +69,10 @@ def diff(
     prune: PruneFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what `ksi apply` would change; the exit code is 1 where that is something."""
+    """Show what `ksi apply` would change.
+
+    The exit code is 1 where that is something.
+    """
     applied = _ask_apply(files, set_name, prune=prune, dry_run=True)
     _show_applied(applied, is_dry_run=True, as_json=as_json)
     if any(each.action != "unchanged" for each in applied.applied):
@@ -108,7 +111,10 @@ def applied_text(applied: e.AgentApplied, *, is_dry_run: bool = False) -> str:
 
 @app.command()
 def validate(files: Files, *, as_json: JsonFlag = False) -> None:
-    """Check definitions without keeping them; tells file, line and field of what is wrong."""
+    """Check definitions without keeping them.
+
+    Of what is wrong file, line and field are told.
+    """
     request = e.AgentValidate(documents=documents_of(files))
     with connect() as client:
         validated = client.request("agent:validate", request, result_type=e.AgentValidated)
@@ -216,7 +222,7 @@ def definitions(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List what agents can be: applied, built in, or brought by plugins."""
+    """List what agents can be, and where that is from."""
     ask = e.AgentDefinitions(pattern=pattern, limit=limit, cursor=cursor)
     show_answer("agent:definitions", ask, e.DefinitionsListed, definitions_text, as_json=as_json)
 
@@ -263,7 +269,7 @@ def history(
     ] = 20,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the versions of a definition, the newest first, and how each differs."""
+    """List the versions of a definition, and their changes."""
     ask = {"name": name, "limit": limit}
     show_answer("agent:history", ask, e.HistoryListed, history_text, as_json=as_json)
 
@@ -303,7 +309,10 @@ def delete(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete definitions; agents that run by one keep its version until they end."""
+    """Delete definitions.
+
+    Agents that run by one keep its version until they end.
+    """
 
     def text(removed: e.AgentRemoved) -> str:
         return "\n".join(f"{name}  deleted" for name in removed.names)
