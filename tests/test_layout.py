@@ -347,8 +347,8 @@ def test_a_wheel_holds_what_is_needed_and_no_tests(wheel: Path) -> None:
     assert {f"ksi_system/units/{unit}" for unit in units} <= names
     sql = ROOT / "sql"
     assert {f"ksi_postgres/_sql/{each.relative_to(sql)}" for each in sql.rglob("*.sql")} <= names
-    queries = (ROOT / "plugins").glob("ksi_*/*.sql")
-    assert {f"{each.parent.name}/{each.name}" for each in queries} <= names
+    queries = (ROOT / "plugins").glob("ksi_*/**/*.sql")
+    assert {str(each.relative_to(ROOT / "plugins")) for each in queries} <= names
     assert [name for name in names if "/tests/" in name or "__pycache__" in name] == []
 
 
