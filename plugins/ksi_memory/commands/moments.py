@@ -82,7 +82,10 @@ def list_moments(
 def list_text(listed: e.MemoryListed) -> str:
     """Lay moments out."""
     if not listed.items:
-        return "there are no moments yet: conversations become some (memory.compact_tokens)"
+        return (
+            "there are no moments yet: conversations become some (memory.compact_tokens), and "
+            "each load of files"
+        )
     rows = [
         (
             f"{each.starts_at or each.valid_from:%Y-%m-%d %H:%M}",

@@ -48,7 +48,9 @@ def conversing(plugin: Plugin, items: Items, search: Search) -> Iterator[None]:
     workflows.register(remembering.remember, dreaming.dream, dreaming.dream_everywhere)
 
     async def find(whose: Whose, question: str, tables: Sequence[str], limit: int) -> Sequence[Hit]:
-        return (await search.search(whose, question, tables=tables, limit=limit)).results
+        # That something was loaded is no answer; what was loaded may be one.
+        found = await search.search(whose, question, tables=tables, limit=limit, loads=False)
+        return found.results
 
     async def schedule() -> None:
         await workflows.ready()

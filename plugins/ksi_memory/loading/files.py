@@ -6,6 +6,7 @@ tried by itself. What a file had and has no more ends in the same transaction.
 
 import asyncio
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from ksi_memory.items.store import WHY_NOT, Items, Publish
 from ksi_memory.loading.chunks import Chunk, chunks_of, headings_of
 from ksi_memory.loading.directories import Directory, Found, Skipped, why_no_file
 from ksi_memory.loading.links import Links
+from ksi_memory.loading.moments import FILES, TABLE, Came, LoadMoment
 from ksi_memory.loading.uploads import SQL
 from ksi_memory.reading.document import Document, Rows, Unreadable
 from ksi_memory.reading.reader import VERSION, Given, Reader, media_type_of
@@ -35,7 +37,8 @@ from ksi_postgres.database import Connection, Database
 
 __all__ = ["File", "How", "Loader"]
 
-FILES: Final = "files"
+log = logging.getLogger(__name__)
+
 # The order in which a file's items are written: each comes from one of those before it.
 FILE, DOCUMENT, PARTS, ROWS = 0, 1, 2, 3
 FORGOTTEN: Final = WHY_NOT["forgotten"]
@@ -117,6 +120,7 @@ class _Prepared(Struct, frozen=True, kw_only=True):
         parts: How many chunks.
         rows: The ids of its rows; ``None`` where not all of them could be read.
         was_in: The table whose chunks it had before.
+        came: Whether it was known.
         problems: What of it could not be read.
     """
 
@@ -126,6 +130,7 @@ class _Prepared(Struct, frozen=True, kw_only=True):
     parts: int = 0
     rows: tuple[UUID, ...] | None = ()
     was_in: str = ""
+    came: Came = "new"
     problems: tuple[e.Refused, ...] = ()
 
     @property
@@ -173,9 +178,14 @@ class _Within(Database):
 
 
 class Tally:
-    """What came of a load, as far as it has come."""
+    """What came of a load, as far as it has come.
 
-    def __init__(self) -> None:
+    Args:
+        moment: Tells of it.
+    """
+
+    def __init__(self, moment: LoadMoment) -> None:
+        self.moment = moment
         self.counts = dict.fromkeys(
             ("files", "unchanged_files", "skipped_files", "inserted", "updated", "unchanged",
              "ended", "forgotten"), 0
@@ -184,6 +194,11 @@ class Tally:
         self.problems: list[e.Refused] = []
         self.gone: list[str] = []
         self.dangling: dict[str, None] = {}
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether anything is new, another, or no more."""
+        return any(self.counts[name] for name in ("inserted", "updated", "ended"))
 
     def problem(self, key: str, why: str, place: int | None = None) -> None:
         """Note what was not remembered."""
@@ -242,9 +257,10 @@ class Loader:
             mode = (await asyncio.to_thread(path.stat)).st_mode
         except (OSError, RuntimeError, ValueError) as error:
             raise InvalidData(f"{_shown(path)} can't be read: {_reason(error)}") from error
-        load = _Load(self, whose, how, Tally())
         root = name or _shown(Path(path.name)) or "root"
-        if stat.S_ISDIR(mode):
+        is_directory = stat.S_ISDIR(mode)
+        load = _Load(self, whose, how, _tally(how, f"{root}/" if is_directory else root))
+        if is_directory:
             directory = Directory(path)
             work = load.directory(directory, root, self._settings.max_load_files)
         else:
@@ -259,7 +275,7 @@ class Loader:
 
     async def load_data(self, whose: Whose, how: How, file: File) -> AsyncGenerator[e.ContentChunk]:
         """Load a file that was uploaded."""
-        load = _Load(self, whose, how, Tally())
+        load = _Load(self, whose, how, _tally(how, file.key.rstrip("/")))
         async with aclosing(load.uploaded(file)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -325,13 +341,9 @@ class Loader:
 
     async def _write(self, whose: Whose, how: How, some: Sequence[_Prepared], tally: Tally) -> None:
         published: list[tuple[str, Any]] = []
-        outcome = Tally()
+        outcome = Tally(tally.moment)
         async with self._database.transaction() as connection:
-            items = Items(
-                _Within(connection),
-                self._settings,
-                lambda event, data: published.append((event, data)),
-            )
+            items = self._items(connection, published)
             for batch in _merged(some):
                 told = await items.upsert(
                     whose,
@@ -344,8 +356,14 @@ class Loader:
                 self._take(batch.stage, told, outcome, alone)
             outcome.counts["ended"] += await self._end_parts(connection, whose, how, some)
             outcome.counts["ended"] += await self._end_rows(connection, whose, how, some)
+            if outcome.has_changed:
+                outcome.moment = tally.moment.with_loaded(
+                    [(each.file.key, each.came) for each in some]
+                )
+                await self._tell(items, whose, how, outcome.moment)
         for event, data in published:
             self._publish(event, data)
+        tally.moment = outcome.moment
         for name, count in outcome.counts.items():
             tally.counts[name] += count
         tally.dangling.update(list(outcome.dangling.items())[: MAX_DANGLING - len(tally.dangling)])
@@ -353,6 +371,23 @@ class Loader:
         for each in some:
             for problem in each.problems:
                 tally.problem(f"{each.file.key}: {problem.key}", problem.why, problem.place)
+
+    def _items(self, connection: Connection, published: list[tuple[str, Any]]) -> Items:
+        """Return the items as a transaction has them; what is to be published waits for its end."""
+        return Items(
+            _Within(connection),
+            self._settings,
+            lambda event, data: published.append((event, data)),
+        )
+
+    async def _tell(self, items: Items, whose: Whose, how: How, moment: LoadMoment) -> None:
+        """Write the moment that tells of a load, as far as it has come."""
+        item = moment.item()
+        told = await items.upsert(
+            whose, TABLE, [item], origin="derived", even_forgotten=how.even_forgotten
+        )
+        for each in told.refused:
+            log.info("a moment is not kept", extra={"key": each.key, "why": each.why})
 
     def _take(self, stage: int, told: e.MemoryUpserted, outcome: Tally, alone: File | None) -> None:
         """Note what came of items; all must be remembered but for what a person had otherwise.
@@ -402,20 +437,28 @@ class Loader:
         )
         return ended
 
-    async def end_files(self, whose: Whose, owner: str, gone: Sequence[Any]) -> int:
-        """End files that went away, with all that they consisted of; return how many items."""
+    async def end_files(self, whose: Whose, how: How, gone: Sequence[Any], tally: Tally) -> None:
+        """End files that went away, with all that they consisted of."""
         named = [(row["key"], row["kind"]) for row in gone if row["kind"]]
         named += [(row["key"], FILES) for row in gone]
         keys, tables = [key for key, _ in named], [table for _, table in named]
-        files = [item_id(FILES, row["key"], owner) for row in gone]
+        files = [item_id(FILES, row["key"], how.owner) for row in gone]
+        moment = tally.moment
+        published: list[tuple[str, Any]] = []
         async with self._database.transaction() as connection:
             ended: int = await connection.fetchval(
-                SQL["end_parts"], whose.tenant, owner, keys, tables, [None] * len(keys)
+                SQL["end_parts"], whose.tenant, how.owner, keys, tables, [None] * len(keys)
             )
             ended += await connection.fetchval(
                 SQL["end_rows"], whose.tenant, files, [], A_ROW_OF_IT
             )
-        return ended
+            if ended:
+                moment = moment.with_gone([row["key"] for row in gone])
+                await self._tell(self._items(connection, published), whose, how, moment)
+        for event, data in published:
+            self._publish(event, data)
+        tally.moment = moment
+        tally.counts["ended"] += ended
 
 
 class _Load:
@@ -534,7 +577,8 @@ class _Load:
             prepared = await self._loader.prepare(self._how, file, links, was_in)
         except Unreadable as error:
             return [self._skipped(file.key, str(error))]
-        self._waiting.append(prepared)
+        came: Came = "new" if before is None else "again" if is_known else "changed"
+        self._waiting.append(msgspec.structs.replace(prepared, came=came))
         self._waiting_bytes += len(file.data)
         if (
             len(self._waiting) >= MAX_BATCH
@@ -580,9 +624,7 @@ class _Load:
             after = page[-1]["name"]
             gone = await asyncio.to_thread(_gone, directory, page)
             if gone:
-                self._tally.counts["ended"] += await self._loader.end_files(
-                    self._whose, self._owner, gone
-                )
+                await self._loader.end_files(self._whose, self._how, gone, self._tally)
                 room = MAX_GONE - len(self._tally.gone)
                 self._tally.gone += [row["key"] for row in gone[:room]]
 
@@ -596,6 +638,10 @@ class _Load:
 
 
 # -- files ----------------------------------------------------------------------------------------
+
+
+def _tally(how: How, root: str) -> Tally:
+    return Tally(LoadMoment(root=root, owner=how.owner, began_at=datetime.now(UTC)))
 
 
 def _counted(directory: Directory, most: int) -> int:

@@ -41,6 +41,15 @@ SELECT * FROM ksi_memory.search(
     $1, $2, $3, $4, $5, $6, $7, $8, $9::text::datemultirange, $10::text::datemultirange, $11, $12,
     $13, $14, $15, $16, $17);
 
+-- name: search_but_loads
+-- The same, without the moments that tell of loads; at most two hundred of them are passed over.
+SELECT f.*
+  FROM ksi_memory.search(
+       $1, $2, $3, $4, $5, $6, $7, $8, $9::text::datemultirange, $10::text::datemultirange, $11,
+       $12, $13, $14, $15, $16, $17::integer + 200) f
+ WHERE (f.kind, f.category, f.origin) IS DISTINCT FROM ('moments', 'upload', 'derived')
+ LIMIT $17;
+
 -- name: weights
 -- What do the features weigh?
 SELECT ksi_memory.search_weights();

@@ -94,6 +94,7 @@ class Search:
         until: datetime | None = None,
         as_of: datetime | None = None,
         explain: bool = False,
+        loads: bool = True,
     ) -> Searched:
         """Return what fits a question, the best first.
 
@@ -109,6 +110,7 @@ class Search:
             until: Only what did before.
             as_of: As the memory was then.
             explain: Kept for callers that show the features; they are always there.
+            loads: Whether moments count that only tell that something was loaded.
 
         Raises:
             InvalidData: ``field`` or ``limit`` is wrong.
@@ -122,7 +124,7 @@ class Search:
         answering = await self._embedding.answering()
         vector, note = await self._vector(whose, asked, answering)
         rows = await self._database.fetch(
-            SQL["search"],
+            SQL["search" if loads else "search_but_loads"],
             whose.tenant,
             whose.user,
             list(tables),

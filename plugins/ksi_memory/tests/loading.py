@@ -29,6 +29,12 @@ async def item(client: AsyncClient, key: str, table: str | None = None) -> e.Ite
     return found
 
 
+async def told_new(client: AsyncClient) -> list[int]:
+    """Return how many files were new, as the moments of loads tell it."""
+    listed = await client.request("memory:moments", {"type": "upload"})
+    return [each["attributes"]["new"] for each in listed["items"]]
+
+
 def skipped(progress: list[e.ContentProgress]) -> dict[str, str]:
     """Return why files were skipped, by their keys."""
     return {each.path: each.skipped for each in progress if each.skipped}

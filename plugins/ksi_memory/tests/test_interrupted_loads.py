@@ -16,7 +16,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
-from ksi_memory.tests.loading import NEEDED
+from ksi_memory.tests.loading import NEEDED, told_new
 
 FILES = 1200
 TIMEOUT_S = 60.0
@@ -138,10 +138,12 @@ async def test_ctrl_c_says_one_sentence_and_the_next_run_goes_on(
     assert "Traceback" not in "\n".join(lines)
     assert 0 < some["files"] < FILES
     assert some["ontologies"] == 3 * some["files"]  # whole documents
+    assert some["moments"] == 1
     assert ended == 0
     assert found is not None, again.shown[-500:]
     assert int(found[1].replace(",", "")) >= some["files"]
-    assert await counted(client) == {"files": FILES, "ontologies": 3 * FILES}
+    assert await counted(client) == {"files": FILES, "ontologies": 3 * FILES, "moments": 2}
+    assert sum(await told_new(client)) == FILES  # each file is told of once
 
 
 @pytest.mark.timeout(180)

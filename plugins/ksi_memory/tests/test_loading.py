@@ -13,7 +13,7 @@ from ksi_client import AsyncClient, Denied, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
 from ksi_memory import events as e
-from ksi_memory.tests.loading import NEEDED, item, load, skipped
+from ksi_memory.tests.loading import NEEDED, item, load, skipped, told_new
 from ksi_postgres.database import Database
 
 NOTE = """---
@@ -516,4 +516,6 @@ async def test_a_load_that_is_given_up_leaves_whole_documents(
     listed = await client.request("memory:stats")
     tables = {each["table"]: each["items"] for each in listed["tables"]}
     assert loaded.unchanged_files > 0
+    assert tables.pop("moments") == len(await told_new(client))
+    assert sum(await told_new(client)) == 400  # each file is told of once
     assert tables == {"files": 400, "ontologies": 1200}
