@@ -107,13 +107,13 @@ def _figures(what: str, told: Sequence[dict[str, float]]) -> list[Figure]:
     return [
         at_least(f"upsert of {ROWS:,}, {what}", rate, A_SECOND, " rows/s", f"a row: {shares}"),
         Figure(
-            "the same, against a bare insert with the same indexes",
+            f"{what}: against a bare insert with the same indexes",
             "–",
             f"{statistics.median(ratios):.2f} × bare",
             None,
             f"ratio {spread(ratios)}",
         ),
-        Figure("the same items again, unchanged", "–", f"{again:,.0f} rows/s", None),
+        Figure(f"{what}: the same again, unchanged", "–", f"{again:,.0f} rows/s", None),
     ]
 
 
