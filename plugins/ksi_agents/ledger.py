@@ -29,9 +29,8 @@ class Bounds(Struct, frozen=True, kw_only=True):
     @property
     def is_any(self) -> bool:
         """Whether it is bounded at all."""
-        return any(value is not None for value in (self.requests, self.tokens, self.usd)) or (
-            self.tool_calls is not None
-        )
+        bounds = (self.requests, self.tool_calls, self.tokens, self.usd)
+        return any(bound is not None for bound in bounds)
 
 
 class Refusal(Struct, frozen=True):
