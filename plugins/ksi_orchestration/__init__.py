@@ -1,0 +1,1 @@
+"""Orchestration: several agents at work on one thing, by patterns that are documents."""
