@@ -534,6 +534,7 @@ class AsyncClient(CompletionCalls):
         contributor: bool = False,
         order: int = 0,
         public: bool = False,
+        scope: str | None = None,
         timeout_s: float | None = None,
         data_schema: dict[str, Any] | None = None,
         result_schema: dict[str, Any] | None = None,
@@ -549,6 +550,7 @@ class AsyncClient(CompletionCalls):
             contributor: Whether it is one of many that answer.
             order: Where among the contributors its answer stands; the lowest is the first.
             public: Whether any connection may send it; heeded only from a plugin's host.
+            scope: What a key from outside must hold to send it; heeded only from a plugin's host.
             timeout_s: How long an answer may take; the daemon's ``request_timeout_s`` unless given.
             data_schema: The payload's JSON Schema.
             result_schema: The answer's.
@@ -564,6 +566,7 @@ class AsyncClient(CompletionCalls):
             contributor=contributor,
             order=order,
             public=public,
+            scope=scope,
             timeout_s=timeout_s,
             doc=doc if doc is not None else inspect.getdoc(handler) or "",
             data_schema=data_schema,

@@ -57,13 +57,18 @@ class Declaration(Struct, frozen=True, kw_only=True):
     kind: Literal["handler", "observer", "interceptor", "contributor"]
     pattern: str
     public: bool = False
+    scope: str | None = None
     timeout_s: float | None = None
     order: int = 0
     outcomes: bool = False
 
 
 def event_handler(
-    name: str, *, public: bool = False, timeout_s: float | None = None
+    name: str,
+    *,
+    public: bool = False,
+    scope: str | None = None,
+    timeout_s: float | None = None,
 ) -> Callable[[Function], Function]:
     """Answer the event ``name``; there is one handler for a name.
 
@@ -75,11 +80,17 @@ def event_handler(
     Args:
         name: ``namespace:verb``, in two parts or more.
         public: Whether any connection may send it, whatever its grants.
+        scope: What a key from outside this machine must hold to send it, such as ``memory:read``;
+            without one no key reaches it.
         timeout_s: How long an answer may take; the daemon's ``request_timeout_s`` unless given,
             0 for no limit. Streams have none unless it is given.
     """
     declaration = Declaration(
-        kind="handler", pattern=check_name(name), public=public, timeout_s=timeout_s
+        kind="handler",
+        pattern=check_name(name),
+        public=public,
+        scope=None if scope is None else check_name(scope),
+        timeout_s=timeout_s,
     )
     return _marking(declaration)
 

@@ -235,6 +235,7 @@ class Host:
             contributor=contributor,
             order=route.order,
             public=route.public,
+            scope=route.scope,
             timeout_s=route.timeout_s,
             data_schema=data_schema,
             result_schema=result_schema,

@@ -35,6 +35,7 @@ class Route:
         self.connected = False
         self.on_the_spot = False  # whether it needs no task, and nobody listens
         self.public = False
+        self.scope: str | None = None
         self.timeout_s: float | None = None
         self.order = 0
         self.doc = ""
@@ -122,7 +123,8 @@ def route_for(plugin: str, declaration: Declaration, function: Callable[..., Any
     take = function if parameters else lambda _: function()
     route = Route(plugin, declaration.pattern, _base(function, take, streams), streams=streams)
     route.inline = None if streams or inspect.iscoroutinefunction(function) else take
-    route.public, route.timeout_s = declaration.public, declaration.timeout_s
+    route.public, route.scope = declaration.public, declaration.scope
+    route.timeout_s = declaration.timeout_s
     route.order, route.doc = declaration.order, inspect.getdoc(function) or ""
     data_type = hints.get(parameters[0], Any) if parameters else Any
     if data_type not in (Any, dict):

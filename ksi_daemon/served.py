@@ -47,7 +47,8 @@ class Served:
 
         route = Route(plugin, request.event, answer, streams=request.streams)
         route.timeout_s, route.doc, route.order = request.timeout_s, request.doc, request.order
-        route.public = request.public and principal.plugin is not None
+        if principal.plugin is not None:
+            route.public, route.scope = request.public, request.scope
         route.data_schema, route.result_schema = request.data_schema, request.result_schema
         if plugin in router.reasons:  # the plugin's last process served it
             router.remove(lambda old: (old.plugin, old.name) == (plugin, route.name))

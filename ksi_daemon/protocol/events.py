@@ -84,7 +84,7 @@ class RouterServe(Struct, frozen=True, kw_only=True):
 
     The daemon sends each such event here as a request. With ``contributor`` the connection is one
     of many that answer, the lowest ``order`` first. The schemas and ``doc`` are shown by
-    ``system:describe``. ``public`` counts only when a plugin's host says it.
+    ``system:describe``. ``public`` and ``scope`` count only when a plugin's host says them.
     """
 
     event: str
@@ -92,6 +92,7 @@ class RouterServe(Struct, frozen=True, kw_only=True):
     contributor: bool = False
     order: int = 0
     public: bool = False
+    scope: str | None = None
     timeout_s: float | None = None
     doc: str = ""
     data_schema: dict[str, Any] | None = None

@@ -34,14 +34,14 @@ class DefinitionHandlers:
 
     # -- changed --------------------------------------------------------------------------------
 
-    @event_handler("agent:validate")
+    @event_handler("agent:validate", scope="agents:read")
     async def validate(self, request: e.AgentValidate) -> e.AgentValidated:
         """Check documents without keeping anything of them."""
         problems, agents = await self._definitions.validate(_context().tenant, request.documents)
         is_valid = all(problem.is_warning for problem in problems)
         return e.AgentValidated(is_valid=is_valid, problems=problems, agents=agents)
 
-    @event_handler("agent:apply")
+    @event_handler("agent:apply", scope="agents:write")
     async def apply(self, request: e.AgentApply) -> e.AgentApplied:
         """Keep definitions: all of them, or where one is wrong, none."""
         context = _context()
@@ -54,7 +54,7 @@ class DefinitionHandlers:
             dry_run=request.dry_run,
         )
 
-    @event_handler("agent:rollback")
+    @event_handler("agent:rollback", scope="agents:write")
     async def rollback(self, request: e.AgentRollback) -> e.AgentApplied:
         """Make an earlier version the newest."""
         context = _context()
@@ -62,7 +62,7 @@ class DefinitionHandlers:
             context.tenant, request.name, request.version, _by(context)
         )
 
-    @event_handler("agent:remove")
+    @event_handler("agent:remove", scope="agents:write")
     async def remove(self, request: e.AgentRemove) -> e.AgentRemoved:
         """Delete definitions; agents that run by one keep its version until they end."""
         context = _context()
@@ -71,7 +71,7 @@ class DefinitionHandlers:
 
     # -- shown ----------------------------------------------------------------------------------
 
-    @event_handler("agent:definitions")
+    @event_handler("agent:definitions", scope="agents:read")
     async def definitions(self, request: e.AgentDefinitions) -> e.DefinitionsListed:
         """List definitions by name: those that were applied, and those that stand always."""
         pattern = check_pattern(request.pattern)
@@ -98,7 +98,7 @@ class DefinitionHandlers:
         assert standing is not None  # it was listed just now
         return _info(standing.definition, VERSION, standing.origin, None)
 
-    @event_handler("agent:definition")
+    @event_handler("agent:definition", scope="agents:read")
     async def definition(self, request: e.AgentDefinition) -> e.DefinitionShown:
         """Show a definition: its text as it was given, and all that it comes to."""
         tenant, name = _context().tenant, request.name
@@ -116,7 +116,7 @@ class DefinitionHandlers:
             text, kind = standing.parsed.text, standing.parsed.format
         return e.DefinitionShown(info=info, text=text, format=kind, resolved=full(resolved))
 
-    @event_handler("agent:history")
+    @event_handler("agent:history", scope="agents:read")
     async def history(self, request: e.AgentHistory) -> e.HistoryListed:
         """List the versions of a definition, the newest first."""
         tenant, name = _context().tenant, request.name
@@ -150,7 +150,7 @@ class DefinitionHandlers:
 
         return e.HistoryListed(name=name, versions=await asyncio.to_thread(told))
 
-    @event_handler("agent:schema")
+    @event_handler("agent:schema", scope="agents:read")
     def schema(self, request: e.AgentSchema) -> e.SchemaGiven:
         """Give the JSON Schema of definitions, for editors."""
         return e.SchemaGiven(json_schema=json_schema())

@@ -117,7 +117,7 @@ class LifeHandlers:
 
     # -- having one -----------------------------------------------------------------------------
 
-    @event_handler("agent:spawn", timeout_s=WAIT_MARGIN_S)
+    @event_handler("agent:spawn", scope="agents:write", timeout_s=WAIT_MARGIN_S)
     async def spawn(self, request: e.AgentSpawn) -> e.Agent:
         """Have an agent run: by a definition's name, or by a document of its own."""
         context = _context()
@@ -230,7 +230,7 @@ class LifeHandlers:
 
     # -- telling of them ------------------------------------------------------------------------
 
-    @event_handler("agent:list")
+    @event_handler("agent:list", scope="agents:read")
     async def list(self, request: e.AgentList) -> e.AgentListed:
         """List agents by name; those that have ended only where it is asked."""
         found = await self._agents.list(
@@ -248,7 +248,7 @@ class LifeHandlers:
         cursor = shown[-1].name if len(found) > request.limit else None
         return e.AgentListed(agents=tuple(map(agent_of, shown)), cursor=cursor)
 
-    @event_handler("agent:get")
+    @event_handler("agent:get", scope="agents:read")
     async def get(self, request: e.AgentGet) -> e.AgentShown:
         """Tell of an agent, with the sections that are asked for."""
         kept = await self._find(request.name)
@@ -310,7 +310,7 @@ class LifeHandlers:
         found = await self._bus.request("tool:permissions", asked, result_type=ToolPermitted)
         return tuple(found.tools)
 
-    @event_handler("agent:logs")
+    @event_handler("agent:logs", scope="agents:read")
     async def logs(self, request: e.AgentLogs) -> e.LogsListed:
         """Tell what happened to an agent, the newest first."""
         kept = await self._find(request.name)
@@ -324,31 +324,31 @@ class LifeHandlers:
 
     # -- giving them work -----------------------------------------------------------------------
 
-    @event_handler("agent:send")
+    @event_handler("agent:send", scope="agents:write")
     async def send(self, request: e.AgentSend) -> e.AgentSent:
         """Put a message into an agent's mailbox; accepted, it is worked off once, in its order."""
         return await self._mailbox.send(request, _context())
 
-    @event_handler("agent:ask", timeout_s=WAIT_MARGIN_S)
+    @event_handler("agent:ask", scope="agents:write", timeout_s=WAIT_MARGIN_S)
     async def ask(self, request: e.AgentAsk) -> e.AgentAnswered:
         """Send a message and wait for what comes of it."""
         return await self._mailbox.ask(request, _context())
 
-    @event_handler("agent:subscribe")
+    @event_handler("agent:subscribe", scope="agents:write")
     async def subscribe(self, request: e.AgentSubscribe) -> e.AgentSubscribed:
         """Have an agent get what is published on a channel."""
         kept = await self._find(request.agent)
         channels = await self._channels.subscribe(kept, request.channel, wanted=True)
         return e.AgentSubscribed(agent=kept.name, channels=channels)
 
-    @event_handler("agent:unsubscribe")
+    @event_handler("agent:unsubscribe", scope="agents:write")
     async def unsubscribe(self, request: e.AgentUnsubscribe) -> e.AgentSubscribed:
         """Have an agent get no more of a channel."""
         kept = await self._find(request.agent)
         channels = await self._channels.subscribe(kept, request.channel, wanted=False)
         return e.AgentSubscribed(agent=kept.name, channels=channels)
 
-    @event_handler("agent:publish")
+    @event_handler("agent:publish", scope="agents:write")
     async def publish(self, request: e.AgentPublish) -> e.AgentPublished:
         """Say something on a channel: each subscriber finds it in its mailbox."""
         return await self._channels.publish(request, _context())
@@ -361,7 +361,7 @@ class LifeHandlers:
 
     # -- changing them --------------------------------------------------------------------------
 
-    @event_handler("agent:pause")
+    @event_handler("agent:pause", scope="agents:write")
     async def pause(self, request: e.AgentPause) -> e.AgentsChanged:
         """Have agents take no more messages from their mailboxes; what runs is finished."""
         context = _context()
@@ -371,7 +371,7 @@ class LifeHandlers:
             self._reconciler.tell(each, each.phase, each.run, always=True)
         return _changed(paused)
 
-    @event_handler("agent:resume", timeout_s=MANY_S)
+    @event_handler("agent:resume", scope="agents:write", timeout_s=MANY_S)
     async def resume(self, request: e.AgentResume) -> e.AgentsChanged:
         """Have paused agents go on."""
         changed = []
@@ -383,7 +383,7 @@ class LifeHandlers:
             changed.append(going.agent)
         return _changed(changed)
 
-    @event_handler("agent:restart", timeout_s=MANY_S)
+    @event_handler("agent:restart", scope="agents:write", timeout_s=MANY_S)
     async def restart(self, request: e.AgentRestart) -> e.AgentsChanged:
         """Start agents anew, by the newest version of their definitions; mailboxes stay."""
         changed = []
@@ -409,7 +409,7 @@ class LifeHandlers:
                 return found.definition, found.version
         return await self._agents.definition_of(kept, kept.tenant), kept.version
 
-    @event_handler("agent:terminate", timeout_s=MANY_S)
+    @event_handler("agent:terminate", scope="agents:write", timeout_s=MANY_S)
     async def terminate(self, request: e.AgentTerminate) -> e.AgentsChanged:
         """End agents for good: what runs is cancelled, what waits in their mailboxes too."""
         context = _context()

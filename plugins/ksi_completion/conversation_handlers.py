@@ -50,7 +50,7 @@ class ConversationHandlers:
 
     # -- as a whole -----------------------------------------------------------------------------
 
-    @event_handler("conversation:create")
+    @event_handler("conversation:create", scope="chat:write")
     async def create(self, request: e.ConversationCreate) -> e.Conversation:
         """Make a conversation; one of that id is left as it is."""
         viewer = Viewer.current()
@@ -69,12 +69,12 @@ class ConversationHandlers:
             await self._permit_or_undo(viewer, new)
         return (await self._store.find(viewer, new.id)).told
 
-    @event_handler("conversation:get")
+    @event_handler("conversation:get", scope="chat:read")
     async def get(self, request: e.ConversationGet) -> e.Conversation:
         """Tell what is known of a conversation."""
         return (await self._store.find(Viewer.current(), request.conversation_id)).told
 
-    @event_handler("conversation:list")
+    @event_handler("conversation:list", scope="chat:read")
     async def list_all(self, request: e.ConversationList) -> e.ConversationListed:
         """List conversations, the one that was used last first."""
         found = await self._store.recent(
@@ -91,21 +91,21 @@ class ConversationHandlers:
             cursor=encode_cursor(page[-1]) if len(found) > len(page) else None,
         )
 
-    @event_handler("conversation:rename")
+    @event_handler("conversation:rename", scope="chat:write")
     async def rename(self, request: e.ConversationRename) -> e.Conversation:
         """Give a conversation another title."""
         viewer = Viewer.current()
         await self._store.rename(viewer, request.conversation_id, clean(request.title))
         return (await self._store.find(viewer, request.conversation_id)).told
 
-    @event_handler("conversation:archive")
+    @event_handler("conversation:archive", scope="chat:write")
     async def archive(self, request: e.ConversationArchive) -> e.Conversation:
         """Put a conversation away, or take it out again."""
         viewer = Viewer.current()
         await self._store.archive(viewer, request.conversation_id, request.archived)
         return (await self._store.find(viewer, request.conversation_id)).told
 
-    @event_handler("conversation:delete")
+    @event_handler("conversation:delete", scope="chat:write")
     async def delete(self, request: e.ConversationDelete) -> e.ConversationDeleted:
         """Delete a conversation with its messages and turns, and what may be called in it."""
         viewer = Viewer.current()
@@ -114,7 +114,7 @@ class ConversationHandlers:
 
     # -- messages -------------------------------------------------------------------------------
 
-    @event_handler("conversation:history")
+    @event_handler("conversation:history", scope="chat:read")
     async def history(self, request: e.ConversationHistory) -> e.ConversationRead:
         """Read messages by their numbers; without any, the last ones."""
         page = await self._store.read(
@@ -134,7 +134,7 @@ class ConversationHandlers:
             before=rows[0].number if rows and rows[0].number > 1 else None,
         )
 
-    @event_handler("conversation:messages")
+    @event_handler("conversation:messages", scope="chat:read")
     async def messages(self, request: e.ConversationMessages) -> e.ConversationFetched:
         """Fetch the messages of a range for a model."""
         count = request.last - request.first + 1
@@ -167,7 +167,7 @@ class ConversationHandlers:
             sha256=digest,
         )
 
-    @event_handler("conversation:search")
+    @event_handler("conversation:search", scope="chat:read")
     async def search(self, request: e.ConversationSearch) -> e.ConversationFound:
         """Find messages by their words; one that ends with ``*`` is a beginning."""
         viewer = Viewer.current()
@@ -178,7 +178,7 @@ class ConversationHandlers:
 
     # -- copies ---------------------------------------------------------------------------------
 
-    @event_handler("conversation:fork")
+    @event_handler("conversation:fork", scope="chat:write")
     async def fork(self, request: e.ConversationFork) -> e.Conversation:
         """Make a copy of a conversation up to a message; of tool calls, with their results."""
         viewer = Viewer.current()
@@ -221,7 +221,7 @@ class ConversationHandlers:
             before = page.rows[0].number if page.rows else 1
         return at
 
-    @event_handler("conversation:export")
+    @event_handler("conversation:export", scope="chat:read")
     async def export(self, request: e.ConversationExport) -> AsyncIterator[e.ExportedText]:
         """Write a conversation down, in pieces."""
         viewer = Viewer.current()
@@ -245,7 +245,7 @@ class ConversationHandlers:
             after = page.rows[-1].number
         yield e.ExportedText(text=writer.end())
 
-    @event_handler("conversation:import")
+    @event_handler("conversation:import", scope="chat:write")
     async def bring_in(self, request: e.ConversationImport) -> e.Conversation:
         """Make a conversation of what was written as JSON: all of it, or nothing."""
         viewer = Viewer.current()
@@ -282,12 +282,12 @@ class ConversationHandlers:
 
     # -- locks ----------------------------------------------------------------------------------
 
-    @event_handler("conversation:lock", timeout_s=3700.0)
+    @event_handler("conversation:lock", scope="chat:write", timeout_s=3700.0)
     async def lock(self, request: e.ConversationLock) -> e.Lock:
         """Keep a conversation's turns from starting."""
         return await self._locks.take(Viewer.current(), request)
 
-    @event_handler("conversation:unlock")
+    @event_handler("conversation:unlock", scope="chat:write")
     async def unlock(self, request: e.ConversationUnlock) -> e.ConversationUnlocked:
         """Give a lock back."""
         viewer = Viewer.current()
@@ -298,7 +298,7 @@ class ConversationHandlers:
             conversation_id=request.conversation_id, was_locked=was_locked
         )
 
-    @event_handler("conversation:locks")
+    @event_handler("conversation:locks", scope="chat:read")
     async def locks(self, request: e.ConversationLocks) -> e.LocksListed:
         """List the locks that hold."""
         return e.LocksListed(locks=await self._locks.held(Viewer.current(), request.limit))

@@ -60,12 +60,12 @@ class Handlers:
         self._following = Following(store, turns, settings.gather_s)
         self._streams = 0
 
-    @event_handler("completion:async")
+    @event_handler("completion:async", scope="chat:write")
     async def accept(self, request: e.CompletionAsync) -> e.CompletionAccepted:
         """Have a turn in a conversation; once this is answered, the turn outlives the daemon."""
         return await self._acceptance.accept(request, _context())
 
-    @event_handler("completion:stream")
+    @event_handler("completion:stream", scope="chat:write")
     async def stream(self, request: e.CompletionStream) -> AsyncIterator[e.StreamChunk]:
         """Follow a turn from any offset on; it goes on whether somebody follows or not."""
         context = _context()
@@ -102,7 +102,7 @@ class Handlers:
             run_id=row["run"], conversation_id=row["conversation"], request_id=row["request_id"]
         )
 
-    @event_handler("completion:status")
+    @event_handler("completion:status", scope="chat:read")
     async def status(self, request: e.CompletionStatus) -> e.Turn:
         """Tell how a turn stands."""
         turn = turn_of(await self._find(_context(), request.run_id))
@@ -112,7 +112,7 @@ class Handlers:
             return turn
         return structs.replace(turn, waits_for=held_up[0], waits_until=held_up[1])
 
-    @event_handler("completion:wait", timeout_s=WAIT_MARGIN_S)
+    @event_handler("completion:wait", scope="chat:read", timeout_s=WAIT_MARGIN_S)
     async def wait(self, request: e.CompletionWait) -> e.CompletionResult:
         """Wait for a turn's end; past ``timeout_s`` the answer says how it stands."""
         context, loop = _context(), asyncio.get_running_loop()
@@ -125,7 +125,7 @@ class Handlers:
                     return result_of(row)
                 await asyncio.wait({news}, timeout=min(left_s, LOOK_AGAIN_S))
 
-    @event_handler("completion:cancel")
+    @event_handler("completion:cancel", scope="chat:write")
     async def cancel(self, request: e.CompletionCancel) -> e.CompletionCancelled:
         """End a turn; what the user said stays."""
         context = _context()
@@ -152,7 +152,7 @@ class Handlers:
                     await self._workflows.signal(run, f"tool:{call_id}", None, tenant=tenant)
             await asyncio.wait({news}, timeout=self._settings.cancel_wait_s)
 
-    @event_handler("completion:list")
+    @event_handler("completion:list", scope="chat:read")
     async def list(self, request: e.CompletionList) -> e.CompletionListed:
         """List turns, the newest first."""
         context = _context()
@@ -176,7 +176,7 @@ class Handlers:
             cursor = f"{last['accepted_at'].isoformat()} {last['run']}"
         return e.CompletionListed(turns=tuple(map(turn_of, shown)), cursor=cursor)
 
-    @event_handler("completion:inject")
+    @event_handler("completion:inject", scope="chat:write")
     async def inject(self, request: e.CompletionInject) -> e.CompletionInjected:
         """Say something to a conversation that is at work: the model reads it before it goes on."""
         context = _context()
@@ -209,7 +209,7 @@ class Handlers:
             conversation_id=request.conversation_id, run_id=accepted.run_id, is_own_turn=True
         )
 
-    @event_handler("completion:answer")
+    @event_handler("completion:answer", scope="chat:write")
     async def answer(self, request: e.CompletionAnswer) -> e.CompletionAnswered:
         """Answer what a turn has asked a person."""
         row = await self._find(_context(), request.run_id)

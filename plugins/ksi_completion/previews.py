@@ -37,7 +37,7 @@ class Previews:
         self._tooling = tooling
         self._profiles = profiles
 
-    @event_handler("completion:preview")
+    @event_handler("completion:preview", scope="chat:read")
     async def preview(self, request: CompletionPreview) -> CompletionPreviewed:
         """Show exactly what a model would be sent for such a turn, without sending it.
 

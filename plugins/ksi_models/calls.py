@@ -94,7 +94,7 @@ class Calls:
 
     # -- asked ----------------------------------------------------------------------------------
 
-    @event_handler("model:call", timeout_s=0)
+    @event_handler("model:call", scope="models:write", timeout_s=0)
     async def call(self, request: ModelCall) -> AsyncGenerator[ModelChunk]:
         """Have a model answer: a stream of its text, thinking and tool calls, then the response.
 
@@ -134,7 +134,7 @@ class Calls:
         assert row is not None
         yield _response(work, row)
 
-    @event_handler("model:embed", timeout_s=0)
+    @event_handler("model:embed", scope="models:write", timeout_s=0)
     async def embed(self, request: ModelEmbed) -> ModelEmbedded:
         """Turn texts into vectors, one for each, in order."""
         size = sum(len(text.encode()) for text in request.texts)

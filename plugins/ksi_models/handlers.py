@@ -51,7 +51,7 @@ class Handlers:
 
     # -- what there is --------------------------------------------------------------------------
 
-    @event_handler("model:list")
+    @event_handler("model:list", scope="models:read")
     async def list_all(self, request: e.ModelList) -> e.ModelListed:
         """List the models that can be asked now, and the providers that can't be, and why."""
         asked = [
@@ -106,7 +106,7 @@ class Handlers:
         )
         return info, [self._catalogue.describe(provider.name, each, default) for each in models]
 
-    @event_handler("model:describe")
+    @event_handler("model:describe", scope="models:read")
     async def describe(self, request: e.ModelDescribe) -> e.ModelDescribed:
         """Tell which model an id or alias means now, and how much it can read."""
         default = None if request.model else await self._catalogue.default()
@@ -122,7 +122,7 @@ class Handlers:
             hint=default.hint if default else None,
         )
 
-    @event_handler("model:prices")
+    @event_handler("model:prices", scope="models:read")
     async def prices(self, request: e.ModelPrices) -> e.ModelPriced:
         """Tell the prices of a model, or of all that are in use."""
         if request.model is not None:
@@ -176,7 +176,7 @@ class Handlers:
 
     # -- what it took ---------------------------------------------------------------------------
 
-    @event_handler("model:usage")
+    @event_handler("model:usage", scope="models:read")
     async def usage(self, request: e.ModelUsage) -> e.ModelUsed:
         """Sum up what calls took: tokens, cost and time, by some of their properties."""
         for name in ("since", "until"):

@@ -98,6 +98,7 @@ class EventDescription(Struct, frozen=True, kw_only=True):
     plugin: str
     streams: bool
     public: bool
+    scope: str | None
     contributors: tuple[str, ...]
     doc: str
     data_schema: dict[str, Any] | None

@@ -56,7 +56,7 @@ class System:
             tenant=context.tenant,
         )
 
-    @event_handler("system:health", timeout_s=10.0)
+    @event_handler("system:health", scope="system:read", timeout_s=10.0)
     async def health(self, request: e.SystemHealth) -> e.SystemHealthReport:
         """Tell whether all is well, and for each plugin why it is not."""
         daemon = self._daemon
@@ -95,7 +95,7 @@ class System:
         if isinstance(handler, DaemonLogHandler) and handler.lost_lines:
             yield f"{handler.lost_lines} log lines could not be written: {handler.last_error}"
 
-    @event_handler("system:discover")
+    @event_handler("system:discover", scope="system:read")
     def discover(self, request: e.SystemDiscover) -> e.SystemDiscovered:
         """List the events that are answered."""
         return e.SystemDiscovered(
@@ -111,7 +111,7 @@ class System:
             )
         )
 
-    @event_handler("system:describe")
+    @event_handler("system:describe", scope="system:read")
     def describe(self, request: e.SystemDescribe) -> e.SystemDescribed:
         """Describe events with their JSON Schemas and documentation."""
         found = tuple(self._describe(route) for route in self._routes(request.event))
@@ -139,6 +139,7 @@ class System:
             plugin=route.plugin,
             streams=route.streams,
             public=route.public,
+            scope=route.scope,
             contributors=tuple(member.plugin for member in members),
             doc=route.doc,
             data_schema=data_schema,

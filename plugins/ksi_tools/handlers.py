@@ -90,7 +90,7 @@ class Handlers:
 
     # -- tools ----------------------------------------------------------------------------------
 
-    @event_handler("tool:list")
+    @event_handler("tool:list", scope="tools:read")
     async def list_tools(self, request: e.ToolList) -> e.ToolListed:
         """List the tools that the caller may call."""
         pattern = check_pattern(request.pattern)
@@ -103,7 +103,7 @@ class Handlers:
             schemas=tuple(each.parameters for each in shown) if request.schemas else (),
         )
 
-    @event_handler("tool:describe")
+    @event_handler("tool:describe", scope="tools:read")
     async def describe(self, request: e.ToolDescribe) -> e.ToolDescribed:
         """Tell all of some tools: their schemas too."""
         context = _context()
@@ -152,12 +152,12 @@ class Handlers:
 
     # -- calls ----------------------------------------------------------------------------------
 
-    @event_handler("tool:call", timeout_s=0)
+    @event_handler("tool:call", scope="tools:write", timeout_s=0)
     async def call(self, request: e.ToolCall) -> e.ToolCalled:
         """Call a tool: the one gate of all effects, with intent before and outcome after."""
         return await self._calls.call(request)
 
-    @event_handler("tool:output")
+    @event_handler("tool:output", scope="tools:read")
     async def output(self, request: e.ToolOutput) -> e.ToolOutputPart:
         """Read more of an output that was too large to be handed over whole."""
         whose = whose_of(_context())
@@ -174,21 +174,21 @@ class Handlers:
             content=content, total=total, next_offset=end if content and end < total else None
         )
 
-    @event_handler("tool:calls")
+    @event_handler("tool:calls", scope="tools:read")
     async def calls(self, request: e.ToolCalls) -> e.ToolCallsListed:
         """List calls, the newest first: the ledger of effects."""
         whose = _narrowed(whose_of(_context()), request.conversation_id, request.run_id)
         found = await self._ledger.calls(whose, status=request.status, limit=request.limit)
         return e.ToolCallsListed(calls=tuple(each.record for each in found))
 
-    @event_handler("tool:in_doubt")
+    @event_handler("tool:in_doubt", scope="tools:read")
     async def in_doubt(self, request: e.ToolInDoubt) -> e.ToolCallsListed:
         """List the calls of which nobody knows whether their effect came about."""
         whose = whose_of(_context())
         found = await self._ledger.calls(whose, status="in_doubt", limit=request.limit)
         return e.ToolCallsListed(calls=tuple(each.record for each in found))
 
-    @event_handler("tool:resolve")
+    @event_handler("tool:resolve", scope="tools:write")
     async def resolve(self, request: e.ToolResolve) -> e.ToolResolved:
         """Say what became of a call in doubt."""
         if request.content and request.verdict != "done":
@@ -203,7 +203,7 @@ class Handlers:
         why = f"a person said: {request.verdict}"
         return await self._settle(request.call_id, change, content, why)
 
-    @event_handler("tool:answer")
+    @event_handler("tool:answer", scope="tools:write")
     async def answer(self, request: e.ToolAnswer) -> e.ToolResolved:
         """Answer an interactive call that waits for a person."""
         content = self._checked(request.content)

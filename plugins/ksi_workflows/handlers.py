@@ -24,7 +24,7 @@ class Handlers:
         self._workflows = workflows
         self._store = workflows.store
 
-    @event_handler("workflow:start")
+    @event_handler("workflow:start", scope="workflows:write")
     async def start(self, request: e.WorkflowStart) -> e.WorkflowAccepted:
         """Start a run of a workflow."""
         run_id = await self._workflows.start(
@@ -41,7 +41,7 @@ class Handlers:
         version = 0 if definition is None else definition.version
         return e.WorkflowAccepted(run_id=run_id, name=request.name, version=version)
 
-    @event_handler("workflow:get")
+    @event_handler("workflow:get", scope="workflows:read")
     async def get(self, request: e.WorkflowGet) -> e.WorkflowDescribed:
         """Tell what is known of a run."""
         tenant = _tenant()
@@ -68,7 +68,7 @@ class Handlers:
             traceback=row["traceback"],
         )
 
-    @event_handler("workflow:list")
+    @event_handler("workflow:list", scope="workflows:read")
     async def list(self, request: e.WorkflowList) -> e.WorkflowListed:
         """List runs, the newest first."""
         rows = await self._store.runs(
@@ -89,7 +89,7 @@ class Handlers:
             cursor = f"{round(last['created_at'].timestamp() * 1000)}-{last['run']}"
         return e.WorkflowListed(runs=tuple(map(_run_of, shown)), cursor=cursor)
 
-    @event_handler("workflow:result", timeout_s=WAIT_MARGIN_S)
+    @event_handler("workflow:result", scope="workflows:read", timeout_s=WAIT_MARGIN_S)
     async def result(self, request: e.WorkflowResult) -> e.WorkflowOutcome:
         """Wait for a run's end."""
         row = await self._workflows.wait(_tenant(), request.run_id, request.timeout_s)
@@ -99,7 +99,7 @@ class Handlers:
             run_id=request.run_id, status=row["status"], output=output, error=error
         )
 
-    @event_handler("workflow:steps")
+    @event_handler("workflow:steps", scope="workflows:read")
     async def steps(self, request: e.WorkflowSteps) -> e.WorkflowStepsListed:
         """List the steps of a run whose outcome is recorded."""
         tenant = _tenant()
@@ -110,37 +110,37 @@ class Handlers:
         after = steps[-1].number if len(rows) > limit else None
         return e.WorkflowStepsListed(steps=steps, after=after)
 
-    @event_handler("workflow:cancel")
+    @event_handler("workflow:cancel", scope="workflows:write")
     async def cancel(self, request: e.WorkflowCancel) -> e.WorkflowChanged:
         """End a run."""
         return _changed(request.run_id, await self._workflows.cancel(request.run_id))
 
-    @event_handler("workflow:resume")
+    @event_handler("workflow:resume", scope="workflows:write")
     async def resume(self, request: e.WorkflowResume) -> e.WorkflowChanged:
         """Let a run go on that was cancelled."""
         status = await self._workflows.resume(request.run_id, was="cancelled")
         return _changed(request.run_id, status)
 
-    @event_handler("workflow:release")
+    @event_handler("workflow:release", scope="workflows:write")
     async def release(self, request: e.WorkflowRelease) -> e.WorkflowChanged:
         """Let a run go on that was set aside."""
         status = await self._workflows.resume(request.run_id, was="quarantined")
         return _changed(request.run_id, status)
 
-    @event_handler("workflow:fork")
+    @event_handler("workflow:fork", scope="workflows:write")
     async def fork(self, request: e.WorkflowFork) -> e.WorkflowAccepted:
         """Start a copy of a run from one of its steps on."""
         run_id = await self._workflows.fork(request.run_id, request.from_step, id=request.id)
         row = await self._workflows.find(_tenant(), run_id)
         return e.WorkflowAccepted(run_id=run_id, name=row["name"], version=row["version"])
 
-    @event_handler("workflow:signal")
+    @event_handler("workflow:signal", scope="workflows:write")
     async def signal(self, request: e.WorkflowSignal) -> e.WorkflowSignalled:
         """Leave a signal for a run."""
         await self._workflows.signal(request.run_id, request.topic, request.payload)
         return e.WorkflowSignalled(run_id=request.run_id, topic=request.topic)
 
-    @event_handler("workflow:schedule")
+    @event_handler("workflow:schedule", scope="workflows:write")
     async def schedule(self, request: e.WorkflowSchedule) -> e.WorkflowScheduled:
         """Start a workflow by the clock."""
         if (request.cron is None) == (request.at is None):
@@ -172,14 +172,14 @@ class Handlers:
         self._workflows.news.tell("schedule")
         return e.WorkflowScheduled(name=request.name, next_at=next_at.astimezone(UTC))
 
-    @event_handler("workflow:unschedule")
+    @event_handler("workflow:unschedule", scope="workflows:write")
     async def unschedule(self, request: e.WorkflowUnschedule) -> e.WorkflowUnscheduled:
         """End a schedule."""
         if not await self._store.drop_schedule(_tenant(), request.name):
             raise NotFound(f"there is no schedule {request.name}")
         return e.WorkflowUnscheduled(name=request.name)
 
-    @event_handler("workflow:schedules")
+    @event_handler("workflow:schedules", scope="workflows:read")
     async def schedules(self, request: e.WorkflowSchedules) -> e.WorkflowSchedulesListed:
         """List schedules by name."""
         rows = await self._store.schedules(_tenant(), request.cursor, request.limit + 1)
@@ -187,7 +187,7 @@ class Handlers:
         cursor = shown[-1].name if len(rows) > request.limit else None
         return e.WorkflowSchedulesListed(schedules=shown, cursor=cursor)
 
-    @event_handler("workflow:queues")
+    @event_handler("workflow:queues", scope="workflows:read")
     async def queues(self, request: e.WorkflowQueues) -> e.WorkflowQueuesListed:
         """List the queues, and how much waits in them."""
         counts = {row["queue"]: row for row in await self._store.queues(_tenant())}

@@ -44,7 +44,7 @@ class MomentHandlers:
         self._bus = bus
         self._workflows = workflows
 
-    @event_handler("memory:moments")
+    @event_handler("memory:moments", scope="memory:read")
     async def moments(self, request: e.MemoryMoments) -> e.MemoryListed:
         """List moments, the newest first."""
         found = await self._store.moments(
@@ -63,7 +63,7 @@ class MomentHandlers:
             items=tuple(page), next=_cursor(page[-1]) if len(found) > len(page) else None
         )
 
-    @event_handler("memory:compact", timeout_s=COMPACT_S)
+    @event_handler("memory:compact", scope="memory:write", timeout_s=COMPACT_S)
     async def compact(self, request: e.MemoryCompact) -> e.MemoryCompacted:
         """Sum up what a conversation's moments don't cover yet, if it is more than a threshold."""
         conversation = request.conversation_id

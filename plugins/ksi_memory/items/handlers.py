@@ -38,7 +38,7 @@ class ItemHandlers:
         self._transfer = transfer
         self._embedders = embedders
 
-    @event_handler("memory:upsert")
+    @event_handler("memory:upsert", scope="memory:write")
     async def upsert(self, request: e.MemoryUpsert) -> e.MemoryUpserted:
         """Remember items in a table; known ones get a new version where anything differs."""
         if request.table == "schemas":
@@ -53,7 +53,7 @@ class ItemHandlers:
             even_forgotten=request.even_forgotten,
         )
 
-    @event_handler("memory:get")
+    @event_handler("memory:get", scope="memory:read")
     async def get(self, request: e.MemoryGet) -> e.Item:
         """Get one item, as it is or as it was."""
         return await self._items.get(
@@ -65,31 +65,31 @@ class ItemHandlers:
             as_of=request.as_of,
         )
 
-    @event_handler("memory:list")
+    @event_handler("memory:list", scope="memory:read")
     async def list(self, request: e.MemoryList) -> e.MemoryListed:
         """List items by table and key, without their texts."""
         return await self._items.list(current_whose(), request)
 
-    @event_handler("memory:why")
+    @event_handler("memory:why", scope="memory:read")
     async def why(self, request: e.MemoryWhy) -> e.MemoryReasons:
         """Tell where an item comes from, and where that comes from."""
         whose = current_whose()
         return await self._reasons.of(whose, (await self._named(whose, request)).id)
 
-    @event_handler("memory:correct")
+    @event_handler("memory:correct", scope="memory:write")
     async def correct(self, request: e.MemoryCorrect) -> e.Item:
         """Say what is right: it supersedes what was remembered."""
         whose = current_whose()
         return await self._items.correct(whose, await self._named(whose, request), request)
 
-    @event_handler("memory:pin")
+    @event_handler("memory:pin", scope="memory:write")
     async def pin(self, request: e.MemoryPin) -> e.Item:
         """Have nothing but a person change an item, or let it go."""
         whose = current_whose()
         item = await self._named(whose, request)
         return await self._items.pin(whose, item, pinned=request.pinned)
 
-    @event_handler("memory:forget")
+    @event_handler("memory:forget", scope="memory:write")
     async def forget(self, request: e.MemoryForget) -> e.MemoryForgotten:
         """Forget an item with all that rests on it alone, or everything of a user."""
         whose = current_whose()
@@ -106,14 +106,14 @@ class ItemHandlers:
             whose, ids, everything_of=of_user, reason=request.reason, dry_run=request.dry_run
         )
 
-    @event_handler("memory:stats")
+    @event_handler("memory:stats", scope="memory:read")
     async def stats(self, request: e.MemoryStats) -> e.MemoryCounted:
         """Tell what is remembered in figures, and how far the vectors are."""
         whose = current_whose()
         counted = await self._items.stats(whose)
         return msgspec.structs.replace(counted, embedders=await self._embedders(whose))
 
-    @event_handler("memory:export")
+    @event_handler("memory:export", scope="memory:read")
     async def export(
         self, request: e.MemoryExport
     ) -> AsyncIterator[e.ExportedLines | e.MemoryExported]:
@@ -126,7 +126,7 @@ class ItemHandlers:
                 yield e.ExportedLines(lines=tuple(some))
         yield e.MemoryExported(versions=versions)
 
-    @event_handler("memory:import")
+    @event_handler("memory:import", scope="memory:write")
     async def take_in(self, request: e.MemoryImport) -> e.MemoryImported:
         """Take in lines that were exported; what is there already stays."""
         whose = current_whose()

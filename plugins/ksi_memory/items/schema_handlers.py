@@ -30,7 +30,7 @@ class SchemaHandlers:
     def __init__(self, items: Items) -> None:
         self._items = items
 
-    @event_handler("schema:register")
+    @event_handler("schema:register", scope="memory:write")
     async def register(self, request: e.SchemaRegister) -> e.SchemaShown:
         """Register a JSON Schema, or a newer one; of kind table, it makes a table."""
         whose = _registrar()
@@ -55,7 +55,7 @@ class SchemaHandlers:
             raise InvalidData(f"it can't be registered: {told.refused[0].why}")
         return shown(await self._item(whose, request.kind, request.name))
 
-    @event_handler("schema:list")
+    @event_handler("schema:list", scope="memory:read")
     async def list(self, request: e.SchemaList) -> e.SchemaListed:
         """List schemas by kind and name, and the tables that are always there."""
         whose = current_whose()
@@ -65,14 +65,14 @@ class SchemaHandlers:
             tables=tuple(TABLES) if request.kind in (None, "table") else (),
         )
 
-    @event_handler("schema:get")
+    @event_handler("schema:get", scope="memory:read")
     async def get(self, request: e.SchemaGet) -> e.SchemaShown:
         """Get a schema; a table of the memory's own has a description alone."""
         if request.kind == "table" and request.name in TABLES:
             return _own(request.name)
         return shown(await self._item(current_whose(), request.kind, request.name))
 
-    @event_handler("schema:verify")
+    @event_handler("schema:verify", scope="memory:read")
     async def verify(self, request: e.SchemaVerify) -> e.SchemaVerified:
         """Check the items of a table against its schema, or an object against any."""
         whose = current_whose()
@@ -88,7 +88,7 @@ class SchemaHandlers:
             raise InvalidData(f"a schema of kind {request.kind} has no items: give an object")
         return await self._verified(whose, request.name, check)
 
-    @event_handler("schema:delete")
+    @event_handler("schema:delete", scope="memory:write")
     async def delete(self, request: e.SchemaDelete) -> e.SchemaDeleted:
         """Delete a schema; that of a table is kept while it has items."""
         whose = _registrar()

@@ -50,7 +50,7 @@ class Content:
         reader = Reader(extractor, settings.max_document_characters)
         self._loader = Loader(database, settings, reader, publish)
 
-    @event_handler("content:upload")
+    @event_handler("content:upload", scope="memory:write")
     async def upload(self, request: e.ContentUpload) -> e.ContentUploaded:
         """Take in a piece of a file; it is durable when this is answered."""
         return await self._uploads.put(whose_of(_context()), request)

@@ -66,12 +66,12 @@ class QueryHandlers:
             "sql": self._sql,
         }
 
-    @event_handler("memory:query")
+    @event_handler("memory:query", scope="memory:read")
     async def query(self, request: e.MemoryQuery) -> e.MemoryFound:
         """Ask the memory, in the REM dialect or by a mode."""
         return await self.ask(current_whose(), request)
 
-    @event_handler("memory:timeline")
+    @event_handler("memory:timeline", scope="memory:read")
     async def timeline(self, request: e.MemoryTimeline) -> e.MemoryFound:
         """Show what happened around a subject, in its order."""
         ask = e.MemoryQuery(
@@ -84,7 +84,7 @@ class QueryHandlers:
         )
         return await self.ask(current_whose(), ask)
 
-    @event_handler("memory:keys")
+    @event_handler("memory:keys", scope="memory:read")
     async def keys(self, request: e.MemoryKeys) -> e.MemoryKeysListed:
         """List the keys that begin so, and the tables that hold something."""
         whose = current_whose()
