@@ -157,6 +157,8 @@ def events_page(routes: Iterable[Route]) -> str:
     parts = [EVENTS_HEAD]
     for route in routes:
         parts.append(f"## `{route.name}`\n\n{inspect.cleandoc(route.doc).replace('``', '`')}\n")
+        if route.scope is not None:
+            parts.append(f"From outside with the scope `{route.scope}`.\n")
         parts += payload_section("Payload", route.data_type)
         parts += payload_section("Chunk" if route.streams else "Answer", route.result_type)
     return "\n".join(parts)
