@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
@@ -34,12 +35,14 @@ from ksi_daemon.protocol import (
     KsiError,
     NotFound,
 )
-from ksi_models.events import Message, TextPart
-from ksi_tools.events import ToolPermit
+from ksi_models.events import Message, TextPart, ToolSchema
+from ksi_tools.events import CLIENT_TOOL, ToolPermit
 
 log = logging.getLogger(__name__)
 
 TITLE_CHARACTERS: Final = 60
+MAX_CLIENT_TOOLS_BYTES: Final = 256 * 1024
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_HANDOVERS: Final = 64
 
 Start = Callable[[str, Context], Awaitable[None]]
@@ -133,6 +136,7 @@ class Acceptance:
         messages = self._messages(request)
         _check_bounds(request, context)
         check_schema(request.output_schema)
+        check_client_tools(request.client_tools)
         agent = profile.agent if profile is not None else request.agent or context.agent
         bound = context.conversation if is_bound(context) else None
         conversation = request.conversation_id or bound or secrets.token_hex(8)
@@ -231,7 +235,34 @@ def _permit_of(request: CompletionAsync, conversation: str, context: Context) ->
         parent = f"conversation:{context.conversation}"
     elif is_bearers(context):
         return None  # whoever has a token can't hand on more than what may be called by all
-    return ToolPermit(subject=f"conversation:{conversation}", allow=request.tools, parent=parent)
+    allow = (*request.tools, CLIENT_TOOL) if request.client_tools else request.tools
+    return ToolPermit(subject=f"conversation:{conversation}", allow=allow, parent=parent)
+
+
+def check_client_tools(tools: tuple[ToolSchema, ...]) -> None:
+    """Refuse tools of a client that no model could be offered.
+
+    Raises:
+        InvalidData: One has no name that models take, or the name of another; they are too large.
+    """
+    names: set[str] = set()
+    for place, each in enumerate(tools):
+        path = {"path": f"$.client_tools[{place}].name"}
+        if NAME.fullmatch(each.name) is None:
+            raise InvalidData(
+                f"client_tools[{place}]: a tool's name has letters, digits, _ and -, 64 at most",
+                details=path,
+            )
+        if each.name in names:
+            raise InvalidData(
+                f"client_tools[{place}]: there are two tools {each.name}", details=path
+            )
+        names.add(each.name)
+    if len(msgspec.json.encode(tools)) > MAX_CLIENT_TOOLS_BYTES:
+        raise InvalidData(
+            f"the client's tools come to more than {MAX_CLIENT_TOOLS_BYTES:,} bytes",
+            details={"path": "$.client_tools"},
+        )
 
 
 def is_bound(context: Context) -> bool:

@@ -16,6 +16,7 @@ Text = Annotated[str, Meta(max_length=2_000_000)]
 Globs = tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...]
 Wait = Annotated[float, Meta(ge=0, le=3600)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
+ClientTools = Annotated[tuple[ToolSchema, ...], Meta(max_length=128)]
 TurnStatus = Literal["waiting", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
@@ -29,8 +30,9 @@ class CompletionAsync(Struct, frozen=True, kw_only=True, omit_defaults=True):
     a conversation is made. Turns of one conversation run one at a time, in the order in which they
     were accepted; ``priority`` counts among those that wait for a model's slot, 1 first. ``tools``
     are globs that narrow what the conversation may call. With a ``request_id`` asking twice is
-    asking once. ``system``, ``model``, ``agent`` and ``settings`` hold for this turn, and for the
-    conversation where it is made. With an ``output_schema``, a JSON
+    asking once. ``client_tools`` are what the program at the other end can do: a call of one waits
+    until ``tool:answer`` tells what came of it. ``system``, ``model``, ``agent`` and ``settings``
+    hold for this turn, and for the conversation where it is made. With an ``output_schema``, a JSON
     Schema, the answer is JSON that fits it.
     """
 
@@ -43,6 +45,7 @@ class CompletionAsync(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tools: Globs | None = None
     settings: ModelSettings | None = None
     output_schema: dict[str, Any] | None = None
+    client_tools: ClientTools = ()
     priority: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=604_800)] | None = None
     request_id: RequestKey | None = None

@@ -50,7 +50,8 @@ class Previews:
         agent = own_agent(turn.agent) or (found.agent if found is not None else None)
         with acting_as(msgspec.structs.replace(context, agent=agent, conversation=name)):
             profile = await self._profile(agent)
-            offer = await self._tooling.offered(globs_of(turn, found, profile))
+            globs = globs_of(turn, found, profile)
+            offer = await self._tooling.offered(globs, turn.client_tools)
             asking = Asking(
                 tenant=context.tenant,
                 conversation=name,

@@ -11,9 +11,10 @@ from msgspec import Struct
 from ksi_completion.work import Prepared, Work
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
-from ksi_daemon.protocol import Busy, Context, KsiError, NotFound, Unavailable
+from ksi_daemon.protocol import Busy, Conflict, Context, KsiError, NotFound, Unavailable
 from ksi_models.events import ToolCallPart, ToolResultPart, ToolSchema
 from ksi_tools.events import (
+    CLIENT_TOOL,
     ToolCall,
     ToolCalled,
     ToolList,
@@ -64,28 +65,41 @@ class Tooling:
         """Return what a turn's model may call; what it was told a moment ago still holds."""
         now = asyncio.get_running_loop().time()
         if work.offer is None or now - work.offered_at > OFFER_S:
-            work.offer, work.offered_at = await self.offered(work.globs), now
+            offer = await self.offered(work.globs, work.options.client_tools)
+            work.offer, work.offered_at = offer, now
         work.tools = work.offer.is_parallel
         return work.offer.schemas
 
-    async def offered(self, globs: list[tuple[str, ...]]) -> Prepared:
-        """Return what may be called that matches a glob of each list."""
+    async def offered(
+        self, globs: list[tuple[str, ...]], of_client: tuple[ToolSchema, ...] = ()
+    ) -> Prepared:
+        """Return what may be called: of ours what matches a glob of each list, and the client's.
+
+        Raises:
+            Conflict: The client has a tool of a name that one of ours has.
+        """
         listed = await self._bus.request(
             "tool:list", ToolList(schemas=True), result_type=ToolListed
         )
         found = [
             (info, parameters)
             for info, parameters in zip(listed.tools, listed.schemas, strict=True)
-            if info.is_allowed and is_wanted(info.name, globs)
+            if info.is_allowed and info.name != CLIENT_TOOL and is_wanted(info.name, globs)
         ][:MAX_OFFERED]
+        ours = {
+            info.name: info.effects == "read_only" and not info.is_interactive for info, _ in found
+        }
+        taken = sorted(ours.keys() & {each.name for each in of_client})
+        if taken:
+            raise Conflict(
+                f"the client has a tool {taken[0]}, and so has the daemon: give it another name"
+            )
+        schemas = (
+            ToolSchema(info.name, info.description, parameters) for info, parameters in found
+        )
         return Prepared(
-            schemas=tuple(
-                ToolSchema(info.name, info.description, parameters) for info, parameters in found
-            ),
-            is_parallel={
-                info.name: info.effects == "read_only" and not info.is_interactive
-                for info, _ in found
-            },
+            schemas=(*schemas, *of_client),
+            is_parallel=ours | {each.name: False for each in of_client},
         )
 
     async def call(self, work: Work, index: int, refused: tuple[int, ...]) -> Outcome:
@@ -98,9 +112,7 @@ class Tooling:
         why = _why_not(work, part, is_refused=index in refused)
         if why is not None:
             return ToolResultPart(part.id, part.name, why, is_error=True)
-        request = ToolCall(
-            name=part.name, arguments=part.arguments or "{}", call_id=work.call_id(index)
-        )
+        request = _request_of(work, part, index)
         try:
             called = await self._called(request)
         except KsiError as error:
@@ -131,6 +143,14 @@ class Tooling:
                 bound_s = min(2 * bound_s, MAX_AGAIN_S)
             else:
                 return called
+
+
+def _request_of(work: Work, part: ToolCallPart, index: int) -> ToolCall:
+    name, arguments = part.name, part.arguments or "{}"
+    if any(each.name == name for each in work.options.client_tools):
+        asked = {"name": name, "arguments": arguments}
+        name, arguments = CLIENT_TOOL, msgspec.json.encode(asked).decode()
+    return ToolCall(name=name, arguments=arguments, call_id=work.call_id(index))
 
 
 def _content_of(called: ToolCalled) -> str:

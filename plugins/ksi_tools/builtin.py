@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from msgspec import Meta
 
 from ksi_daemon.protocol import InvalidData
+from ksi_tools.events import ToolName
 from ksi_tools.functions import tool
 
 
@@ -21,6 +22,18 @@ def ask_user(
     answer may be another all the same.
     """
     return "\n".join([question, *(f"- {each}" for each in choices)])
+
+
+@tool(effects="read_only", interactive=True)
+def client_tool(
+    name: ToolName, arguments: Annotated[str, Meta(max_length=1_000_000)] = "{}"
+) -> str:
+    """Have the program that a person uses do something, and wait for what it says.
+
+    It is called in the place of a tool that a turn's client has; models are offered those by their
+    own names.
+    """
+    return name
 
 
 @tool(effects="read_only", timeout_s=5.0)

@@ -1,7 +1,7 @@
 """The payloads of ``tool:*``."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -16,6 +16,7 @@ AskedName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
 Globs = Annotated[
     tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")], ...], Meta(max_length=1000)
 ]
+CLIENT_TOOL: Final = "client_tool"  # stands for every tool of a client
 Subject = Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=300)]
 

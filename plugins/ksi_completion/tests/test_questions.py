@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Conflict
+from ksi_client import AsyncClient, Conflict, InvalidData
 from ksi_completion.tests.doubles import Script, calling
 from ksi_completion.tests.test_turns import ask, assert_sane, cancel, ended, paused
 from ksi_daemon.daemon import Daemon
@@ -15,6 +15,7 @@ from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.testing import module_plugin
+from ksi_models.events import ToolResultPart
 from ksi_postgres.database import Database
 from ksi_tools.api import Tools, tool
 
@@ -111,3 +112,76 @@ async def test_a_turn_that_waits_for_a_decision_is_cancelled_and_the_doubt_stays
     assert doubt["run_id"] == run
     assert_sane(script.calls[-1].messages)
     assert resolved["status"] == "done"
+
+
+PICK = {
+    "name": "pick_colour",
+    "description": "Have the person pick a colour on the page.",
+    "parameters": {"type": "object", "properties": {"of": {"type": "string"}}},
+}
+
+
+async def test_a_tool_of_the_client_s_is_offered_and_its_call_waits_for_what_the_client_says(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(calling(("pick_colour", '{"of": "sky"}'), ("pick_colour", '{"of": "sea"}')), "fine")
+    run = (await ask(client, client_tools=[PICK], tools=["current_time"]))["run_id"]
+
+    waited, answers = [], {f"{run}:1:0": "blue", f"{run}:1:1": "green"}
+    async for chunk in client.stream("completion:stream", {"run_id": run}):
+        if chunk["kind"] == "status" and chunk["waits_for"] == "answer":
+            waited.append(chunk["message"])
+            answer = {"call_id": chunk["call_id"], "content": answers[chunk["call_id"]]}
+            await client.request("tool:answer", answer)
+    result = await ended(client, run)
+
+    assert waited == ["pick_colour", "pick_colour"]
+    assert [each.name for each in script.calls[0].tools] == ["current_time", "pick_colour"]
+    assert script.calls[0].tools[1].parameters == PICK["parameters"]
+    assert result["text"] == "fine"
+    told = [part.content for part in parts_of(script, ToolResultPart)]
+    assert told == ["blue", "green"]
+    assert_sane(script.calls[-1].messages)
+
+
+async def test_no_model_is_offered_what_stands_for_the_tools_of_clients(
+    client: AsyncClient, script: Script
+) -> None:
+    await ended(client, (await ask(client))["run_id"])
+
+    assert [each.name for each in script.calls[0].tools] == ["ask_user", "current_time"]
+
+
+async def test_a_tool_of_the_client_s_can_t_take_the_name_of_one_of_the_daemon_s(
+    client: AsyncClient, script: Script
+) -> None:
+    run = (await ask(client, client_tools=[{**PICK, "name": "current_time"}]))["run_id"]
+
+    result = await ended(client, run)
+
+    assert script.calls == []
+    assert result["error"]["code"] == "conflict"
+    assert "current_time" in result["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "told"),
+    [
+        ([{**PICK, "name": "pick colour"}], "a tool's name has letters"),
+        ([{**PICK, "name": "pick\n"}], "a tool's name has letters"),
+        ([PICK, PICK], "two tools pick_colour"),
+        ([{**PICK, "description": "x" * 300_000}], "come to more than 262,144 bytes"),
+        ([{"name": "pick"}], "description"),
+    ],
+)
+async def test_tools_of_a_client_that_no_model_could_be_offered_are_refused(
+    client: AsyncClient, tools: list[Any], told: str
+) -> None:
+    with pytest.raises(InvalidData, match=told):
+        await ask(client, client_tools=tools)
+
+
+def parts_of(script: Script, kind: type[Any]) -> list[Any]:
+    """Return the parts of a kind that the model was shown last."""
+    messages = script.calls[-1].messages
+    return [part for each in messages for part in each.parts if isinstance(part, kind)]

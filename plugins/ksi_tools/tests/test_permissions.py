@@ -61,7 +61,7 @@ async def allowed(client: AsyncClient, context: Any = None) -> set[str]:
             tried.add(name)
         except Denied as error:
             kinds.add((error.details or {}).get("kind"))
-    names = {each["name"] for each in listed["tools"]} - {"ask_user", "current_time"}
+    names = {each["name"] for each in listed["tools"]} - {"ask_user", "client_tool", "current_time"}
     assert names == tried
     assert kinds <= {"not_permitted"}
     return tried

@@ -137,7 +137,7 @@ async def test_a_name_is_one_tool_s_alone(run: Run) -> None:
             tools.add_event("x:y", effects="read_only", name="ask_user")
         with pytest.raises(Conflict):
             tools.add_provider(Far()).update([ToolSpec(name="ask_user", description="")])
-        assert (await names(client)) == ["ask_user", "current_time"]
+        assert (await names(client)) == ["ask_user", "client_tool", "current_time"]
 
 
 async def test_tools_go_with_their_registration(run: Run) -> None:
