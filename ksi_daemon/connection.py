@@ -207,8 +207,9 @@ class Connection(Peer):
         if route is not None:
             return route
         router = self.hub.router
-        may_call = self.principal.may_call(name)
-        if not may_call and not (name in router.routes and router.routes[name].public):
+        known = router.routes.get(name)
+        is_open = known is not None and (known.public or self.principal.may_reach(known.scope))
+        if not is_open and not self.principal.may_call(name):
             raise Denied(f"{self.principal.name} may not send {name}")
         # What a host is answering must be able to ask, as it could in the daemon.
         if self.hub.draining and self.principal.plugin is None and not name.startswith(OWN):

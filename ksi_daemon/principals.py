@@ -56,6 +56,10 @@ class Principal(Struct, frozen=True, omit_defaults=True):
         """Say whether it may send an event to its handler."""
         return matches_any(event, self.grants.call)
 
+    def may_reach(self, scope: str | None) -> bool:
+        """Say whether it may send an event because of the scope that its handler declares."""
+        return scope is not None and matches_any(scope, self.grants.scopes)
+
     def may_see(self, context: Context) -> bool:
         """Say whether an event is its own: every field that the principal has set agrees."""
         return self.grants.see_all or (

@@ -11,11 +11,13 @@ PING: Final = "router:ping"
 class Grants(Struct, frozen=True, kw_only=True):
     """What a principal may do; each field is a list of globs over event names.
 
-    ``impersonate`` lets it send events in another's name, ``see_all`` lets its subscriptions see
-    events of every tenant and user. Everything is denied unless granted.
+    ``scopes`` are globs over the scopes of events: it may send those that it reaches so, beside
+    those of ``call``. ``impersonate`` lets it send events in another's name, ``see_all`` lets its
+    subscriptions see events of every tenant and user. Everything is denied unless granted.
     """
 
     call: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
     serve: tuple[str, ...] = ()
