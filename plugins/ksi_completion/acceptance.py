@@ -36,6 +36,7 @@ from ksi_daemon.protocol import (
     NotFound,
 )
 from ksi_models.events import Message, TextPart, ToolSchema
+from ksi_postgres.news import News
 from ksi_tools.events import CLIENT_TOOL, ToolPermit
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Acceptance:
         settings: The plugin's.
         store: Records them.
         profiles: Knows who the agents are.
+        news: Tells of turns that are asked for within another.
         start: Starts the run of a turn.
 
     Attributes:
@@ -62,11 +64,17 @@ class Acceptance:
     """
 
     def __init__(
-        self, settings: CompletionSettings, store: Store, profiles: Profiles, start: Start
+        self,
+        settings: CompletionSettings,
+        store: Store,
+        profiles: Profiles,
+        news: News,
+        start: Start,
     ) -> None:
         self._settings = settings
         self._store = store
         self._profiles = profiles
+        self._news = news
         self._start = start
         self._tasks: asyncio.TaskGroup | None = None
         self.expected: set[str] = set()  # runs that are about to begin here
@@ -104,6 +112,8 @@ class Acceptance:
         ready = next_of(row)
         if ready is not None:
             self.begin(ready)
+        if asked.parent is not None:
+            self._news.tell("child", asked.parent)
         return CompletionAccepted(
             request_id=asked.request_id,
             run_id=row["run_id"],

@@ -32,7 +32,8 @@ class CompletionAsync(Struct, frozen=True, kw_only=True, omit_defaults=True):
     are globs that narrow what the conversation may call. With a ``request_id`` asking twice is
     asking once. ``client_tools`` are what the program at the other end can do: a call of one waits
     until ``tool:answer`` tells what came of it. ``system``, ``model``, ``agent`` and ``settings``
-    hold for this turn, and for the conversation where it is made. With an ``output_schema``, a JSON
+    hold for this turn, and for the conversation where it is made; ``instructions`` are told after
+    the system prompt, whosever that is, in this turn alone. With an ``output_schema``, a JSON
     Schema, the answer is JSON that fits it.
     """
 
@@ -42,6 +43,7 @@ class CompletionAsync(Struct, frozen=True, kw_only=True, omit_defaults=True):
     conversation_id: ConversationId | None = None
     agent: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     system: Text | None = None
+    instructions: Text | None = None
     tools: Globs | None = None
     settings: ModelSettings | None = None
     output_schema: dict[str, Any] | None = None
@@ -275,6 +277,24 @@ class CompletionListed(Struct, frozen=True, kw_only=True):
 
     turns: tuple[Turn, ...]
     cursor: str | None = None
+
+
+class CompletionChildren(Struct, frozen=True, kw_only=True):
+    """List the turns that were asked for within a run, the oldest first.
+
+    With ``known``, as many as the caller has heard of, it waits up to ``wait_s`` until there are
+    more.
+    """
+
+    run_id: RunId
+    known: Annotated[int, Meta(ge=0)] = 0
+    wait_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
+
+
+class CompletionChildrenListed(Struct, frozen=True, kw_only=True):
+    """Turns; ``request_id`` is the tool call within which one was asked for, where it was one."""
+
+    turns: tuple[Turn, ...]
 
 
 class CompletionInject(Struct, frozen=True, kw_only=True):

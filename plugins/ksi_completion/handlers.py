@@ -24,6 +24,8 @@ from ksi_tools.events import ToolAnswer
 from ksi_workflows.api import Workflows
 
 WAIT_MARGIN_S: Final = 3700.0
+CHILDREN_MARGIN_S: Final = 70.0
+MAX_CHILDREN: Final = 1000
 LOOK_AGAIN_S: Final = 10.0  # where a word that was told got lost
 
 
@@ -175,6 +177,20 @@ class Handlers:
             last = shown[-1]
             cursor = f"{last['accepted_at'].isoformat()} {last['run']}"
         return e.CompletionListed(turns=tuple(map(turn_of, shown)), cursor=cursor)
+
+    @event_handler("completion:children", scope="chat:read", timeout_s=CHILDREN_MARGIN_S)
+    async def children(self, request: e.CompletionChildren) -> e.CompletionChildrenListed:
+        """List the turns that were asked for within a run; wait until there are more."""
+        context, loop = _context(), asyncio.get_running_loop()
+        until = loop.time() + request.wait_s
+        while True:
+            with self._turns.families.watching(request.run_id) as news:
+                rows = await self._store.children(context.tenant, request.run_id, MAX_CHILDREN)
+                left_s = until - loop.time()
+                if len(rows) > request.known or left_s <= 0:
+                    shown = (turn_of(row) for row in rows if is_visible(row, context))
+                    return e.CompletionChildrenListed(turns=tuple(shown))
+                await asyncio.wait({news}, timeout=min(left_s, LOOK_AGAIN_S))
 
     @event_handler("completion:inject", scope="chat:write")
     async def inject(self, request: e.CompletionInject) -> e.CompletionInjected:

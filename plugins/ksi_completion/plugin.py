@@ -62,7 +62,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         settled.set()
 
     profiles = Profiles(plugin.bus)
-    acceptance = Acceptance(settings, store, profiles, start)
+    acceptance = Acceptance(settings, store, profiles, news, start)
     conversations = Conversations(database)
     calibration = tokens.Calibration()
     contexts = Contexts(conversations, plugin.bus, settings, calibration)

@@ -14,6 +14,7 @@ from ksi_completion.events import (
 )
 from ksi_completion.profiles import Profiles
 from ksi_completion.tooling import Tooling
+from ksi_completion.work import with_instructions
 from ksi_daemon.event_system import acting_as, current_context, event_handler
 from ksi_daemon.protocol import Context, InvalidData, NotFound
 from ksi_models.events import Message, ModelSettings, TextPart
@@ -109,7 +110,8 @@ def models_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile)
 
 def system_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile) -> str | None:
     """Return what the model would be told before everything else."""
-    return turn.system or profile.system or (found.system if found is not None else None)
+    system = turn.system or profile.system or (found.system if found is not None else None)
+    return with_instructions(system, turn.instructions)
 
 
 def settings_of(turn: CompletionAsync, found: Found | None, profile: AgentProfile) -> ModelSettings:

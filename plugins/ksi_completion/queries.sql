@@ -44,6 +44,10 @@ SELECT * FROM ksi_completion.outcome($1, $2);
 -- Which turns are there?
 SELECT * FROM ksi_completion.list_turns($1, $2, $3, $4, $5, $6, $7, $8);
 
+-- name: children
+-- Which turns were asked for within a run?
+SELECT * FROM ksi_completion.children($1, $2, $3);
+
 -- name: said_by_turn
 -- What has a turn said so far?
 SELECT * FROM ksi_completion.said_by_turn($1, $2, $3);

@@ -176,6 +176,10 @@ class Store:
         """Return how a turn stands, or ``None``."""
         return await self.database.fetchrow(SQL["outcome"], tenant, run)
 
+    async def children(self, tenant: str, parent: str, limit: int) -> list[Any]:
+        """Return the turns that were asked for within a run, the oldest first."""
+        return await self.database.fetch(SQL["children"], tenant, parent, limit)
+
     async def turns(
         self,
         context: Context,

@@ -105,6 +105,7 @@ class Turns:
     ) -> None:
         self.hub = Hub(settings.stream_buffer_bytes)
         self.waiters = Waiters()
+        self.families = Waiters()
         self.relays = Relays(settings, store, self.hub, news)
         self._settings = settings
         self._store = store
@@ -119,6 +120,8 @@ class Turns:
         news.on("cancel", self._cancelled)
         news.on("ended", self.waiters.wake)
         news.on_missed(self.waiters.wake_all)
+        news.on("child", self.families.wake)
+        news.on_missed(self.families.wake_all)
 
     def is_expected(self, run: str) -> bool:
         """Say whether a turn is about to begin here."""

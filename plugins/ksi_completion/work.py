@@ -98,7 +98,7 @@ class Work:
         system: str | None = self.options.system
         if system is None and self.profile is not None:
             system = self.profile.system
-        return system or self.row["system"]
+        return with_instructions(system or self.row["system"], self.options.instructions)
 
     @property
     def globs(self) -> list[tuple[str, ...]]:
@@ -310,6 +310,11 @@ def groups_of(
             yield (index,)
     if group:
         yield tuple(group)
+
+
+def with_instructions(system: str | None, instructions: str | None) -> str | None:
+    """Return a system prompt, and after it what is told in one turn alone."""
+    return "\n\n".join(each for each in (system, instructions) if each) or None
 
 
 def added(usage: Usage, more: Usage) -> Usage:

@@ -783,3 +783,14 @@ async def test_what_another_tenant_asks_is_answered_in_its_name(
     assert result["status"] == "succeeded"
     assert (script.contexts[0].tenant, script.contexts[0].user) == ("b", "ann")
     assert accepted["run_id"].startswith("b:")
+
+
+async def test_instructions_are_told_after_the_system_prompt_in_their_turn_alone(
+    client: AsyncClient, script: Script
+) -> None:
+    first = {"conversation_id": "c", "system": "Be kind.", "instructions": "Answer in verse."}
+    for more in (first, {"conversation_id": "c"}, {"instructions": "Be short."}):
+        await ended(client, (await ask(client, **more))["run_id"])
+
+    told = [call.system for call in script.calls]
+    assert told == ["Be kind.\n\nAnswer in verse.", "Be kind.", "Be short."]
