@@ -312,6 +312,11 @@ class AsyncClient(CompletionCalls):
             await asyncio.sleep(delay * (1 + random.random() / 4))
             delay = min(delay * 2, LAST_RETRY_S)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection just now, as far as is known."""
+        return self._peer is not None and self._connected.is_set()
+
     def connection_lost(self, peer: Peer) -> None:
         """Note that the connection is gone; called by the peer."""
         if peer is self._peer or self._peer is None:

@@ -25,13 +25,13 @@ async def children(client: AsyncClient, run: str, **more: Any) -> Any:
     return listed["turns"]
 
 
-@pytest.mark.parametrize("is_spawned", [False, True])
+@pytest.mark.parametrize("agent", ["define", "bob"])
 async def test_a_turn_s_children_are_told_while_it_waits_for_them(
-    client: AsyncClient, script: Script, is_spawned: bool
+    client: AsyncClient, script: Script, agent: str
 ) -> None:
-    if is_spawned:
-        await spawned(client, "define")
-    script.say(asking("define", "What is a heron?"), "A bird.", "It is a bird.")
+    if agent == "bob":
+        await spawned(client, agent)
+    script.say(asking(agent, "What is a heron?"), "A bird.", "It is a bird.")
     script.gate = asyncio.Event()
     run = (await client.request("completion:async", {"prompt": "Herons?", "tools": ["*"]}))[
         "run_id"
@@ -42,7 +42,7 @@ async def test_a_turn_s_children_are_told_while_it_waits_for_them(
     await client.request("completion:wait", {"run_id": run, "timeout_s": 20})
     later = await children(client, run, known=1)
 
-    assert child["agent"] == "define"
+    assert child["agent"] == agent
     assert child["request_id"] == f"{run}:1:0"  # the call within which it was asked for
     assert child["status"] in ("waiting", "running")
     assert [each["status"] for each in later] == ["succeeded"]
