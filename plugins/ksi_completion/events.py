@@ -292,7 +292,7 @@ class CompletionChildren(Struct, frozen=True, kw_only=True):
 
 
 class CompletionChildrenListed(Struct, frozen=True, kw_only=True):
-    """Turns; ``request_id`` is the tool call within which one was asked for, where it was one."""
+    """Turns; ``request_id`` is the tool call by which an agent was asked that nobody has spawned."""
 
     turns: tuple[Turn, ...]
 
