@@ -292,7 +292,7 @@ class CompletionChildren(Struct, frozen=True, kw_only=True):
 
 
 class CompletionChildrenListed(Struct, frozen=True, kw_only=True):
-    """Turns; ``request_id`` is the tool call by which an agent was asked that nobody has spawned."""
+    """Turns; of an agent that nobody has spawned ``request_id`` is the tool call that asked it."""
 
     turns: tuple[Turn, ...]
 
