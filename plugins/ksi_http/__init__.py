@@ -1,0 +1,1 @@
+"""HTTP: keys from outside, and the sidecar that answers them."""
