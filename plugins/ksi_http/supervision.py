@@ -2,14 +2,21 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from ksi_daemon.event_system import event_contributor
-from ksi_daemon.hosts import explain_exit, kill_group, relay_log, scrubbed
+from ksi_daemon.hosts import (
+    current_level,
+    explain_exit,
+    kill_group,
+    read_log_line,
+    scrubbed,
+)
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.principals import Principal
 from ksi_daemon.protocol import Failed
@@ -20,6 +27,7 @@ from ksi_system.events import HealthCheck, HealthChecked
 FOR_EVER: Final = RestartPolicy(first_delay_s=0.2, max_delay_s=10.0, max_restarts=1_000_000)
 TTL_S: Final = 10 * 365 * 86_400.0
 STOP_S: Final = 5.0
+LAST_WORDS_S: Final = 0.5
 MAX_LINE_BYTES: Final = 256 * 1024
 # All that it may do, so that who has taken it over can do no more.
 GRANTS: Final = Grants(
@@ -41,20 +49,37 @@ class Sidecar:
     def __init__(self, plugin: Plugin, socket: Path) -> None:
         self._plugin = plugin
         self._socket = socket
-        self._state: Literal["starting", "running", "down"] = "starting"
-        self._why = ""
+        self._log = logging.getLogger(f"ksi.host.{plugin.name}")
+        self._said = ""  # the last error that it told of
+        self._why_down: str | None = None
 
     async def run(self) -> None:
         """Run it until its end; raises then, to be started again."""
+        self._said = ""
         async with self._process() as process:
-            self._state = "running"
+            self._why_down = None
             async with asyncio.TaskGroup() as tasks:
-                relay = tasks.create_task(relay_log(process, self._plugin.name), name="log")
+                relay = tasks.create_task(self._relay(process), name="log")
                 await process.wait()
-                await asyncio.wait({relay}, timeout=0.5)  # its last words
+                await asyncio.wait({relay}, timeout=LAST_WORDS_S)
                 relay.cancel()
-        self._state, self._why = "down", f"the HTTP server {explain_exit(process.returncode)}"
-        raise Failed(self._why)
+        self._why_down = f"the HTTP server {explain_exit(process.returncode)}: {self._said}"
+        raise Failed(self._why_down)
+
+    async def _relay(self, process: asyncio.subprocess.Process) -> None:
+        """Write its log lines into the daemon's log."""
+        assert process.stderr is not None
+        while True:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:
+                continue  # a line longer than the limit, of which asyncio drops what it has read
+            if not line:
+                return
+            level, message, fields = read_log_line(line)
+            if level >= logging.ERROR:
+                self._said = message
+            self._log.log(level, message, extra={**fields, "plugin": self._plugin.name})
 
     @contextlib.asynccontextmanager
     async def _process(self) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -70,6 +95,8 @@ class Sidecar:
                 "-m",
                 "ksi_http",
                 "--supervised",
+                "--log-level",
+                current_level(),
                 pass_fds=(read,),
                 env={
                     **scrubbed(()),
@@ -93,8 +120,8 @@ class Sidecar:
     @event_contributor("health:check")
     def health(self, request: HealthCheck) -> HealthChecked:
         """Say whether it runs."""
-        if self._state == "down":
-            return HealthChecked(health="degraded", why=self._why)
+        if self._why_down is not None:
+            return HealthChecked(health="degraded", why=self._why_down)
         return HealthChecked()
 
 

@@ -1,10 +1,11 @@
 """What stands before every route: whose server this is, who calls, and how errors look."""
 
 import ipaddress
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -90,10 +91,10 @@ def check_origin(request: web.Request, origins: frozenset[str]) -> str | None:
     return origin
 
 
-def request_id(request: web.Request) -> str:
-    """Return the id that a request came with, or a new one."""
+def given_id(request: web.Request) -> str | None:
+    """Return the id that a request came with, if it makes sense."""
     given = request.headers.get(ID_HEADER, "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _ID.fullmatch(given) else None
 
 
 class Guard:
@@ -107,6 +108,8 @@ class Guard:
         self._app = app
         self._hosts = hosts_of(app.settings)
         self._origins = frozenset(app.settings.origins)
+        self._boot = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         check_host(request, self._hosts)
@@ -137,7 +140,7 @@ class Guard:
     async def stand_before(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request by its route, if it is let in."""
         began_at = time.monotonic()
-        request[REQUEST_ID] = request_id(request)
+        request[REQUEST_ID] = given_id(request) or f"{self._boot}-{next(self._numbers):x}"
         response = await self._in_shape(request, handler)
         if request.writer.output_size and not response.prepared:
             raise ConnectionError("a stream broke: its client finds it cut off")
@@ -207,7 +210,8 @@ def _compress(settings: HttpSettings, request: web.Request, response: web.Stream
 async def prepared(request: web.Request, response: web.StreamResponse) -> None:
     """Give every answer the headers that all have; those of streams, too."""
     headers = response.headers
-    headers[ID_HEADER] = request.get(REQUEST_ID) or request_id(request)
+    if REQUEST_ID in request:  # else it was no request that could be read
+        headers[ID_HEADER] = request[REQUEST_ID]
     headers["X-Content-Type-Options"] = "nosniff"
     headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
     headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")

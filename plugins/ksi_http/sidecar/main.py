@@ -10,14 +10,15 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Final, get_args
 
+import msgspec
 from msgspec.structs import replace
 
 from ksi_daemon import logs
 from ksi_daemon import loop as event_loop
 from ksi_daemon.protocol import Denied, KsiError, NotFound, Unavailable
-from ksi_daemon.settings import LogSettings
+from ksi_daemon.settings import LogLevel, LogSettings
 from ksi_http.sidecar import app as application
 from ksi_http.sidecar.app import Sidecar
 
@@ -31,7 +32,8 @@ OVER: Final = ("host", "port")  # what the command line may say in place of the 
 def main(words: Sequence[str]) -> int:
     """Run until a signal, or the end of the daemon that started it; return the exit code."""
     options = parse(words)
-    settings = LogSettings(format="pretty" if sys.stderr.isatty() else "json")
+    look = "pretty" if sys.stderr.isatty() else "json"
+    settings = msgspec.convert({"level": options.log_level, "format": look}, LogSettings)
     with logs.configured(settings, None):
         try:
             event_loop.run(run(options))
@@ -48,6 +50,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m ksi_http")
     parser.add_argument("--host", help="in place of http.host")
     parser.add_argument("--port", type=int, help="in place of http.port")
+    parser.add_argument("--log-level", default="info", choices=get_args(LogLevel))
     parser.add_argument("--supervised", action="store_true", help="end when stdin does")
     return parser.parse_args(words)
 

@@ -76,7 +76,7 @@ class EventStream:
     async def beat(self) -> None:
         """Say from time to time that it is alive; this also finds out whether the client is."""
         with suppress(ConnectionError):  # whoever writes next is told
-            await asyncio.sleep(OPEN_S)
+            await asyncio.sleep(min(OPEN_S, self._heartbeat_s))
             await self.open()
             while True:
                 before = self._written

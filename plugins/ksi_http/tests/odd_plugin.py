@@ -45,6 +45,7 @@ class Odd:
     def __init__(self) -> None:
         self.counting = 0
         self.echoed = 0
+        self.stopped = asyncio.Event()
 
     @event_handler("odd:echo", scope="odd:read")
     def echo(self, request: OddEcho) -> dict[str, Any]:
@@ -80,6 +81,7 @@ class Odd:
                 await asyncio.Event().wait()
         finally:
             self.counting -= 1
+            self.stopped.set()
 
     @event_handler("odd:fail", scope="odd:write")
     def fail(self, request: OddFail) -> None:
@@ -90,6 +92,11 @@ class Odd:
     async def wait(self) -> None:
         """Wait for ever."""
         await asyncio.Event().wait()
+
+    @event_handler("odd:deep:er", scope="odd:read")
+    def deeper(self) -> str:
+        """Be deeper."""
+        return "deep"
 
     @event_handler("odd:inside")
     def inside(self) -> None:
