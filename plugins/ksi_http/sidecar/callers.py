@@ -1,10 +1,13 @@
 """Who is calling: the key that a request bears, and for whom it speaks."""
 
+import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -84,6 +87,8 @@ class Callers:
         self._ask = ask
         self._known_s = known_s
         self._known: OrderedDict[str, tuple[float, HttpCaller]] = OrderedDict()
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._forgotten = 0
         self._unknown = Buckets(UNKNOWN_PER_S, UNKNOWN_BURST)
 
     async def of(self, request: web.Request) -> Caller:
@@ -99,24 +104,36 @@ class Callers:
         return Caller(key, user_of(request, key), presented)
 
     async def _valid(self, presented: Presented) -> HttpCaller:
-        now = time.monotonic()
-        since, key = self._known.get(presented.digest, (0.0, None))
-        if key is not None and now - since < self._known_s:
+        key = self._lately_known(presented)
+        if key is not None:
             return key
+        # Many requests may come at once with a key that is not known yet: one of them asks.
+        async with self._asking.setdefault(presented.digest, asyncio.Lock()):
+            return self._lately_known(presented) or await self._asked(presented)
+
+    def _lately_known(self, presented: Presented) -> HttpCaller | None:
+        since, key = self._known.get(presented.digest, (-math.inf, None))
+        return key if time.monotonic() - since < self._known_s else None
+
+    async def _asked(self, presented: Presented) -> HttpCaller:
+        now, forgotten = time.monotonic(), self._forgotten
+        key = self._known.get(presented.digest)
         if key is None and (wait := self._unknown.take("")):
             raise Busy("too many keys that are not valid were shown", retry_after_s=wait)
         try:
-            key = await self._ask(presented)
+            told = await self._ask(presented)
         except Denied as error:
             self._known.pop(presented.digest, None)
             raise Unauthenticated(error.message) from error
-        self._known[presented.digest] = (now, key)
+        if self._forgotten == forgotten:  # else it may have been revoked meanwhile
+            self._known[presented.digest] = (now, told)
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
-        return key
+        return told
 
     def forget(self, key_id: str) -> None:
         """Ask again about a key that was revoked."""
+        self._forgotten += 1
         for digest in [d for d, (_, key) in self._known.items() if key.key_id == key_id]:
             del self._known[digest]
 

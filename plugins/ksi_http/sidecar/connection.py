@@ -35,6 +35,7 @@ class ClientConnection(RequestHandler):
             max_field_size=settings.max_header_bytes,
             max_headers=settings.max_headers,
             lingering_time=LINGER_S,
+            auto_decompress=False,  # what a small body unpacks to has no bound
         )
         self._bounds = settings
         self._metrics = metrics

@@ -91,6 +91,13 @@ def check_origin(request: web.Request, origins: frozenset[str]) -> str | None:
     return origin
 
 
+def _refuse_packed(request: web.Request) -> None:
+    """Refuse bodies that are packed: nobody knows how large they are before they are unpacked."""
+    packed = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    if packed != "identity":
+        raise errors.WrongType(f"send the body as it is, not packed by {packed[:50]!r}")
+
+
 def given_id(request: web.Request) -> str | None:
     """Return the id that a request came with, if it makes sense."""
     given = request.headers.get(ID_HEADER, "")
@@ -113,6 +120,7 @@ class Guard:
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         check_host(request, self._hosts)
+        _refuse_packed(request)
         origin = check_origin(request, self._origins)
         if origin is not None:
             request[PAGE] = origin

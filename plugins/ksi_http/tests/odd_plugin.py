@@ -18,11 +18,12 @@ class OddEcho(Struct, frozen=True, kw_only=True):
 
 
 class OddCount(Struct, frozen=True, kw_only=True):
-    """Count; ``fail_at`` is where that breaks, ``wait`` after how much it waits for ever."""
+    """Count; ``fail_at`` is where that breaks, ``wait`` whether it waits for ever in the end."""
 
     to: int
     fail_at: int | None = None
     wait: bool = False
+    padding: int = 0
 
 
 class OddFail(Struct, frozen=True, kw_only=True):
@@ -69,14 +70,14 @@ class Odd:
         }
 
     @event_handler("odd:count", scope="odd:write")
-    async def count(self, request: OddCount) -> AsyncIterator[int]:
+    async def count(self, request: OddCount) -> AsyncIterator[Any]:
         """Count."""
         self.counting += 1
         try:
             for number in range(request.to):
                 if number == request.fail_at:
                     raise Conflict("it broke")
-                yield number
+                yield [number, "x" * request.padding] if request.padding else number
             if request.wait:
                 await asyncio.Event().wait()
         finally:
