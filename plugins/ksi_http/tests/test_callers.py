@@ -7,7 +7,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_http import keys
-from ksi_http.sidecar import callers
+from ksi_http.sidecar.limits import Buckets
 from ksi_http.testing import HttpServer
 from ksi_http.tests.conftest import KeysInMemory
 
@@ -187,7 +187,7 @@ async def test_guessing_keys_is_slowed_down_and_disturbs_nobody_who_is_known(
     http: HttpServer, monkeypatch: pytest.MonkeyPatch, kept_keys: KeysInMemory
 ) -> None:
     assert (await http.post(WHOSE))[0] == 200
-    http.app.callers._unknown = callers.Buckets(0.001, 3)
+    http.app.callers._unknown = Buckets(0.001, 3)
 
     guesses = [await http.post(WHOSE, key=keys.make()) for _ in range(5)]
     known = await http.post(WHOSE)

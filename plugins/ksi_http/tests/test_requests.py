@@ -9,6 +9,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from ksi_client import AsyncClient
+from ksi_daemon.daemon import Daemon
 from ksi_http.sidecar import connections
 from ksi_http.testing import HttpServer
 from ksi_http.tests.odd_plugin import Odd
@@ -175,6 +176,19 @@ async def test_a_stream_ends_in_the_daemon_when_its_client_goes(http: HttpServer
     await odd.stopped.wait()
     assert odd.counting == 0
     assert http.app.connections.in_flight == 0
+
+
+async def test_a_stream_whose_daemon_goes_says_so_within_it(
+    http: HttpServer, daemon: Daemon
+) -> None:
+    async with begin(http, {"to": 1, "wait": True}) as response:
+        first = await response.content.readuntil(b"\n\n")
+        daemon.shutdown(0.0)
+        events = await events_of(response)
+
+    assert first == b"data: 0\n\n"
+    assert [(kind, told["error"]["code"]) for kind, told in events] == [("error", "unavailable")]
+    assert events[0][1]["error"]["retry_after_s"] > 0
 
 
 @pytest.mark.parametrize("http_settings", [{"heartbeat_s": 0.02}])
