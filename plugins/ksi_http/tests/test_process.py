@@ -59,9 +59,14 @@ async def until(condition: Any) -> Any:
 
 
 def is_gone(pid: int) -> bool:
-    return (
-        not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    return not told_of(pid, "cmdline")
+
+
+def told_of(pid: int, file: str) -> bytes:
+    """Read what ``/proc`` tells of a process; nothing where it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    return b""
 
 
 @pytest.fixture
