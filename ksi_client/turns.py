@@ -179,9 +179,11 @@ class TurnOptions(TypedDict, total=False):
         conversation_id: Which conversation to go on with; a new one unless given.
         agent: In whose name.
         system: The system prompt.
+        instructions: What is told after the system prompt, in this turn alone.
         tools: Globs that narrow which tools the model may call.
         settings: Such as ``{"temperature": 0.2}``.
         output_schema: A JSON Schema; the answer's value is then ``output``.
+        client_tools: What the program at this end can do: ``tool:answer`` tells what came of it.
         priority: Among those that wait for the model; 1 is first.
         timeout_s: How long the turn may take in the daemon.
         request_id: With the same one, asking twice is asking once.
@@ -192,9 +194,11 @@ class TurnOptions(TypedDict, total=False):
     conversation_id: str | None
     agent: str | None
     system: str | None
+    instructions: str | None
     tools: Sequence[str] | None
     settings: dict[str, Any] | None
     output_schema: dict[str, Any] | None
+    client_tools: Sequence[Any]
     priority: int | None
     timeout_s: float | None
     request_id: str | None

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ksi_completion import events as c
+from ksi_client import turns as c
 from ksi_daemon.protocol import InvalidData
 from ksi_http.agui import events as a
 
@@ -144,21 +144,21 @@ class Translation:
 
     # -- chunks ---------------------------------------------------------------------------------
 
-    def feed(self, chunk: c.StreamChunk) -> Iterator[Sent]:
+    def feed(self, chunk: c.CompletionChunk) -> Iterator[Sent]:
         """Yield the events for a chunk; its end is another's business."""
-        if isinstance(chunk, c.StreamText):
+        if isinstance(chunk, c.TextChunk):
             yield from self._say("t", chunk)
-        elif isinstance(chunk, c.StreamThinking):
+        elif isinstance(chunk, c.ThinkingChunk):
             yield from self._say("r", chunk)
-        elif isinstance(chunk, c.StreamToolCall):
+        elif isinstance(chunk, c.ToolCallChunk):
             yield from self._call(chunk)
-        elif isinstance(chunk, c.StreamToolResult):
+        elif isinstance(chunk, c.ToolResultChunk):
             yield from self._result(chunk)
-        elif isinstance(chunk, c.StreamStep):
+        elif isinstance(chunk, c.StepChunk):
             yield from self._end_step(chunk)
-        elif isinstance(chunk, c.StreamRestarted):
+        elif isinstance(chunk, c.RestartedChunk):
             yield from self.void(chunk)
-        elif isinstance(chunk, c.StreamStatus):
+        elif isinstance(chunk, c.StatusChunk):
             value = {"waitsFor": chunk.waits_for, "message": chunk.message}
             if chunk.delay_s is not None:
                 value["delayS"] = f"{chunk.delay_s:g}"
@@ -171,7 +171,7 @@ class Translation:
             self._is_in_step = False
             yield self._at_place(a.StepFinished(step_name=self._name, subagent_run_id=self.owner))
 
-    def void(self, chunk: c.StreamRestarted) -> Iterator[Sent]:
+    def void(self, chunk: c.RestartedChunk) -> Iterator[Sent]:
         """Yield the end of what is void, and all messages without it."""
         yield from self.close()
         gone = [each.id for each in self.messages if each.start >= chunk.offset]
@@ -196,7 +196,7 @@ class Translation:
 
     # -- words ----------------------------------------------------------------------------------
 
-    def _say(self, kind: Kind, chunk: c.StreamText | c.StreamThinking) -> Iterator[Sent]:
+    def _say(self, kind: Kind, chunk: c.TextChunk | c.ThinkingChunk) -> Iterator[Sent]:
         self._attempt = chunk.attempt
         yield from self._begin_step()
         if self._open is None or self._open[0] != kind:
@@ -237,7 +237,7 @@ class Translation:
 
     # -- calls ----------------------------------------------------------------------------------
 
-    def _call(self, chunk: c.StreamToolCall) -> Iterator[Sent]:
+    def _call(self, chunk: c.ToolCallChunk) -> Iterator[Sent]:
         self._attempt = chunk.attempt
         yield from self._begin_step()
         yield from self._close_message()
@@ -271,7 +271,7 @@ class Translation:
         self.messages.append(made)
         return made
 
-    def _result(self, chunk: c.StreamToolResult) -> Iterator[Sent]:
+    def _result(self, chunk: c.ToolResultChunk) -> Iterator[Sent]:
         self._attempt = chunk.attempt
         self.calls.pop(chunk.call_id, None)
         name = f"{chunk.call_id}:result"
@@ -295,7 +295,7 @@ class Translation:
             self._is_in_step = True
             yield self._at_place(a.StepStarted(step_name=self._name, subagent_run_id=self.owner))
 
-    def _end_step(self, chunk: c.StreamStep) -> Iterator[Sent]:
+    def _end_step(self, chunk: c.StepChunk) -> Iterator[Sent]:
         self._attempt = chunk.attempt
         yield from self._begin_step()
         yield from self._close_message()
@@ -308,7 +308,7 @@ class Translation:
     def _name(self) -> str:
         return f"step {self._step}"
 
-    def _count(self, chunk: c.StreamStep) -> None:
+    def _count(self, chunk: c.StepChunk) -> None:
         before, usage = self.usage.get(chunk.model, a.Usage(model=chunk.model)), chunk.usage
         self.usage[chunk.model] = replace(
             before,
@@ -362,19 +362,24 @@ class Resumption:
         self._place = place
         self.is_over = False  # whether all that the client has had is behind
 
-    def feed(self, chunk: c.StreamChunk) -> Iterator[Sent]:
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the client has had no more than what is behind."""
+        return self.is_over or _key(self._translation.place) >= _key(self._place)
+
+    def feed(self, chunk: c.CompletionChunk) -> Iterator[Sent]:
         """Yield the events for a chunk that the client has not had."""
         if self.is_over:
             yield from self._translation.feed(chunk)
             return
         if _is_void(chunk, self._place):
             self.is_over = True
-            assert not isinstance(chunk, c.StreamAccepted | c.StreamStatus | c.CompletionResult)
+            assert not isinstance(chunk, c.AcceptedChunk | c.StatusChunk | c.Completion)
             for _ in self._translation.close():
                 pass
             self._translation.reopen(self._place)
             why = "the stream was cut, and what came before was made anew"
-            restarted = c.StreamRestarted(attempt=chunk.attempt, offset=chunk.offset, why=why)
+            restarted = c.RestartedChunk(attempt=chunk.attempt, offset=chunk.offset, why=why)
             yield from self._translation.void(restarted)
             yield from self._translation.feed(chunk)
             return
@@ -390,16 +395,16 @@ def _key(place: Place) -> tuple[int, int]:
     return place.offset, place.index
 
 
-def _is_void(chunk: c.StreamChunk, place: Place) -> bool:
+def _is_void(chunk: c.CompletionChunk, place: Place) -> bool:
     """Say whether a client has had something in the place of a chunk that is void since."""
-    if isinstance(chunk, c.StreamAccepted | c.StreamStatus | c.CompletionResult):
+    if isinstance(chunk, c.AcceptedChunk | c.StatusChunk | c.Completion):
         return False
     return chunk.attempt > place.attempt and chunk.offset < place.offset
 
 
-def _split(chunk: c.StreamChunk, offset: int) -> Sequence[c.StreamChunk]:
+def _split(chunk: c.CompletionChunk, offset: int) -> Sequence[c.CompletionChunk]:
     """Return a chunk in two, where a client has had the first part of it."""
-    if not isinstance(chunk, c.StreamText | c.StreamThinking):
+    if not isinstance(chunk, c.TextChunk | c.ThinkingChunk):
         return (chunk,)
     if not chunk.offset < offset < chunk.offset + len(chunk.text):
         return (chunk,)

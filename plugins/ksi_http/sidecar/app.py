@@ -16,6 +16,7 @@ from ksi_client import AsyncClient, Subscription
 from ksi_client.client import RECONNECTED
 from ksi_client.transports import Transport
 from ksi_daemon.protocol import Conflict, KsiError, NotFound, Unavailable
+from ksi_http.agui import room as agui
 from ksi_http.events import (
     HttpAuthenticate,
     HttpCaller,
@@ -45,7 +46,7 @@ REVOKED: Final = "http:key_revoked"
 Routes = Callable[["Sidecar"], list[AbstractRouteDef]]
 
 # What is answered, each room by itself; the generated routes take what is left.
-ROOMS: Final[tuple[Routes, ...]] = (probes.routes, openapi.routes, generated.routes)
+ROOMS: Final[tuple[Routes, ...]] = (probes.routes, openapi.routes, agui.routes, generated.routes)
 
 
 class Sidecar:

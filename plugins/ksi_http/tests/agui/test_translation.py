@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from pydantic import TypeAdapter
 
-from ksi_completion import events as c
+from ksi_client import turns as c
 from ksi_daemon.protocol import InvalidData
 from ksi_http.agui import events as a
 from ksi_http.agui.translation import Place, Resumption, Sent, Translation, read_place
-from ksi_models.events import Usage
 
 RUN = "tenant:5fa2"
 HISTORY = {"id": "u1", "role": "user", "content": "hello"}
@@ -135,26 +134,30 @@ def stream(said: list[tuple[list[tuple[str, str]], int]], attempts: list[int]) -
     for number, (parts, calls) in enumerate(said):
         attempt = attempts[number]
         for kind, text in parts:
-            made = c.StreamText if kind == "t" else c.StreamThinking
+            made = c.TextChunk if kind == "t" else c.ThinkingChunk
             chunks.append(made(attempt=attempt, offset=at, text=text))
             at += len(text)
         ids = [f"{RUN}:{number + 1}:{index}" for index in range(calls)]
         for name in ids:
             chunks.append(
-                c.StreamToolCall(
+                c.ToolCallChunk(
                     attempt=attempt, offset=at, call_id=name, name="look", arguments="{}"
                 )
             )
             at += 1
         chunks.append(
-            c.StreamStep(
-                attempt=attempt, offset=at, model="m", usage=Usage(input_tokens=2), cost_usd=None
+            c.StepChunk(
+                attempt=attempt,
+                offset=at,
+                model="m",
+                usage=c.TokenUsage(input_tokens=2),
+                cost_usd=None,
             )
         )
         at += 1
         for name in ids:
             chunks.append(
-                c.StreamToolResult(
+                c.ToolResultChunk(
                     attempt=attempt, offset=at, call_id=name, name="look", content="seen"
                 )
             )
@@ -165,7 +168,7 @@ def stream(said: list[tuple[list[tuple[str, str]], int]], attempts: list[int]) -
 def cut(chunks: list[Any], sizes: Iterator[int]) -> Iterator[Any]:
     """Yield a stream in other pieces."""
     for chunk in chunks:
-        if not isinstance(chunk, c.StreamText | c.StreamThinking):
+        if not isinstance(chunk, c.TextChunk | c.ThinkingChunk):
             yield chunk
             continue
         at, size = 0, next(sizes)
@@ -213,7 +216,7 @@ def test_what_is_made_anew_takes_the_place_of_what_is_void(
     base = sum(map(units_of, stream(said[:broken], [1] * broken)))
     after = stream(said, [1] * broken + [2] * (len(said) - broken))
     anew = [chunk for chunk in after if chunk.offset >= base]
-    live = [*before, c.StreamRestarted(attempt=2, offset=base, why="it died"), *anew]
+    live = [*before, c.RestartedChunk(attempt=2, offset=base, why="it died"), *anew]
     sent = whole(cut(live, sizes_of(data)))
     client = Client()
     client.take(sent[: data.draw(st.integers(0, len(sent)))])
@@ -229,7 +232,7 @@ def test_what_is_made_anew_takes_the_place_of_what_is_void(
 
 
 def units_of(chunk: Any) -> int:
-    return len(chunk.text) if isinstance(chunk, c.StreamText | c.StreamThinking) else 1
+    return len(chunk.text) if isinstance(chunk, c.TextChunk | c.ThinkingChunk) else 1
 
 
 def test_what_models_took_is_told_by_model() -> None:
@@ -242,7 +245,7 @@ def test_what_models_took_is_told_by_model() -> None:
 
 
 def test_what_is_waited_for_is_told_in_passing() -> None:
-    status = c.StreamStatus(waits_for="retry", message="the provider is away", delay_s=2.0)
+    status = c.StatusChunk(waits_for="retry", message="the provider is away", delay_s=2.0)
 
     (sent,) = translation().feed(status)
 

@@ -1,0 +1,303 @@
+"""A front end has runs: text, tools of both sides, questions, other agents, cut streams."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from ag_ui.core import Event
+from pydantic import TypeAdapter
+
+from ksi_client import AsyncClient
+from ksi_completion.tests.doubles import Script, calling
+from ksi_http.testing import HttpServer
+
+VALID: TypeAdapter[Any] = TypeAdapter(Event)
+PICK = {
+    "name": "pick_colour",
+    "description": "Have the person pick a colour.",
+    "parameters": {"type": "object", "properties": {}},
+}
+
+
+def user(text: str, name: str = "u1") -> dict[str, Any]:
+    """Return a message of the user's."""
+    return {"id": name, "role": "user", "content": text}
+
+
+def given(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return what a front end sends."""
+    return {
+        "threadId": "t1",
+        "runId": "r1",
+        "state": {},
+        "messages": list(messages),
+        "tools": [],
+        "context": [],
+        "forwardedProps": {},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def posted(
+    http: HttpServer, data: Any, path: str = "/agui", **headers: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    headers = {"Content-Type": "application/json", **http.authorization(), **headers}
+    url = http.url + path
+    async with http.session.post(url, data=json.dumps(data), headers=headers) as response:
+        yield response
+
+
+async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of an answer with their ids, each held to the protocol."""
+    assert response.status == 200, await response.text()
+    event_id = ""
+    async for line in response.content:
+        if line.startswith(b"id: "):
+            event_id = line[4:].decode().strip()
+        if line.startswith(b"data: "):
+            event = json.loads(line[6:])
+            VALID.validate_python(event)
+            yield event_id, event
+
+
+async def have(http: HttpServer, data: Any, path: str = "/agui", **headers: str) -> list[Any]:
+    """Have a run; return its events."""
+    async with posted(http, data, path, **headers) as response:
+        return [event async for _, event in events_of(response)]
+
+
+def kinds(events: list[Any]) -> list[str]:
+    """Return the types of events, each once where it comes several times on end."""
+    found: list[str] = []
+    for event in events:
+        if event["type"] != "CUSTOM" and found[-1:] != [event["type"]]:
+            found.append(event["type"])
+    return found
+
+
+def text_of(events: list[Any], owner: str | None = None) -> str:
+    return "".join(
+        event["delta"]
+        for event in events
+        if event["type"] == "TEXT_MESSAGE_CONTENT" and event.get("subagentRunId") == owner
+    )
+
+
+def of(events: list[Any], kind: str) -> Any:
+    (found,) = [event for event in events if event["type"] == kind]
+    return found
+
+
+async def test_a_run_is_a_turn_in_the_conversation_of_its_thread(
+    http: HttpServer, script: Script, client: AsyncClient
+) -> None:
+    script.say("Good day.")
+
+    events = await have(http, given(user("hello")))
+
+    assert kinds(events) == [
+        "RUN_STARTED",
+        "STEP_STARTED",
+        "TEXT_MESSAGE_START",
+        "TEXT_MESSAGE_CONTENT",
+        "TEXT_MESSAGE_END",
+        "STEP_FINISHED",
+        "RUN_FINISHED",
+    ]
+    assert text_of(events) == "Good day."
+    assert events[0]["threadId"] == "t1"
+    assert events[-1]["runId"] == "r1"
+    assert events[-1]["outcome"] == {"type": "success"}
+    assert events[-1]["usage"][0]["inputTokens"] == 10
+    turns = (await client.request("completion:list", {"conversation_id": "t1"}))["turns"]
+    assert [turn["agent"] for turn in turns] == ["general"]
+
+
+async def test_a_history_that_is_sent_again_is_not_said_again(
+    http: HttpServer, script: Script
+) -> None:
+    script.say("First.", "Second.")
+    first = given(user("one"))
+    await have(http, first)
+    again = await have(http, first)
+    answer = {"id": "a1", "role": "assistant", "content": "First."}
+    await have(http, given(user("one"), answer, user("two", "u2")))
+
+    assert text_of(again) == "First."
+    said = [message.role for message in script.calls[-1].messages]
+    assert said == ["user", "assistant", "user"]
+    assert len(script.calls) == 2
+
+
+async def test_a_conversation_that_began_elsewhere_is_taken_on_with_its_history(
+    http: HttpServer, script: Script
+) -> None:
+    answer = {"id": "a1", "role": "assistant", "content": "Once."}
+    await have(http, given(user("one"), answer, user("two", "u2")))
+
+    (call,) = script.calls
+    assert [message.role for message in call.messages] == ["user", "assistant", "user"]
+
+
+async def test_a_tool_of_the_front_end_s_is_called_and_answered_with_the_next_run(
+    http: HttpServer, script: Script
+) -> None:
+    script.say(calling(("pick_colour", "{}"), ("pick_colour", "{}"), text="Pick."), "Blue it is.")
+    first = await have(http, given(user("paint"), tools=[PICK]))
+    calls = [event["toolCallId"] for event in first if event["type"] == "TOOL_CALL_START"]
+    results = [
+        {"id": f"m{n}", "role": "tool", "toolCallId": call, "content": colour}
+        for n, (call, colour) in enumerate(zip(calls, ("blue", "red"), strict=True))
+    ]
+
+    second = await have(http, given(user("paint"), *results, tools=[PICK], runId="r2"))
+
+    assert first[-1]["outcome"] == {"type": "success", "pendingToolCallIds": calls}
+    assert kinds(second)[-1] == "RUN_FINISHED"
+    assert "TOOL_CALL_RESULT" not in kinds(second)  # it has these itself
+    assert text_of(second) == "Blue it is."
+    assert second[-1]["runId"] == "r2"
+    assert len(script.calls) == 2
+
+
+async def test_a_question_interrupts_the_run_and_its_answer_goes_on_with_it(
+    http: HttpServer, script: Script
+) -> None:
+    script.say(calling(("ask_user", '{"question": "Which?"}')), "The red one.")
+    first = await have(http, given(user("choose")))
+    (interrupt,) = first[-1]["outcome"]["interrupts"]
+    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": "red"}]
+
+    second = await have(http, given(user("choose"), resume=resume, runId="r2"))
+
+    assert interrupt["reason"] == "question"
+    assert interrupt["message"] == "Which?"
+    assert of(second, "TOOL_CALL_RESULT")["content"] == "red"
+    assert text_of(second) == "The red one."
+    assert second[-1]["outcome"] == {"type": "success"}
+
+
+async def test_what_nothing_waits_for_any_more_is_a_conflict(
+    http: HttpServer, script: Script
+) -> None:
+    await have(http, given(user("hello")))
+    resume = [{"interruptId": "x:1:0", "status": "resolved", "payload": "red"}]
+
+    status, answer = await http.post("/agui", given(user("hello"), resume=resume))
+
+    assert status == 409
+    assert answer["error"]["code"] == "conflict"
+
+
+async def test_an_agent_that_is_asked_is_shown_within_the_run(
+    http: HttpServer, script: Script
+) -> None:
+    asked = json.dumps({"agent": "define", "prompt": "What is a heron?"})
+    script.say(calling(("ask_agent", asked)), "A bird.", "It is a bird.")
+
+    events = await have(http, given(user("Herons?")), **{"x-agent-schema-name": "router"})
+
+    started, ended = of(events, "SUBAGENT_STARTED"), of(events, "SUBAGENT_FINISHED")
+    child = started["subagentRunId"]
+    assert started["name"] == "define"
+    assert started["parentToolCallId"] == of(events, "TOOL_CALL_START")["toolCallId"]
+    assert text_of(events, child) == "A bird."
+    assert text_of(events) == "It is a bird."
+    assert ended["result"] == "A bird."
+    order = [event["type"] for event in events]
+    assert order.index("SUBAGENT_FINISHED") < order.index("TOOL_CALL_RESULT")
+
+
+async def test_a_stream_that_is_cut_anywhere_goes_on_from_its_last_event(
+    http: HttpServer, script: Script
+) -> None:
+    asked = json.dumps({"agent": "define", "prompt": "What is a heron?"})
+    script.say(calling(("ask_agent", asked), text="Let me ask."), "A bird.", "It is a bird.")
+    data, headers = given(user("Herons?")), {"x-agent-schema-name": "router"}
+    async with posted(http, data, **headers) as response:
+        whole = [each async for each in events_of(response)]
+
+    for at, (event_id, _) in enumerate(whole[:-1]):
+        if not event_id:
+            continue
+        rest = await have(http, data, **{"Last-Event-ID": event_id})
+        seen = [event for _, event in whole[: at + 1]] + rest
+        assert text_of(seen) == "Let me ask.It is a bird.", (at, event_id, rest)
+        assert seen[-1]["type"] == "RUN_FINISHED"
+        counts = {kind: sum(e["type"] == kind for e in seen) for kind in ONCE}
+        assert counts == ONCE, (at, event_id, rest)
+
+
+ONCE = {
+    "RUN_STARTED": 1,
+    "SUBAGENT_STARTED": 1,
+    "SUBAGENT_FINISHED": 1,
+    "TOOL_CALL_START": 1,
+    "TOOL_CALL_RESULT": 1,
+    "RUN_FINISHED": 1,
+}
+
+
+async def test_who_goes_away_does_not_end_the_run(
+    http: HttpServer, script: Script, client: AsyncClient
+) -> None:
+    script.say("Good day.")
+    script.gate = asyncio.Event()
+    async with posted(http, given(user("hello"))) as response:
+        async for _, event in events_of(response):
+            if event["type"] == "TEXT_MESSAGE_CONTENT":
+                break
+    script.gate.set()
+
+    (turn,) = (await client.request("completion:list", {"conversation_id": "t1"}))["turns"]
+    result = await client.request("completion:wait", {"run_id": turn["run_id"], "timeout_s": 20})
+
+    assert result["text"] == "Good day."
+
+
+async def test_a_run_that_fails_says_so_with_a_code(http: HttpServer, script: Script) -> None:
+    script.say(*[ValueError("secret inside")] * 9)
+
+    events = await have(http, given(user("hello")))
+
+    assert events[-1]["type"] == "RUN_ERROR"
+    assert events[-1]["code"] == "failed"
+    assert "secret" not in events[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "told"),
+    [
+        (given(), {}, 400, "nothing new"),
+        (given({"id": "a", "role": "assistant", "content": "hi"}), {}, 400, "nothing new"),
+        (given(user("")), {}, 400, "says nothing"),
+        (given(user("hello")), {"x-agent-schema-name": "reseacher"}, 404, "researcher"),
+        (given(user("hello")), {"x-session-type": "party"}, 400, "x-session-type"),
+        (given(user("hello")), {"Last-Event-ID": "7"}, 400, "begin without it"),
+        (given(user("hello"), threadId="a b"), {}, 400, "threadId"),
+        (given(user("hello"), tools=[{**PICK, "name": "a b"}]), {}, 400, "client_tools"),
+        ({"threadId": "t1"}, {}, 400, "runId"),
+    ],
+)
+async def test_what_no_run_can_be_had_of_is_refused(
+    http: HttpServer, data: Any, headers: dict[str, str], status: int, told: str
+) -> None:
+    async with posted(http, data, **headers) as response:
+        answer = await response.json()
+
+    assert response.status == status
+    assert told in answer["error"]["message"]
+
+
+async def test_another_user_s_conversation_is_not_there(http: HttpServer, script: Script) -> None:
+    await have(http, given(user("hello")), **{"x-user-id": "anna"})
+    async with posted(http, given(user("hello", "u2")), **{"x-user-id": "ben"}) as response:
+        answer = await response.json()
+
+    assert response.status == 404
+    assert answer["error"]["code"] == "not_found"
