@@ -65,6 +65,14 @@ class Chain:
     async def emitted(self) -> None:
         return None
 
+    @event_handler("chain:readable", scope="chain:read")
+    def readable(self) -> str:
+        return "read"
+
+    @event_handler("chain:writable", scope="chain:write")
+    def writable(self) -> str:
+        return "written"
+
     @event_observer("chain:*ed")
     def observe(self, event: Event) -> None:
         self.seen.put_nowait(event)
@@ -86,7 +94,10 @@ def chain() -> Chain:
 
 @pytest.fixture
 def ksi_plugins(chain: Chain) -> list[EntryPoint]:
-    names = ("inner", "outer", "stream", "emitted", "observe", "waits", "ksi_lifespan")
+    names = (
+        "inner", "outer", "stream", "emitted", "readable", "writable", "observe", "waits",
+        "ksi_lifespan",
+    )  # fmt: skip
     return [module_plugin("chain", **{name: getattr(chain, name) for name in names})]
 
 
@@ -148,6 +159,27 @@ async def test_a_token_may_do_what_it_was_granted_and_no_more(
         ("router:subscribe", {"pattern": "a:b"}),
     ):
         assert (await mine.ask(event, data))["error"]["code"] == "denied"
+
+
+async def test_a_token_with_scopes_reaches_the_events_that_declare_them(
+    as_token: Callable[..., Awaitable[Wire]],
+) -> None:
+    reads = await as_token(Grants(scopes=("*:read",)))
+    all_ = await as_token(Grants(scopes=("*",)))
+
+    assert (await reads.ask("chain:readable"))["result"] == "read"
+    assert (await all_.ask("chain:writable"))["result"] == "written"
+    assert (await reads.ask("chain:writable"))["error"]["code"] == "denied"
+    assert (await all_.ask("chain:inner"))["error"]["code"] == "denied"  # it declares none
+
+
+async def test_a_scope_that_a_token_s_bearer_declares_is_not_heeded(
+    as_token: Callable[..., Awaitable[Wire]],
+) -> None:
+    serves, asks = await as_token(Grants(serve=("b:*",))), await as_token(Grants(scopes=("*",)))
+    await serves.ask("router:serve", {"event": "b:c", "scope": "b:read", "public": True})
+
+    assert (await asks.ask("b:c"))["error"]["code"] == "denied"
 
 
 async def test_anybody_may_say_hello(as_token: Callable[..., Awaitable[Wire]]) -> None:

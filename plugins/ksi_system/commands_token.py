@@ -92,7 +92,7 @@ def granted(grants: Grants) -> str:
     """Write grants in a line."""
     told = [
         f"{verb} {' '.join(globs)}"
-        for verb in ("call", "subscribe", "publish", "serve")
+        for verb in ("call", "scopes", "subscribe", "publish", "serve")
         if (globs := getattr(grants, verb))
     ]
     told += [name for name in ("impersonate", "see_all") if getattr(grants, name)]
