@@ -66,6 +66,8 @@ class JournalSettings(Struct, frozen=True, kw_only=True):
     security_events: tuple[str, ...] = (
         "approval:*",
         "budget:*",
+        "http:key_create",
+        "http:key_revoke",
         "router:denied",
         "spend:*",
         "system:configured",
