@@ -36,6 +36,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         request_burst: Requests of one key at a time, before that bound is felt.
         max_keys: Keys of one tenant that are valid.
         known_s: For how long the server trusts what the daemon has said of a key.
+        knows_subagents: Whether front ends know AG-UI's sub-agents; otherwise they are told of them
+            by the events ``child_content``, ``child_tool_start`` and ``child_tool_result``.
         min_compressed_bytes: From which size on answers are compressed; 0 is never.
     """
 
@@ -60,4 +62,5 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     request_burst: Positive = 200
     max_keys: Positive = 1000
     known_s: Annotated[float, Meta(ge=0, le=5)] = 5.0
+    knows_subagents: bool = True
     min_compressed_bytes: Annotated[int, Meta(ge=0)] = 1024

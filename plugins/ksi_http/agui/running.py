@@ -18,6 +18,7 @@ from ksi_completion.events import (
 from ksi_daemon.protocol import Cancelled, InvalidData, KsiError
 from ksi_http.agui import events as a
 from ksi_http.agui.inputs import News, RunAgentInput, answer_of
+from ksi_http.agui.older import Older
 from ksi_http.agui.translation import Place, Resumption, Sent, Translation
 from ksi_http.sidecar import errors
 from ksi_http.sidecar.streaming import EventStream
@@ -141,6 +142,7 @@ class Running:
         self._started: list[asyncio.Task[None]] = []
         self._watched: set[str] = set()
         self._pending = bytearray()
+        self._older = None if app.settings.knows_subagents else Older()
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -420,9 +422,12 @@ class Running:
 
     def _put(self, sent: Sent) -> None:
         """Write an event where it waits to be sent."""
+        event = sent.event if self._older is None else self._older.told(sent.event)
+        if event is None:
+            return
         if sent.place is not None:
             self._pending += b"id: " + self._id().encode() + b"\n"
-        self._pending += b"data: " + write(sent.event) + b"\n\n"
+        self._pending += b"data: " + write(event) + b"\n\n"
 
     def _id(self) -> str:
         top, *within = self._branches

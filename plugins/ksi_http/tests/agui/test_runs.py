@@ -301,3 +301,29 @@ async def test_another_user_s_conversation_is_not_there(http: HttpServer, script
 
     assert response.status == 404
     assert answer["error"]["code"] == "not_found"
+
+
+class TestFrontEndsThatKnowNoSubAgents:
+    @pytest.fixture
+    def http_settings(self) -> dict[str, Any]:
+        return {"knows_subagents": False}
+
+    async def test_they_are_told_by_events_of_their_own(
+        self, http: HttpServer, script: Script
+    ) -> None:
+        asked = json.dumps({"agent": "define", "prompt": "What is a heron?"})
+        looks = calling(("current_time", "{}"), text="A ")
+        script.say(calling(("ask_agent", asked)), looks, "bird.", "It is a bird.")
+
+        events = await have(http, given(user("Herons?")), **{"x-agent-schema-name": "router"})
+
+        told = [event for event in events if event.get("name", "").startswith("child_")]
+        content = "".join(e["value"]["content"] for e in told if e["name"] == "child_content")
+        assert content == "A bird."
+        assert {event["value"]["agent_name"] for event in told} == {"define"}
+        assert [e["name"] for e in told if "tool" in e["name"]] == [
+            "child_tool_start",
+            "child_tool_result",
+        ]
+        assert not any(event.get("subagentRunId") for event in events)
+        assert text_of(events) == "It is a bird."
