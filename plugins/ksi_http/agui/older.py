@@ -8,7 +8,7 @@ from ksi_http.agui import events as a
 class Older:
     """Tells what the agents within a run say as ``CUSTOM`` events.
 
-    They are ``child_content``, ``child_tool_start`` and ``child_tool_result``; each names its agent.
+    They are ``child_content``, ``child_tool_start`` and ``child_tool_result``, with the agent.
     """
 
     def __init__(self) -> None:
