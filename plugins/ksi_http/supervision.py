@@ -49,6 +49,7 @@ class Sidecar:
     def __init__(self, plugin: Plugin, socket: Path) -> None:
         self._plugin = plugin
         self._socket = socket
+        self._token = ""
         self._log = logging.getLogger(f"ksi.host.{plugin.name}")
         self._said = ""  # the last error that it told of
         self._why_down: str | None = None
@@ -84,9 +85,10 @@ class Sidecar:
     @contextlib.asynccontextmanager
     async def _process(self) -> AsyncIterator[asyncio.subprocess.Process]:
         """Start it; it reads its token from a pipe, and ends when its stdin does: with us."""
-        token = self._plugin.issue_token(Principal("http", GRANTS), ttl_s=TTL_S)
+        if not self._token:  # one for all restarts, lest they use up what there may be
+            self._token = self._plugin.issue_token(Principal("http", GRANTS), ttl_s=TTL_S)
         read, write = os.pipe()
-        os.write(write, token.encode())  # fits into what a pipe holds
+        os.write(write, self._token.encode())  # fits into what a pipe holds
         os.close(write)
         try:
             process = await asyncio.create_subprocess_exec(

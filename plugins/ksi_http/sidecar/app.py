@@ -1,6 +1,7 @@
 """The application: what the routes share, and the server around them."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -22,9 +23,12 @@ from ksi_http.events import (
     HttpCaller,
     HttpConfigure,
     HttpConfigured,
+    HttpConnect,
+    HttpConnected,
     HttpKeyRevoked,
 )
 from ksi_http.keys import Presented
+from ksi_http.openai import room as openai
 from ksi_http.settings import HttpSettings
 from ksi_http.sidecar import errors, generated, guards, openapi, probes
 from ksi_http.sidecar.callers import Caller, Callers
@@ -33,20 +37,27 @@ from ksi_http.sidecar.connections import Connections
 from ksi_http.sidecar.exposed import Exposed
 from ksi_http.sidecar.limits import Limits
 from ksi_http.sidecar.metrics import Metrics
+from ksi_http.sidecar.own import OwnConnections
 from ksi_system.events import EventDescription, SystemDescribe, SystemDescribed
 
 log = logging.getLogger(__name__)
 
 AUTHENTICATE_S: Final = 10.0
 BACKLOG: Final = 1024
-SHUTDOWN_S: Final = 2.0
+SHUTDOWN_S: Final = 1.0
 AGAIN_S: Final = 0.2
 REVOKED: Final = "http:key_revoked"
 
 Routes = Callable[["Sidecar"], list[AbstractRouteDef]]
 
 # What is answered, each room by itself; the generated routes take what is left.
-ROOMS: Final[tuple[Routes, ...]] = (probes.routes, openapi.routes, agui.routes, generated.routes)
+ROOMS: Final[tuple[Routes, ...]] = (
+    probes.routes,
+    openapi.routes,
+    agui.routes,
+    openai.routes,
+    generated.routes,
+)
 
 
 class Sidecar:
@@ -59,6 +70,7 @@ class Sidecar:
         callers: Who has which key.
         limits: How much one key may take.
         metrics: What is counted.
+        own: Connections that are a caller's own, for what is to be limited by the daemon itself.
     """
 
     def __init__(self, settings: HttpSettings, connections: Connections) -> None:
@@ -68,6 +80,7 @@ class Sidecar:
         self.callers = Callers(self._authenticate, settings.known_s)
         self.limits = Limits(settings)
         self.metrics = Metrics()
+        self.own = OwnConnections(self._connect, connections.transport)
 
     # -- for routes -----------------------------------------------------------------------------
 
@@ -164,11 +177,19 @@ class Sidecar:
             )
         return caller
 
+    async def _connect(self, ask: HttpConnect) -> HttpConnected:
+        async with self.connections.taken() as client:
+            made: HttpConnected = await client.request(
+                "http:connect", ask, result_type=HttpConnected, timeout_s=AUTHENTICATE_S
+            )
+        return made
+
     async def follow(self) -> None:
         """Forget keys that are revoked, and look anew at what there is after a loss; for ever."""
         subscription = await self._news()
         async for event in subscription:
             try:
+                self.own.forget()
                 if event.name == RECONNECTED:
                     await self.exposed.refresh()
                 elif event.name == REVOKED:
@@ -216,6 +237,7 @@ async def serving(app: Sidecar, rooms: Iterable[Routes] = ROOMS) -> AsyncIterato
             finally:
                 listener.close()
                 following.cancel()
+                await app.connections.close()  # so that streams end, and say so
     finally:
         await runner.shutdown()
         assert runner.server is not None
@@ -229,7 +251,7 @@ async def _listen(accept: Callable[[], ClientConnection], settings: HttpSettings
     try:
         return await loop.create_server(accept, host, port, backlog=BACKLOG)
     except OSError as error:
-        if isinstance(error, PermissionError) or "in use" in str(error):
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             message = f"{host}:{port} is taken or not ours to take; choose another http.port"
             raise Conflict(message) from error
         raise NotFound(f"http.host: this machine has no address {host!r}: {error}") from error

@@ -61,7 +61,7 @@ class ClientConnection(RequestHandler):
         super().data_received(data)
         if self._request_count > count:
             self._stop_head()
-        elif self._current_request is None and not self._messages and self._head_due is None:
+        elif self._waiter is not None and self._head_due is None:
             self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -60,6 +60,10 @@ class Connections:
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
 
+    async def close(self) -> None:
+        """Close them: what is under way ends as unavailable."""
+        await self._stack.aclose()
+
     @property
     def first(self) -> AsyncClient:
         """The connection that is always there: for subscriptions."""

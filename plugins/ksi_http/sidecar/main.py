@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger("ksi_http")
 
 WAIT_S: Final = 0.1
 TOLD_AGAIN_S: Final = 30.0
+MAX_FILES: Final = 65_536
 OVER: Final = ("host", "port")  # what the command line may say in place of the settings
 
 
@@ -34,6 +36,7 @@ def main(words: Sequence[str]) -> int:
     options = parse(words)
     look = "pretty" if sys.stderr.isatty() else "json"
     settings = msgspec.convert({"level": options.log_level, "format": look}, LogSettings)
+    _allow_connections()
     with logs.configured(settings, None):
         try:
             event_loop.run(run(options))
@@ -43,6 +46,14 @@ def main(words: Sequence[str]) -> int:
             log.error("%s", error.message)
             return 1
     return 0
+
+
+def _allow_connections() -> None:
+    """Have as many files open as the system lets us: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

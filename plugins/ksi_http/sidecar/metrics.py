@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -21,6 +22,7 @@ class Metrics:
 
     def answered(self, method: str, route: str, status: int, took_s: float) -> None:
         """Count an answer."""
+        method = method if method in METHODS else "other"
         self._answers[method, route, status] += 1
         self._counts[route] += 1
         self._seconds[route] += took_s

@@ -199,7 +199,14 @@ async def test_there_is_a_bound_on_a_tenant_s_keys(client: AsyncClient) -> None:
 
 
 async def test_a_key_that_makes_no_sense_is_not_made(client: AsyncClient) -> None:
-    for wrong in ({"scopes": []}, {"scopes": ["a b"]}, {"name": ""}, {"ttl_s": 0}, {"ttl_s": 1e12}):
+    mistakes: list[dict[str, Any]] = [
+        {"scopes": []},
+        {"scopes": ["a b"]},
+        {"name": ""},
+        {"ttl_s": 0},
+        {"ttl_s": 1e12},
+    ]
+    for wrong in mistakes:
         with pytest.raises(InvalidData):
             await create(client, **wrong)
 

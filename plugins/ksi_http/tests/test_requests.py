@@ -5,12 +5,17 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientResponse
 
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.protocol import Denied
+from ksi_http import keys
+from ksi_http.events import HttpCaller
 from ksi_http.sidecar import connections
+from ksi_http.sidecar.callers import Caller
 from ksi_http.testing import HttpServer
 from ksi_http.tests.odd_plugin import Odd
 
@@ -189,6 +194,40 @@ async def test_a_stream_whose_daemon_goes_says_so_within_it(
     assert first == b"data: 0\n\n"
     assert [(kind, told["error"]["code"]) for kind, told in events] == [("error", "unavailable")]
     assert events[0][1]["error"]["retry_after_s"] > 0
+
+
+async def test_a_stream_is_told_that_its_server_ends(http: HttpServer) -> None:
+    async with begin(http, {"to": 1, "wait": True}) as response:
+        await response.content.readuntil(b"\n\n")
+        await http.app.connections.close()
+        events = await events_of(response)
+
+    assert [(kind, told["error"]["code"]) for kind, told in events] == [("error", "unavailable")]
+
+
+async def test_a_caller_s_own_connections_share_a_token_and_end_with_the_key(
+    http: HttpServer, make_key: MakeKey, client: AsyncClient, daemon: Daemon
+) -> None:
+    key = await make_key("odd:read", user="ann")
+    shown = keys.read(key)
+    assert shown is not None
+    told = await client.request("http:authenticate", {"id": shown.id, "digest": shown.digest})
+    caller = Caller(msgspec.convert(told, HttpCaller), "ann", shown)
+    issued = len(daemon.tokens.records())
+
+    async with http.app.own.connected(caller) as one, http.app.own.connected(caller) as two:
+        whose = await one.request("odd:whose")
+        with pytest.raises(Denied):
+            await two.request("odd:wait")
+        assert len(daemon.tokens.records()) == issued + 1
+        await client.request("http:key_revoke", {"id": shown.id})
+        await one.closed.wait()
+        await two.closed.wait()
+
+    assert (whose["user"], whose["principal"]) == ("ann", f"token:http-{shown.id}")
+    with pytest.raises(Denied):
+        async with http.app.own.connected(caller):
+            pass
 
 
 @pytest.mark.parametrize("http_settings", [{"heartbeat_s": 0.02}])
