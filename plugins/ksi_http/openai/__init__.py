@@ -1,0 +1,1 @@
+"""Chat completions and models, in the shape of OpenAI's interface."""
