@@ -145,25 +145,21 @@ class Room:
         """Return the turn that answers: a new one, or one that waits for the client."""
         if news.answers:
             return await self._waiting(caller, news)
-        named = inputs.conversation_of(asked)
-        if named is None:
-            thread = await self._thread(caller, asked, news.before)
-        else:
-            known = await self._conversation(caller, named)
-            thread = None if known is None else Thread(named, known.turns)
+        key = idempotency_key(request)
+        thread = await self._thread(caller, asked, news.before, is_keyed=key is not None)
         if thread is not None:
             answered = await self._answered(caller, thread, news)
             if answered is not None:
                 return answered
-        return await self._accept(request, caller, asked, news, thread)
+        return await self._accept(caller, asked, news, thread, key)
 
     async def _accept(
         self,
-        request: web.Request,
         caller: "Caller",
         asked: ChatRequest,
         news: News,
         thread: Thread | None,
+        key: str | None,
     ) -> Asked:
         meant = await self._names.find(caller, asked.model)
         turn: dict[str, Any] = inputs.options_of(asked)
@@ -176,11 +172,12 @@ class Room:
             turn["system" if meant.agent is None else "instructions"] = system
         history = inputs.history_of(news.before) if thread is None else []
         turn["messages"] = [*history, {"role": "user", "parts": news.said}]
-        conversation = inputs.conversation_of(asked) or (thread and thread.conversation)
-        turn["conversation_id"] = conversation or f"chat-{secrets.token_hex(12)}"
-        key = idempotency_key(request)
+        made = secrets.token_hex(12)
         if key is not None:
-            turn["request_id"] = f"openai-{caller.id}-{inputs.digest_of((key,), ())[:40]}"
+            made = inputs.digest_of((caller.id, key), ())[:40]
+            turn["request_id"] = f"openai-{made}"
+        conversation = inputs.conversation_of(asked) or (thread and thread.conversation)
+        turn["conversation_id"] = conversation or f"chat-{made}"
         accepted: CompletionAccepted = await self._app.request(
             caller, "completion:async", turn, result_type=CompletionAccepted
         )
@@ -211,9 +208,7 @@ class Room:
 
     async def _answered(self, caller: "Caller", thread: Thread, news: News) -> Asked | None:
         """Take what the user says for the answer that a turn of the conversation waits for."""
-        asked = CompletionList(
-            conversation_id=thread.conversation, status=("paused",), limit=1
-        )
+        asked = CompletionList(conversation_id=thread.conversation, status=("paused",), limit=1)
         listed = await self._app.request(
             caller, "completion:list", asked, result_type=CompletionListed
         )
@@ -242,10 +237,23 @@ class Room:
         return found
 
     async def _thread(
-        self, caller: "Caller", asked: ChatRequest, before: tuple[ChatMessage, ...]
+        self,
+        caller: "Caller",
+        asked: ChatRequest,
+        before: tuple[ChatMessage, ...],
+        *,
+        is_keyed: bool,
     ) -> Thread | None:
-        """Return the conversation that has come to just this history."""
-        thread = self._threads.pop(_key(caller, asked, before), None)
+        """Return the conversation that is named, or that has come to just this history.
+
+        A request with an idempotency key has to be the same when it is sent again, when the
+        conversation has got on: it has one of its own.
+        """
+        named = inputs.conversation_of(asked)
+        if named is not None:
+            known = await self._conversation(caller, named)
+            return None if known is None else Thread(named, known.turns)
+        thread = None if is_keyed else self._threads.pop(_key(caller, asked, before), None)
         if thread is None:
             return None
         found = await self._conversation(caller, thread.conversation)
