@@ -31,7 +31,7 @@ LAST_WORDS_S: Final = 0.5
 MAX_LINE_BYTES: Final = 256 * 1024
 # All that it may do, so that who has taken it over can do no more.
 GRANTS: Final = Grants(
-    call=("http:authenticate", "http:configure", "http:connect", "system:describe", "system:hello"),
+    call=("http:authenticate", "http:configure", "http:connect"),
     scopes=("*",),
     subscribe=("http:key_revoked",),
     impersonate=True,

@@ -26,11 +26,18 @@ def create(
     call: Annotated[
         Globs, typer.Option(metavar="GLOB", help="Events it may send; repeatable.")
     ] = None,
+    scope: Annotated[
+        Globs,
+        typer.Option(metavar="GLOB", help="Events that it may send by the scope they declare."),
+    ] = None,
     subscribe: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may see.")] = None,
     publish: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may publish.")] = None,
     serve: Annotated[Globs, typer.Option(metavar="GLOB", help="Events it may answer.")] = None,
     tenant: Annotated[str, typer.Option(metavar="NAME", help="On whose behalf.")] = "default",
     user: Annotated[str | None, typer.Option(metavar="NAME", help="As which user.")] = None,
+    impersonate: Annotated[
+        bool, typer.Option("--impersonate", help="It may speak for others, as a server does.")
+    ] = False,
     ttl_s: Annotated[
         float, typer.Option("--ttl-s", min=0, metavar="SECONDS", help="How long it is valid.")
     ] = DAY_S,
@@ -42,9 +49,11 @@ def create(
     """
     grants = Grants(
         call=tuple(call or ()),
+        scopes=tuple(scope or ()),
         subscribe=tuple(subscribe or ()),
         publish=tuple(publish or ()),
         serve=tuple(serve or ()),
+        impersonate=impersonate,
     )
     if grants == Grants():
         raise UsageError("grant the token something, for example: --call 'completion:*'")

@@ -203,6 +203,10 @@ def test_a_token_is_shown_once_listed_without_its_secret_and_ends_when_revoked(
     assert ksi("token", "revoke", token["id"]).code == 4
     assert "no token is valid" in ksi("token", "list").out
 
+    server = ksi("token", "create", "server", "--scope", "*:read", "--impersonate")
+    assert server.code == 0
+    assert "scopes *:read, impersonate" in ksi("token", "list").out
+
 
 # -- health and plugins -------------------------------------------------------------------------
 
