@@ -7,6 +7,9 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_http import keys
+from ksi_http.events import HttpCaller
+from ksi_http.keys import Presented
+from ksi_http.sidecar.callers import Callers
 from ksi_http.sidecar.limits import Buckets
 from ksi_http.testing import HttpServer
 from ksi_http.tests.conftest import KeysInMemory
@@ -169,6 +172,33 @@ async def test_a_revoked_key_is_refused_at_once(
 
     assert before[0] == 200
     assert code(after) == (401, "unauthenticated")
+
+
+async def test_a_key_that_is_revoked_while_the_daemon_answers_is_asked_about_again() -> None:
+    presented = keys.read(keys.make())
+    assert presented is not None
+    asked = 0
+
+    async def ask(shown: Presented) -> HttpCaller:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            known.forget(shown.id)  # the news of it overtakes the answer
+        return HttpCaller(
+            key_id=shown.id,
+            name="a",
+            tenant="default",
+            user=None,
+            scopes=("*",),
+            may_act_for_others=False,
+            expires_at=None,
+        )
+
+    known = Callers(ask, known_s=5.0)
+    for _ in range(3):
+        await known._valid(presented)
+
+    assert asked == 2
 
 
 @pytest.mark.parametrize("http_settings", [{"known_s": 0.0}])
