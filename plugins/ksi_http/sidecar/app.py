@@ -189,7 +189,6 @@ class Sidecar:
         subscription = await self._news()
         async for event in subscription:
             try:
-                self.own.forget()
                 if event.name == RECONNECTED:
                     await self.exposed.refresh()
                 elif event.name == REVOKED:
@@ -263,7 +262,12 @@ async def connected(
 ) -> AsyncIterator[Sidecar]:
     """Connect to the daemon, and yield what it says this server is to be.
 
+    Args:
+        transport: Makes a transport for each connection.
+        token: Whom to act as; the inherited one, or this user, unless given.
+
     Raises:
+        InvalidData: The inherited token can't be read.
         Unavailable: No daemon listens.
     """
     async with Connections(transport, token) as connections:

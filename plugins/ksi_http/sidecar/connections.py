@@ -8,14 +8,33 @@ from types import TracebackType
 from typing import Final, Self
 
 from ksi_client import AsyncClient
+from ksi_client.sync import inherited_token
 from ksi_client.transports import Transport
-from ksi_daemon.protocol import Busy, KsiError, Unavailable
+from ksi_daemon.protocol import Busy, InvalidData, KsiError, Unavailable
 
 log = logging.getLogger(__name__)
 
 FULL: Final = 256  # of the 512 that the daemon allows on one connection
 MAX_CONNECTIONS: Final = 16
 AWAY_S: Final = 1.0
+
+
+def own_token() -> str:
+    """Return the token in the file that ``KSI_TOKEN_FILE`` names; empty where it names none.
+
+    It is read once for all connections: from a pipe it can't be read again, and who connects with
+    none is the owner.
+
+    Raises:
+        InvalidData: The file can't be read, or is empty.
+    """
+    try:
+        token = inherited_token()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(f"the token's file, KSI_TOKEN_FILE, can't be read: {error}") from error
+    if token == "":
+        raise InvalidData("the token's file, KSI_TOKEN_FILE, is empty")
+    return token or ""
 
 
 class Connections:
@@ -27,11 +46,14 @@ class Connections:
     Args:
         transport: The same; one that returns ``None`` leads to the daemon of ``KSI_HOME``.
         token: Whom to act as; the inherited one, or this user, unless given.
+
+    Raises:
+        InvalidData: The file with the token can't be read, or is empty.
     """
 
     def __init__(self, transport: Callable[[], Transport | None], token: str | None = None) -> None:
         self.transport = transport
-        self._token = token
+        self._token = own_token() if token is None else token
         self._stack = AsyncExitStack()
         self._clients: list[AsyncClient] = []
         self._load: list[int] = []

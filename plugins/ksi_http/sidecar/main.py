@@ -22,6 +22,7 @@ from ksi_daemon.protocol import Denied, KsiError, NotFound, Unavailable
 from ksi_daemon.settings import LogLevel, LogSettings
 from ksi_http.sidecar import app as application
 from ksi_http.sidecar.app import Sidecar
+from ksi_http.sidecar.connections import own_token
 
 log = logging.getLogger("ksi_http")
 
@@ -97,11 +98,11 @@ def _look_at_stdin(task: asyncio.Task[None]) -> None:
 @contextlib.asynccontextmanager
 async def _connected() -> AsyncIterator[Sidecar]:
     """Connect to the daemon as soon as it is there."""
-    told_at = -math.inf
+    told_at, token = -math.inf, own_token()
     while True:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                app = await stack.enter_async_context(application.connected(lambda: None))
+                app = await stack.enter_async_context(application.connected(lambda: None, token))
             except (Unavailable, NotFound) as error:
                 if time.monotonic() - told_at > TOLD_AGAIN_S:
                     told_at = time.monotonic()
