@@ -31,7 +31,13 @@ LAST_WORDS_S: Final = 0.5
 MAX_LINE_BYTES: Final = 256 * 1024
 # All that it may do, so that who has taken it over can do no more.
 GRANTS: Final = Grants(
-    call=("http:authenticate", "http:configure", "http:connect"),
+    call=(
+        "http:authenticate",
+        "http:configure",
+        "http:connect",
+        "http:raw",
+        "http:raw_keep",
+    ),
     scopes=("*",),
     subscribe=("http:key_revoked",),
     impersonate=True,
@@ -112,6 +118,9 @@ class Sidecar:
                 limit=MAX_LINE_BYTES,
                 start_new_session=True,
             )
+        except OSError as error:
+            self._why_down = f"the HTTP server can't be started: {error}"
+            raise
         finally:
             os.close(read)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import importlib.util
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,12 @@ from ksi_http.tests.odd_plugin import Odd
 
 LIMIT_S = 15.0
 ECHO = "/v1/odd/echo"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run on the loop that the server has in real life: its transports are not asyncio's."""
+    return "asyncio", {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
 
 
 class Raw:
@@ -301,6 +308,7 @@ async def test_one_connection_too_many_is_closed_and_the_others_go_on(http: Http
         one_more = await stack.enter_async_context(raw(http))
 
         assert await one_more.closed()
+        assert http.app.metrics.cut_off == {"max_connections": 1}
         clients[0].send(whole(http, b'{"text": "a"}'))
         assert (await clients[0].answer())[0] == 200
 
