@@ -198,6 +198,7 @@ def private_files(patient: Patient) -> Iterator[Finding]:
         root / "ksi.toml",
         patient.home.tokens_file,
         root / "chat_history",
+        root / "http.key",
         *(root / "keys").glob("*"),
     ]
     there = [path for path in files if path.is_file()]
