@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from ksi_daemon.settings import Secret
 
@@ -124,3 +124,30 @@ class HttpConnected(Struct, frozen=True, kw_only=True):
 
     token: Secret
     expires_at: datetime
+
+
+class HttpRawKeep(Struct, frozen=True, kw_only=True):
+    """Keep what came with an event from outside, as it came; the run is the one that it began."""
+
+    run_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    raw: Annotated[Raw, Meta(extra={"secret": True})]
+
+
+class HttpRawKept(Struct, frozen=True, kw_only=True):
+    """It is kept."""
+
+    run_id: str
+
+
+class HttpRaw(Struct, frozen=True, kw_only=True):
+    """Ask for what came with the event that began a run."""
+
+    run_id: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class HttpRawFound(Struct, frozen=True, kw_only=True):
+    """What came."""
+
+    run_id: str
+    raw: Raw
+    received_at: datetime

@@ -8,6 +8,7 @@ from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import KsiError
 from ksi_http import keys
 from ksi_http.handlers import Handlers
+from ksi_http.raw import RawKeeper
 from ksi_http.settings import HttpSettings
 from ksi_http.store import Kept, KeyStore
 from ksi_http.supervision import FOR_EVER, Sidecar
@@ -34,9 +35,10 @@ def ksi_plugin() -> PluginInfo:
 async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Answer for keys, and have requests answered."""
     settings: HttpSettings = plugin.settings
-    store = KeyStore(plugin.service(Database))
+    database = plugin.service(Database)
+    store = KeyStore(database)
     handlers = Handlers(store, settings, plugin.bus, plugin.home, plugin.issue_token)
-    plugin.add(handlers)
+    plugin.add(handlers, RawKeeper(database, settings.raw_days))
     await _see_to_the_home_key(plugin, handlers)
     if settings.enabled:
         sidecar = Sidecar(plugin, plugin.daemon.home.socket)

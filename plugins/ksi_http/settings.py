@@ -38,6 +38,11 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         known_s: For how long the server trusts what the daemon has said of a key.
         knows_subagents: Whether front ends know AG-UI's sub-agents; otherwise they are told of them
             by the events ``child_content``, ``child_tool_start`` and ``child_tool_result``.
+        event_agents: Which agent takes the events of a type, by globs over types, the first that
+            matches; of what none matches ``general`` takes.
+        raw_days: For how many days what comes with an event is kept as it came.
+        resume_s: For how long a stream of events that was cut can be taken up without a gap.
+        resume_events: How many events are kept for that, the oldest being lost first.
         min_compressed_bytes: From which size on answers are compressed; 0 is never.
     """
 
@@ -63,4 +68,8 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     max_keys: Positive = 1000
     known_s: Annotated[float, Meta(ge=0, le=5)] = 5.0
     knows_subagents: bool = True
+    event_agents: dict[str, str] = {}
+    raw_days: Positive = 30
+    resume_s: Seconds = 60.0
+    resume_events: Positive = 1000
     min_compressed_bytes: Annotated[int, Meta(ge=0)] = 1024

@@ -68,7 +68,7 @@ class Room:
                     await running.begin(run)
                 await running.follow(run, is_resumed=is_resumed)
             except* KsiError as group:
-                error = _first(group)
+                error = errors.first(group)
                 if not stream.is_open:
                     raise error from None
                 app.note(request, error)
@@ -204,11 +204,3 @@ def marks_of(header: str | None) -> dict[str, Place | None]:
             place = read_place(text)
             marks[place.run] = place
     return marks
-
-
-def _first(group: BaseExceptionGroup[KsiError]) -> KsiError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, KsiError)
-    return error

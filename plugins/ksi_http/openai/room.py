@@ -30,6 +30,7 @@ from ksi_http.openai.names import Names
 from ksi_http.openai.shapes import ChatMessage, ChatRequest
 from ksi_http.sidecar import bodies, errors
 from ksi_http.sidecar.generated import idempotency_key
+from ksi_http.sidecar.openapi import KEY_PARAMETER, described, operation, path_parameter
 from ksi_http.sidecar.streaming import EventStream, event_stream
 
 if TYPE_CHECKING:
@@ -86,12 +87,21 @@ class Room:
         self._names = Names(app)
         self._threads: OrderedDict[str, Thread] = OrderedDict()
 
+    @described(operation("openai", "List the agents and models.", answer=s.ModelsShown))
     async def models(self, request: web.Request) -> web.Response:
         """List the agents and models that may be named."""
         caller = self._app.caller(request)
         caller.demand(SCOPE)
         return _json(s.ModelsShown(data=await self._names.listed(caller)))
 
+    @described(
+        operation(
+            "openai",
+            "Show an agent or a model.",
+            answer=s.ModelShown,
+            parameters=[path_parameter("model")],
+        )
+    )
     async def model(self, request: web.Request) -> web.Response:
         """Show one of them."""
         caller, name = self._app.caller(request), request.match_info["model"]
@@ -99,6 +109,15 @@ class Room:
         meant = await self._names.find(caller, name)
         return _json(s.ModelShown(id=name, owned_by="ksi" if meant.agent else "model"))
 
+    @described(
+        operation(
+            "openai",
+            "Have an agent or a model answer; with stream it comes as server-sent events.",
+            answer=s.ChatAnswer,
+            body=ChatRequest,
+            parameters=[KEY_PARAMETER],
+        )
+    )
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Have an agent or a model answer, at once or in pieces."""
         app, caller = self._app, self._app.caller(request)

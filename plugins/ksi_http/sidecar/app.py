@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -38,6 +38,7 @@ from ksi_http.sidecar.exposed import Exposed
 from ksi_http.sidecar.limits import Limits
 from ksi_http.sidecar.metrics import Metrics
 from ksi_http.sidecar.own import OwnConnections
+from ksi_http.v1 import room as v1
 from ksi_system.events import EventDescription, SystemDescribe, SystemDescribed
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ ROOMS: Final[tuple[Routes, ...]] = (
     openapi.routes,
     agui.routes,
     openai.routes,
+    v1.routes,
     generated.routes,
 )
 
@@ -81,6 +83,8 @@ class Sidecar:
         self.limits = Limits(settings)
         self.metrics = Metrics()
         self.own = OwnConnections(self._connect, connections.transport)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._begun: set[asyncio.Task[None]] = set()
 
     # -- for routes -----------------------------------------------------------------------------
 
@@ -160,6 +164,24 @@ class Sidecar:
         async with self.connections.taken() as client:
             yield client
 
+    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something that outlasts the request; it raises nothing, and ends with the server."""
+        assert self._tasks is not None
+        task = self._tasks.create_task(work, name=name)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Have room for what outlasts requests, and end that."""
+        async with asyncio.TaskGroup() as self._tasks:
+            following = self._tasks.create_task(self.follow(), name="news")
+            try:
+                yield
+            finally:
+                for task in (following, *self._begun):
+                    task.cancel()
+
     # -- what the daemon says -------------------------------------------------------------------
 
     async def _describe(self) -> dict[str, EventDescription]:
@@ -229,13 +251,11 @@ async def serving(app: Sidecar, rooms: Iterable[Routes] = ROOMS) -> AsyncIterato
         assert runner.server is not None
         accept = partial(ClientConnection, runner.server, app.settings, app.metrics)
         listener = await _listen(accept, app.settings)
-        async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(app.follow(), name="news")
+        async with app.working():
             try:
                 yield listener.sockets[0].getsockname()[:2]
             finally:
                 listener.close()
-                following.cancel()
                 await app.connections.close()  # so that streams end, and say so
     finally:
         await runner.shutdown()

@@ -193,10 +193,20 @@ def user_of(request: web.Request, key: HttpCaller) -> str | None:
     named = request.headers.getall("x-user-id", ())
     if not named:
         return key.user
-    user = named[0].strip()
-    if len(named) > 1 or not 0 < len(user) <= MAX_USER_CHARACTERS or not user.isprintable():
-        bound = f"{MAX_USER_CHARACTERS} characters"
-        raise InvalidData(f"x-user-id: name one user, in up to {bound}")
+    if len(named) > 1:
+        raise InvalidData("x-user-id: name one user")
+    return checked_user(named[0].strip(), key, "x-user-id")
+
+
+def checked_user(user: str, key: HttpCaller, where: str) -> str:
+    """Return a user whom a request names, if its key may speak for that one.
+
+    Raises:
+        Denied: It may not.
+        InvalidData: That names nobody.
+    """
+    if not 0 < len(user) <= MAX_USER_CHARACTERS or not user.isprintable():
+        raise InvalidData(f"{where}: name one user, in up to {MAX_USER_CHARACTERS} characters")
     if user != key.user and not key.may_act_for_others:
-        raise Denied("this key may not act for others: leave x-user-id out")
+        raise Denied(f"this key may not act for others: leave {where} out")
     return user

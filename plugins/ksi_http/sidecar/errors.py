@@ -72,6 +72,15 @@ class ErrorAnswer(Struct, frozen=True):
     error: ErrorShown
 
 
+def first(group: BaseExceptionGroup[KsiError]) -> KsiError:
+    """Return the first error of a group of a task group's."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, KsiError)
+    return error
+
+
 def shown(error: KsiError) -> ErrorShown:
     """Return what of an error leaves this process."""
     retry_after_s = error.retry_after_s

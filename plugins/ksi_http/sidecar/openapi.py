@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -24,6 +24,7 @@ PREFIX: Final = "#/$defs/"
 COMPONENTS: Final = "#/components/schemas/"
 MAX_AGE_S: Final = 5.0
 EVENT_STREAM: Final = "text/event-stream"
+TYPE: Final = "x-type"  # in what routes say of themselves: a type in place of its schema
 # The page brings its own script and style, and fetches from this server alone.
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -85,6 +86,36 @@ def described(operation: Schema) -> Callable[[Function], Function]:
     return mark
 
 
+def operation(
+    tag: str,
+    summary: str,
+    *,
+    answer: type | None = None,
+    body: type | None = None,
+    parameters: Sequence[Schema] = (),
+) -> Schema:
+    """Describe a route that takes and answers JSON; types stand for their schemas."""
+    described: Schema = {
+        "summary": summary,
+        "tags": [tag],
+        "parameters": list(parameters),
+        "responses": {
+            "200": _content("The answer.", errors.JSON, {} if answer is None else {TYPE: answer}),
+            "default": {"$ref": "#/components/responses/Error"},
+        },
+    }
+    if body is not None:
+        content = {errors.JSON: {"schema": {TYPE: body}}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def path_parameter(name: str) -> Schema:
+    """Describe a part of an address."""
+    schema = {"type": "string", "minLength": 1, "maxLength": 200}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
 def hand_made(application: web.Application) -> dict[str, Any]:
     """Return what routes say of themselves: the attribute ``openapi`` of a handler."""
     paths: dict[str, Any] = {}
@@ -93,6 +124,18 @@ def hand_made(application: web.Application) -> dict[str, Any]:
         if operation is not None and route.resource is not None:
             paths.setdefault(route.resource.canonical, {})[route.method.lower()] = operation
     return paths
+
+
+def _with_schemas(value: Any, schemas: "Schemas") -> Any:
+    """Return a description with schemas in place of types."""
+    if isinstance(value, list):
+        return [_with_schemas(each, schemas) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if TYPE in value:
+        kind = value[TYPE]
+        return schemas.take(msgspec.json.schema(kind), f"http:{kind.__name__}")
+    return {key: _with_schemas(each, schemas) for key, each in value.items()}
 
 
 class Schemas:
@@ -158,7 +201,7 @@ def made(events: Mapping[str, EventDescription], more: dict[str, Any]) -> Schema
             "description": "Every event that a key may reach, and what the ecosystem expects.",
         },
         "security": [{"bearer": []}, {"apiKey": []}],
-        "paths": {**more, **paths},
+        "paths": {**_with_schemas(more, schemas), **paths},
         "components": {
             "schemas": schemas.components,
             "securitySchemes": {
