@@ -21,6 +21,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
             without a port.
         origins: Web pages of other servers that may use it, such as ``https://chat.example``.
         max_body_bytes: How large the body of a request may be, uploads apart.
+        max_upload_bytes: How large a file may be that is uploaded; the memory has a bound, too.
         max_header_bytes: How long a line of the head of a request may be.
         max_headers: How many lines the head may have.
         header_timeout_s: How long the head of a request may take to come.
@@ -52,6 +53,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     hosts: Texts = ()
     origins: Texts = ()
     max_body_bytes: Positive = 4_000_000
+    max_upload_bytes: Positive = 64 * 1024 * 1024
     max_header_bytes: Annotated[int, Meta(ge=256)] = 8190
     max_headers: Annotated[int, Meta(ge=8)] = 100
     header_timeout_s: Annotated[float, Meta(gt=0)] = 10.0

@@ -32,6 +32,7 @@ MAX_LINE_BYTES: Final = 256 * 1024
 # All that it may do, so that who has taken it over can do no more.
 GRANTS: Final = Grants(
     call=(
+        "content:load",
         "http:authenticate",
         "http:configure",
         "http:connect",

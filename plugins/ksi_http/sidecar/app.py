@@ -29,6 +29,7 @@ from ksi_http.events import (
 )
 from ksi_http.keys import Presented
 from ksi_http.openai import room as openai
+from ksi_http.rest import room as rest
 from ksi_http.settings import HttpSettings
 from ksi_http.sidecar import errors, generated, guards, openapi, probes
 from ksi_http.sidecar.callers import Caller, Callers
@@ -58,6 +59,7 @@ ROOMS: Final[tuple[Routes, ...]] = (
     agui.routes,
     openai.routes,
     v1.routes,
+    rest.routes,
     generated.routes,
 )
 

@@ -1,0 +1,1 @@
+"""Routes of a shape that is expected elsewhere: questions, content, and lists to be read."""
