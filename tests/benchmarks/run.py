@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import bench_http
 import bench_journal
 import bench_store
 import completion
@@ -29,6 +30,7 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "completion": completion.measure,
     "exchange": exchange.measure,
     "fanout": fanout.measure,
+    "http": bench_http.measure,
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
     "memory_finding": memory_finding.measure,
