@@ -207,9 +207,7 @@ class Connection(Peer):
         if route is not None:
             return route
         router = self.hub.router
-        known = router.routes.get(name)
-        is_open = known is not None and (known.public or self.principal.may_reach(known.scope))
-        if not is_open and not self.principal.may_call(name):
+        if not self.principal.may_call(name, router.routes.get(name)):
             raise Denied(f"{self.principal.name} may not send {name}")
         # What a host is answering must be able to ask, as it could in the daemon.
         if self.hub.draining and self.principal.plugin is None and not name.startswith(OWN):

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,13 @@ IDENTITY: Final = ("tenant", "user", "agent", "conversation", "run")
 EVERYTHING: Final = Grants(
     call=("*",), subscribe=("*",), publish=("*",), serve=("*",), impersonate=True, see_all=True
 )
+
+
+class Declared(Protocol):
+    """What the handler of an event says of who may send it."""
+
+    public: bool
+    scope: str | None
 
 
 class Principal(Struct, frozen=True, omit_defaults=True):
@@ -52,12 +59,13 @@ class Principal(Struct, frozen=True, omit_defaults=True):
         identity = (self.tenant, self.user, self.agent, self.conversation, self.run)
         return Context(event_id, None, self.name, *identity, self.bearer)
 
-    def may_call(self, event: str) -> bool:
-        """Say whether it may send an event to its handler."""
+    def may_call(self, event: str, declared: Declared | None = None) -> bool:
+        """Say whether it may send an event to its handler, which declares how it is reached."""
+        if declared is not None and (declared.public or self._has(declared.scope)):
+            return True
         return matches_any(event, self.grants.call)
 
-    def may_reach(self, scope: str | None) -> bool:
-        """Say whether it may send an event because of the scope that its handler declares."""
+    def _has(self, scope: str | None) -> bool:
         return scope is not None and matches_any(scope, self.grants.scopes)
 
     def may_see(self, context: Context) -> bool:

@@ -28,13 +28,11 @@ class Route:
     def __init__(self, plugin: str, name: str, base: Call, *, streams: bool = False) -> None:
         self.plugin = plugin
         self.name = name
-        self.base = base
-        self.call = base
+        self.base = self.call = base
         self.streams = streams
         self.inline: Callable[[Any], Any] | None = None
-        self.connected = False
+        self.connected = self.public = False
         self.on_the_spot = False  # whether it needs no task, and nobody listens
-        self.public = False
         self.scope: str | None = None
         self.timeout_s: float | None = None
         self.order = 0

@@ -19,11 +19,11 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # Router, socket server, plugin loader, supervisor, protocol. The figures may only shrink; whoever
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
-    "router": 433,
-    "server": 625,
+    "router": 431,
+    "server": 623,
     "loader": 254,
     "supervisor": 103,
-    "protocol": 726,
+    "protocol": 724,
 }
 KERNEL_PARTS = {
     "router": ("router.py", "routes.py", "listeners.py"),

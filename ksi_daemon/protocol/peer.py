@@ -304,8 +304,7 @@ class Peer(asyncio.Protocol):
     def refuse_oversized(self) -> None:
         """Close the connection: what follows an oversized frame can't be told apart from it."""
         bound = self.limits.max_frame_bytes
-        error = InvalidData(f"a frame may have {bound} bytes (max_frame_bytes); closing")
-        self.fail(UNSET, error)
+        self.fail(UNSET, InvalidData(f"a frame may have {bound} bytes (max_frame_bytes); closing"))
         self.close()
 
     def frames_received(self, frames: list[Frame]) -> None:
@@ -359,8 +358,7 @@ class Peer(asyncio.Protocol):
         Raises:
             InvalidData: It has no JSON form, or it is larger than ``max_frame_bytes``.
         """
-        out = self._out
-        start = len(out)
+        out, start = self._out, len(self._out)
         try:
             ENCODER.encode_into(frame, out, -1)
         except ENCODE_ERRORS as error:
