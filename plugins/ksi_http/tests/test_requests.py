@@ -327,8 +327,8 @@ async def test_probes_need_no_key_and_counts_do(http: HttpServer, make_key: Make
     assert "ksi_http_daemon_up 1\n" in text
 
 
-async def test_routes_that_are_not_there_are_counted_as_one(http: HttpServer) -> None:
-    for name in ("a", "b"):
-        await http.get(f"/nowhere/{name}")
+async def test_routes_and_methods_that_there_are_not_are_counted_as_one(http: HttpServer) -> None:
+    for name in ("A", "B"):
+        await http.request(name, f"/nowhere/{name}")
 
-    assert 'route="none",status="404"} 2' in http.app.metrics.text({})
+    assert '{method="other",route="none",status="404"} 2' in http.app.metrics.text({})
