@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ksi_daemon.protocol import InvalidData
+from ksi_http.agui.state import TOOL
 
 NO_ANSWER: Final = "The person did not answer."
 CONVERSATION: Final = Meta(pattern=r"\A[^\s\x00-\x1f]{1,200}\Z")
@@ -187,8 +188,8 @@ def instructions_of(given: RunAgentInput, added: str | None) -> str | None:
 
 
 def client_tools_of(given: RunAgentInput) -> list[dict[str, Any]]:
-    """Return the front end's tools as a turn has them."""
-    return [
+    """Return the front end's tools as a turn has them, and that by which its state is changed."""
+    own = [
         {
             "name": each.name,
             "description": each.description,
@@ -196,6 +197,7 @@ def client_tools_of(given: RunAgentInput) -> list[dict[str, Any]]:
         }
         for each in given.tools or ()
     ]
+    return [*own, TOOL] if given.state else own
 
 
 def request_id_of(thread: str, said: tuple[InputMessage, ...], options: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ from ksi_daemon.protocol import Cancelled, InvalidData, KsiError
 from ksi_http.agui import events as a
 from ksi_http.agui.inputs import News, RunAgentInput, answer_of
 from ksi_http.agui.older import Older
-from ksi_http.agui.translation import Place, Resumption, Sent, Translation
+from ksi_http.agui.state import UPDATE_STATE, changed, changes_of, operations
+from ksi_http.agui.translation import Call, Place, Resumption, Sent, Translation
 from ksi_http.sidecar import errors
 from ksi_http.sidecar.streaming import EventStream
 from ksi_tools.events import ToolResolve
@@ -133,6 +134,7 @@ class Running:
         self._marks = marks
         self._branches: list[Branch] = []
         self._queue: asyncio.Queue[tuple[Branch, Item]] = asyncio.Queue(QUEUED)
+        self._state = given.state
         self._answered: set[str] = set()
         self._client_tools = {each.name for each in given.tools or ()}
         self._known = {
@@ -193,7 +195,7 @@ class Running:
                     return
                 self._end_child(branch, chunk)
             elif isinstance(chunk, c.StatusChunk) and chunk.waits_for in ("answer", "decision"):
-                if not await self._answer(chunk):
+                if not await self._answer(branch, chunk):
                     self._interrupt(top, branch, chunk)
                     return
             else:
@@ -275,10 +277,14 @@ class Running:
 
     # -- what only the client can say -----------------------------------------------------------
 
-    async def _answer(self, status: c.StatusChunk) -> bool:
+    async def _answer(self, branch: Branch, status: c.StatusChunk) -> bool:
         """Hand on what the client has said to this; say whether it has."""
         call = status.call_id or ""
         if call in self._answered:
+            return True
+        made = branch.translation.calls.get(call)
+        if made is not None and made.name == UPDATE_STATE and self._given.state:
+            await self._change_state(made)
             return True
         resume, answer = self._news.resumed.get(call), self._news.answers.get(call)
         if resume is not None and status.waits_for == "decision":
@@ -294,6 +300,24 @@ class Running:
             return False
         self._answered.add(call)
         return True
+
+    async def _change_state(self, call: Call) -> None:
+        """Change the state as the agent wants it; the front end knows of it before the agent."""
+        try:
+            state = changed(self._state, changes_of(call.arguments))
+            delta = tuple(operations(self._state, state))
+            told = "changed" if delta else "it was so already"
+        except InvalidData as error:
+            delta, told = (), error.message
+        else:
+            self._state = state
+        if delta:
+            self._put(Sent(a.StateDelta(delta=delta)))
+        await self._flush()
+        self._answered.add(call.id)
+        run = call.id.rsplit(":", 2)[0]
+        answer = CompletionAnswer(run_id=run, content=told, call_id=call.id)
+        await self._ask("completion:answer", answer)
 
     async def _ask(self, event: str, data: Any, kind: Any = None) -> Any:
         return await self._app.request(self._caller, event, data, result_type=kind)

@@ -182,6 +182,29 @@ async def test_a_question_interrupts_the_run_and_its_answer_goes_on_with_it(
     assert second[-1]["outcome"] == {"type": "success"}
 
 
+async def test_an_agent_changes_the_state_that_it_shares_with_the_front_end(
+    http: HttpServer, script: Script
+) -> None:
+    changes = {"changes": {"colour": "red", "size": None, "of/a": {"b": [1]}}}
+    calls = (("update_state", json.dumps(changes)), ("update_state", '{"changes": 7}'))
+    script.say(calling(*calls), "It is red now.")
+    state = {"colour": "blue", "size": 3}
+
+    events = await have(http, given(user("make it red"), state=state))
+
+    assert of(events, "STATE_SNAPSHOT")["snapshot"] == state
+    assert sorted(of(events, "STATE_DELTA")["delta"], key=lambda each: each["path"]) == [
+        {"op": "replace", "path": "/colour", "value": "red"},
+        {"op": "add", "path": "/of~1a", "value": {"b": [1]}},
+        {"op": "remove", "path": "/size"},
+    ]
+    told = [event["content"] for event in events if event["type"] == "TOOL_CALL_RESULT"]
+    assert told[0] == "changed"
+    assert told[1].startswith("changes: it has to be an object")
+    assert '"colour":"blue"' in (script.calls[0].system or "")
+    assert text_of(events) == "It is red now."
+
+
 async def test_what_nothing_waits_for_any_more_is_a_conflict(
     http: HttpServer, script: Script
 ) -> None:
