@@ -1,8 +1,10 @@
 """Whether it is alive and ready, and what it has done."""
 
-from typing import TYPE_CHECKING
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from aiohttp import web
 from aiohttp.web_routedef import AbstractRouteDef
 
@@ -13,8 +15,9 @@ from ksi_system.events import SystemHealthReport
 if TYPE_CHECKING:
     from ksi_http.sidecar.app import Sidecar
 
-READY_S = 5.0
-STORE = "postgres"
+READY_S: Final = 5.0
+KNOWN_S: Final = 0.5
+STORE: Final = "postgres"
 
 
 def routes(app: "Sidecar") -> list[AbstractRouteDef]:
@@ -36,6 +39,9 @@ class Probes:
 
     def __init__(self, app: "Sidecar") -> None:
         self._app = app
+        self._looking = asyncio.Lock()
+        self._looked_at = -math.inf
+        self._why_not: str | None = None
 
     async def alive(self, request: web.Request) -> web.Response:
         """Say that this process is alive."""
@@ -47,18 +53,27 @@ class Probes:
         Raises:
             Unavailable: It is not; why is for the log.
         """
+        async with self._looking:  # anybody may ask: the daemon is to feel little of it
+            if time.monotonic() - self._looked_at > KNOWN_S:
+                self._why_not = await self._look()
+                self._looked_at = time.monotonic()
+        if self._why_not is not None:
+            raise Unavailable(self._why_not, retry_after_s=errors.RETRY_S)
+        return web.json_response({"status": "ready"})
+
+    async def _look(self) -> str | None:
+        """Return why requests can't be answered, if they can't."""
         try:
             async with self._app.connections.taken() as client:
                 report = await client.request(
                     "system:health", result_type=SystemHealthReport, timeout_s=READY_S
                 )
         except KsiError as error:
-            raise Unavailable(error.message, retry_after_s=errors.RETRY_S) from error
-        bad = [p.why for p in report.plugins if p.plugin == STORE and p.health != "ok"]
-        if report.state != "ready" or bad:
-            why = f"the daemon is {report.state}; {', '.join(map(str, bad))}"
-            raise Unavailable(why, retry_after_s=errors.RETRY_S)
-        return web.json_response({"status": "ready"})
+            return error.message
+        bad = [str(p.why) for p in report.plugins if p.plugin == STORE and p.health != "ok"]
+        if report.state == "ready" and not bad:
+            return None
+        return f"the daemon is {report.state}; {', '.join(bad)}"
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Write the counts in Prometheus' format; needs the scope ``system:read``."""
@@ -71,8 +86,3 @@ class Probes:
         }
         headers = {"Content-Type": metrics.TYPE}
         return web.Response(text=app.metrics.text(gauges), headers=headers)
-
-
-def encoded(value: object) -> web.Response:
-    """Answer with a value as JSON."""
-    return web.Response(body=msgspec.json.encode(value), content_type=errors.JSON)

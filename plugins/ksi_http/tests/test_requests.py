@@ -327,6 +327,16 @@ async def test_probes_need_no_key_and_counts_do(http: HttpServer, make_key: Make
     assert "ksi_http_daemon_up 1\n" in text
 
 
+async def test_who_asks_for_readiness_again_and_again_does_not_ask_the_daemon(
+    http: HttpServer, client: AsyncClient
+) -> None:
+    for _ in range(20):
+        await http.get("/readyz")
+
+    (stats,) = (await client.request("system:stats", {"pattern": "system:health"}))["events"]
+    assert stats["count"] < 20
+
+
 async def test_routes_and_methods_that_there_are_not_are_counted_as_one(http: HttpServer) -> None:
     for name in ("MKCOL", "PROPFIND"):
         await http.request(name, f"/nowhere/{name}")
