@@ -163,7 +163,8 @@ async def test_a_revoked_key_is_told_to_who_listens_and_stays_as_such(client: As
 
     with pytest.raises(NotFound):
         await client.request("http:key_revoke", {"id": key_id, "tenant": "default"})
-    await client.request("http:key_revoke", {"id": key_id, "tenant": "acme"})
+    ask = {"id": key_id, "tenant": "acme"}
+    await client.request("http:key_revoke", ask, context={"tenant": "acme"})
     event = await anext(news)
     listed = await client.request("http:key_list", {"tenant": "acme"})
     all_ = await client.request("http:key_list", {"tenant": "acme", "all": True})
