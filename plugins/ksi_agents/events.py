@@ -284,7 +284,7 @@ class Mail(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Spent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an agent has taken, and what is reserved; ``limits`` are those of its definition."""
+    """What an agent, or a run, has taken, what is reserved, and what of its ``limits`` is set."""
 
     requests: int
     tool_calls: int
@@ -428,6 +428,39 @@ class AgentChanged(Struct, frozen=True, kw_only=True, omit_defaults=True):
     was: Phase | None = None
     reason: str = ""
     run_id: str | None = None
+
+
+# -- limits of runs -----------------------------------------------------------------------------
+
+RunId = Annotated[str, Meta(min_length=1, max_length=300)]
+
+
+class RunLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run may take at most, with all that is asked for within it; ``None`` is no bound."""
+
+    requests: Annotated[int, Meta(ge=0)] | None = None
+    tool_calls: Annotated[int, Meta(ge=0)] | None = None
+    tokens: Annotated[int, Meta(ge=0)] | None = None
+    cost_usd: Annotated[float, Meta(ge=0)] | None = None
+
+
+class AgentLimit(Struct, frozen=True, kw_only=True):
+    """Bound what a workflow's run takes, its own calls and those of all turns within it.
+
+    Said again, the newest holds, and what was taken stays. What the run takes counts in the one
+    above it, too: in ``parent_run_id``, or in the run that started it. Without ``limits`` it is
+    counted and not bounded. Turns have the limits of their agents.
+    """
+
+    run_id: RunId
+    limits: RunLimits = RunLimits()
+    parent_run_id: RunId | None = None
+
+
+class AgentSpent(Struct, frozen=True, kw_only=True):
+    """Tell what a run has taken, with all turns within it; what nobody bounds is not counted."""
+
+    run_id: RunId
 
 
 # -- channels -----------------------------------------------------------------------------------

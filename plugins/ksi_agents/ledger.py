@@ -50,6 +50,7 @@ class Taken(Struct, frozen=True, kw_only=True):
     tokens: int = 0
     usd: float = 0.0
     reserved_usd: float = 0.0
+    bounds: Bounds = Bounds()
 
 
 class Ledger:
@@ -130,7 +131,17 @@ class Ledger:
             tokens=row["tokens"],
             usd=float(row["usd"]),
             reserved_usd=float(row["reserved_usd"]),
+            bounds=Bounds(
+                requests=row["max_requests"],
+                tool_calls=row["max_tool_calls"],
+                tokens=row["max_tokens"],
+                usd=None if row["max_usd"] is None else float(row["max_usd"]),
+            ),
         )
+
+    async def is_open(self, tenant: str, account: str) -> bool:
+        """Say whether there is such an account."""
+        return await self._database.fetchrow(SQL["spent"], tenant, account) is not None
 
     async def run_closing(self) -> None:
         """Delete the accounts of turns that have long ended, for as long as the plugin runs."""

@@ -94,30 +94,48 @@ class Bounding:
         if of_agent.is_any:
             await self._ledger.open(tenant, agent, None, of_agent)
             accounts.append(agent)
-        self._runs[run] = tuple(accounts)
-        self._runs.move_to_end(run)
-        while len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
+        self._note(run, tuple(accounts))
+
+    async def limit(self, tenant: str, run: str, parent_run: str | None, bounds: Bounds) -> None:
+        """Have a run of a workflow bounded, and what is called within it count from now on."""
+        above = None if parent_run is None else account_of_run(parent_run)
+        await self._ledger.open(tenant, account_of_run(run), above, bounds)
+        self._note(run, (account_of_run(run),))
 
     def forget(self, run: str) -> None:
         """Forget a turn that has ended."""
         self._runs.pop(run, None)
 
-    def _accounts(self, event: Event) -> tuple[str, ...]:
+    def _note(self, run: str, accounts: tuple[str, ...]) -> None:
+        self._runs[run] = accounts
+        self._runs.move_to_end(run)
+        while len(self._runs) > MAX_RUNS:
+            self._runs.popitem(last=False)
+
+    async def _accounts(self, event: Event) -> tuple[str, ...]:
+        """Return the accounts that a call counts in; of a run that is not known here, once."""
         run = event.context.run
-        return () if run is None else self._runs.get(run, ())
+        if run is None:
+            return ()
+        known = self._runs.get(run)
+        if known is None:
+            account = account_of_run(run)
+            is_open = await self._ledger.is_open(tenant_of(event), account)
+            known = (account,) if is_open else ()
+            self._note(run, known)
+        return known
 
     # -- calls ----------------------------------------------------------------------------------
 
     @event_interceptor("model:call", order=ORDER)
     async def bound_model_call(self, event: Event, proceed: Proceed) -> Any:
         """Count a call of a model, and let no turn spend more than it may."""
-        accounts = self._accounts(event)
+        accounts = await self._accounts(event)
         if not accounts:
             return await proceed(event)
         call = event.data
         assert isinstance(call, ModelCall)
-        tenant, run = event.context.tenant or "default", event.context.run
+        tenant, run = tenant_of(event), event.context.run
         assert run is not None
         price = None
         if await self._ledger.bounds_cost(tenant, accounts):
@@ -157,9 +175,9 @@ class Bounding:
     @event_interceptor("tool:call", order=ORDER)
     async def bound_tool_call(self, event: Event, proceed: Proceed) -> Any:
         """Count a call of a tool, and let no agent make more than it may."""
-        accounts = self._accounts(event)
+        accounts = await self._accounts(event)
         if accounts:
-            tenant = event.context.tenant or "default"
+            tenant = tenant_of(event)
             refusal = await self._ledger.count_tool_call(tenant, accounts)
             if refusal is not None:
                 raise refused(refusal)
@@ -198,6 +216,11 @@ class Bounding:
         )
 
 
+def tenant_of(event: Event) -> str:
+    """Return in whose name an event is."""
+    return event.context.tenant or "default"
+
+
 def _question_tokens(call: ModelCall, described: ModelDescribed) -> float:
     if call.range is not None:
         return described.context_tokens
@@ -224,7 +247,7 @@ def refused(refusal: Refusal) -> Failed:
     """Return the error that tells whose bound was reached, and where it is set."""
     kind, _, whose = refusal.account.partition("#")[0].partition(":")
     name = refusal.bound if kind == "run" else f"total_{refusal.bound}"
-    who = f"the turn {whose}" if kind == "run" else f"the agent {whose}"
+    who = f"the run {whose}" if kind == "run" else f"the agent {whose}"
     if refusal.bound == "cost_usd":
         message = (
             f"{who} has spent or reserved {refusal.taken:.6g} of {refusal.most:.6g} US dollars: "
@@ -235,7 +258,10 @@ def refused(refusal: Refusal) -> Failed:
             f"{who} has made {refusal.taken:g} {NAMES[refusal.bound]}, and may make "
             f"{refusal.most:g} (limits.{name})"
         )
-    return Failed(message, details={"kind": refusal.bound, "setting": f"limits.{name}"})
+    details = {"kind": refusal.bound, "setting": f"limits.{name}"}
+    if kind == "run":
+        details["run_id"] = whose
+    return Failed(message, details=details)
 
 
 def bounds_of_turn(limits: Limits) -> Bounds:

@@ -21,7 +21,9 @@ SELECT refused_by, taken, most FROM ksi_agents.count_tool_call($1, $2);
 
 -- name: spent
 -- What has been taken?
-SELECT requests, tool_calls, tokens, usd, reserved_usd FROM ksi_agents.spent($1, $2);
+SELECT requests, tool_calls, tokens, usd, reserved_usd,
+       max_requests, max_tool_calls, max_tokens, max_usd
+  FROM ksi_agents.spent($1, $2);
 
 -- name: close
 -- How many accounts of turns were deleted?

@@ -347,6 +347,7 @@ class CompletionAgent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``version`` is the one that the turn was accepted with; none is the newest. Once the turn is
     taken up ``run_id`` is its run, and ``parent_run_id`` the one within which it was asked for.
+    Within another run a turn is told of that has no declared agent, too: ``agent`` is empty then.
     """
 
     agent: str

@@ -249,7 +249,7 @@ async def test_what_is_asked_for_within_a_turn_counts_in_it(bench: Bench) -> Non
     await bench.ask("grandchild")
 
     assert await bench.spent(account_of_run("parent")) == (0.0199, 0.0)
-    with pytest.raises(Failed, match="the turn parent"):
+    with pytest.raises(Failed, match="the run parent"):
         await bench.ask("child")
 
 
