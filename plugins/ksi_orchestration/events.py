@@ -224,7 +224,8 @@ class Utterance(
 ):
     """What was said, or that a member could not answer; numbered from 1.
 
-    ``member`` is ``person`` where a person said it. ``to`` are the members that hear it.
+    ``member`` is ``person`` where a person said it. ``to`` are the members that hear it. ``after``
+    is the number of the last thing said that its prompt could tell of.
     """
 
     number: int
@@ -234,6 +235,7 @@ class Utterance(
     agent: str | None = None
     to: tuple[str, ...] = ()
     text: str = ""
+    after: int = 0
     item: str | None = None
     run_id: str | None = None
     model: str | None = None
