@@ -48,6 +48,7 @@ FOREIGN_VARIABLES = (
 )
 
 COMMANDS = {
+    "demo": "see what KSI does, in two minutes (--yes: without pressing keys)",
     "start": "start the daemon, wait until it is ready (--foreground: stay)",
     "stop": "stop it and wait for its end (--timeout-s N: then kill it)",
     "restart": "stop it if it runs, and start it",
