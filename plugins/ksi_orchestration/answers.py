@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["chosen", "field_of", "is_pass", "items_in", "json_in", "says"]
+__all__ = ["chosen", "field_of", "is_pass", "items_in", "json_in", "says", "voted"]
 
 _FENCED: Final = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*?)```", re.DOTALL)
 _MARKED: Final = re.compile(r"(?:[-*+•]|\(?\d{1,4}[.):])[ \t]+(?=\S)")
+_NUMBER: Final = re.compile(r"\W*(\d{1,3})(?!\w)")
 _AROUND: Final = " \t\r\n.,;:!*_`\"'()[]<>“”‘’"
 
 
@@ -78,8 +79,13 @@ def _bulleted(text: str) -> list[str]:
 
 
 def says(text: str, phrase: str) -> bool:
-    """Say whether a text has a phrase, as words of their own and in whatever case."""
-    return _finder(phrase).search(text) is not None
+    """Say whether a text has a phrase, as words of their own, in whatever case and type."""
+    return _finder(_bare(phrase)).search(_bare(text)) is not None
+
+
+def _bare(text: str) -> str:
+    """Return a text without what Markdown sets words in bold or as code with."""
+    return text.replace("*", "").replace("`", "")
 
 
 @lru_cache(maxsize=1024)
@@ -98,14 +104,33 @@ def chosen(text: str, word: str, options: Sequence[str]) -> str | None:
 
     ``None`` where none can be told.
     """
-    value = json_in(text)
-    if isinstance(value, dict) and isinstance(value.get(word), str):
-        return _same(value[word], options)
-    line = re.compile(rf"^\W*{re.escape(word)}\W*[:=](.*)$", re.IGNORECASE | re.MULTILINE)
-    told = line.findall(text)
-    if told:
-        return _same(told[-1], options) or _only(told[-1], options)
+    told = _told(text, word)
+    if told is not None:
+        return _same(told, options) or _only(told, options)
     return _same(text, options) or _only(text, options)
+
+
+def voted(text: str, word: str, options: Sequence[str]) -> str | None:
+    """Return the option that a text chooses, which may be by its number."""
+    number = _NUMBER.match(_told(text, word) or text)
+    found = chosen(text, word, options)
+    if found is None and number is not None and 1 <= int(number[1]) <= len(options):
+        return options[int(number[1]) - 1]
+    return found
+
+
+def _told(text: str, word: str) -> str | None:
+    """Return what stands in the last line ``WORD: …``, or in a field of that name."""
+    value = json_in(text)
+    if isinstance(value, dict) and isinstance(value.get(word), str | int):
+        return str(value[word])
+    found = _line(word).findall(_bare(text))
+    return found[-1] if found else None
+
+
+@lru_cache(maxsize=16)
+def _line(word: str) -> re.Pattern[str]:
+    return re.compile(rf"^\W*{re.escape(word)}\s*[:=](.*)$", re.IGNORECASE | re.MULTILINE)
 
 
 def _same(text: str, options: Sequence[str]) -> str | None:

@@ -15,8 +15,11 @@ __all__ = ["hearers", "in_order", "is_heard", "listening", "shortened", "told", 
 
 ALL: Final = ("all", "!sender")
 ANYBODY: Final = "*"
+MAX_ITEM_CHARACTERS: Final = 200
 LEFT_OUT: Final = "[{count} earlier ones are left out: it would be too much]\n"
 CUT: Final = "\n[… the rest is left out: it would be too much]"
+
+_NO_MARKS: Final = str.maketrans({'"': "'", "<": "(", ">": ")"})
 
 
 # -- routes ---------------------------------------------------------------------------------------
@@ -130,7 +133,9 @@ def told(said: Sequence[Utterance], limit: int) -> str:
 def _quoted(utterance: Utterance, limit: int) -> str | None:
     """Return something said between marks, cut to a limit; ``None`` where too little is left."""
     text = utterance.text.strip().replace("</said", "<\\/said").replace("<said", "<\\said")
-    begin, end = f'<said by="{utterance.member}">\n', "\n</said>\n"
+    item = " ".join((utterance.item or "").split())[:MAX_ITEM_CHARACTERS].translate(_NO_MARKS)
+    about = f' about="{item}"' if item else ""
+    begin, end = f'<said by="{utterance.member}"{about}>\n', "\n</said>\n"
     room = limit - len(begin) - len(end)
     if len(text) > room:
         if room < 2 * len(CUT):

@@ -107,7 +107,7 @@ def _move(scene: Scene, slot: Slot, state: Pending, *, is_first: bool) -> Move:
         prompt=prompt_of(scene, slot, is_first=is_first),
         after=scene.said[-1].number if scene.said else 0,
         models=() if state.substitute else member.models,
-        output_schema=stage.output,
+        output_schema=None if slot.member == scene.moderator else stage.output,
         item=slot.item,
     )
 

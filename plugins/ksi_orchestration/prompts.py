@@ -73,7 +73,8 @@ Choose one of these:
 
 {{{{ options }}}}
 
-Say shortly why, and end with a line of this form, with what you choose as it is written above:
+Say shortly why, and end with a line of this form, with what you choose as it is written above, or
+with its number:
 
 {BALLOT}: …
 """
@@ -114,7 +115,7 @@ def prompt_of(scene: Scene, slot: Slot, *, is_first: bool) -> str:
 def template_of(scene: Scene, slot: Slot) -> str:
     """Return what a turn's prompt is made of."""
     stage = scene.stage
-    if stage.kind == "talk" and slot.member == scene.one_of(stage.moderator):
+    if slot.member == scene.moderator:
         return CALLING
     if stage.kind == "vote":
         asked = TIE if slot.round == TIE_BREAK else stage.prompt or DEFAULTS["vote"]
@@ -163,7 +164,7 @@ class _Values:
     def _options(self) -> str:
         is_tie = self._slot.round == TIE_BREAK
         options = tied_of(self._scene) if is_tie else options_of(self._scene)
-        return "\n".join(f"- {option}" for option in options)
+        return "\n".join(f"{number}. {option}" for number, option in enumerate(options, 1))
 
     WRITTEN: Final[Mapping[str, Callable[["_Values"], str]]] = {
         "topic": lambda values: values._scene.score.topic,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from ksi_orchestration.answers import chosen, items_in
+from ksi_orchestration.answers import items_in, voted
 from ksi_orchestration.events import Utterance
 from ksi_orchestration.hearing import in_order, told
 from ksi_orchestration.pattern import Stage
@@ -153,7 +153,7 @@ def tied_of(scene: Scene) -> tuple[str, ...]:
 def _counts(scene: Scene) -> Counter[str]:
     options = options_of(scene)
     ballots = (scene.answer(Slot(1, member)) for member in scene.members)
-    votes = (chosen(each.text, BALLOT, options) for each in ballots if each is not None)
+    votes = (voted(each.text, BALLOT, options) for each in ballots if each is not None)
     return Counter(vote for vote in votes if vote is not None)
 
 
@@ -166,5 +166,5 @@ def _elected(scene: Scene) -> str | None:
         return tied[0]
     decider = scene.one_of(scene.stage.tie)
     decision = None if decider is None else scene.answer(Slot(TIE_BREAK, decider))
-    found = None if decision is None else chosen(decision.text, BALLOT, tied)
+    found = None if decision is None else voted(decision.text, BALLOT, tied)
     return found or (tied[0] if _counts(scene) else None)

@@ -77,6 +77,11 @@ class Scene:
         """Return the only member of a role, or the first."""
         return next(iter(self.of_role(role)), None) if role is not None else None
 
+    @cached_property
+    def moderator(self) -> str | None:
+        """The member that says who is next in a talk."""
+        return self.one_of(self.stage.moderator)
+
     def cast_of(self, member: str) -> Cast:
         """Return who a member is."""
         return next(each for each in self.score.members if each.name == member)

@@ -42,7 +42,7 @@ def _free(scene: Scene, rounds: range) -> Iterator[Group]:
 
 
 def _moderated(scene: Scene, rounds: range) -> Iterator[Group]:
-    moderator = scene.one_of(scene.stage.moderator)
+    moderator = scene.moderator
     assert moderator is not None  # a pattern without one is refused
     for number in rounds:
         call = Slot(number, moderator)
