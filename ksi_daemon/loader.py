@@ -1,6 +1,7 @@
 """Finds plugins, checks them, starts them in the order of what they require, and stops them."""
 
 import asyncio
+import functools
 import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -344,4 +345,9 @@ class Loader:
 
 def _version_of(entry_point: EntryPoint) -> str:
     distribution = getattr(entry_point, "dist", None)
-    return distribution.version if distribution is not None else ""
+    return _version(distribution) if distribution is not None else ""
+
+
+@functools.cache  # a package has many plugins, and its metadata are parsed at each look
+def _version(distribution: importlib.metadata.Distribution) -> str:
+    return distribution.version

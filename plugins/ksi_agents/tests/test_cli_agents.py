@@ -1,6 +1,5 @@
 """Agents whose model is a command: it is watched, ended, explained and started again."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from ksi_agents.tests.helpers import ask, get, spawned, until
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.testing import FakeClaude
 
 NEEDED = ("postgres", "workflows", "models", "tools", "completion", "agents")
@@ -16,7 +16,7 @@ NEEDED = ("postgres", "workflows", "models", "tools", "completion", "agents")
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """Agents with the real models."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

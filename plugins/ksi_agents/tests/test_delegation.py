@@ -1,7 +1,6 @@
 """Agents have others work for them: by the tool ``ask_agent``, and by a router."""
 
 import json
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Failed
+from ksi_daemon.testing import installed_plugins
 from ksi_models.events import ModelCall, ToolResultPart
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
@@ -21,7 +21,7 @@ NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """Agents and what they need, with a double for the models."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, script.plugin()]
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from ksi_daemon.event_system import acting_as, event_handler
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Context, Denied, Failed
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_models.events import (
     Message,
     ModelCall,
@@ -148,7 +147,7 @@ def ksi_plugins(bench: Bench) -> list[EntryPoint]:
         yield
 
     described = hookimpl(lambda: PluginInfo(requires=("postgres",)))
-    installed = [each for each in entry_points(group="ksi") if each.name == "postgres"]
+    installed = installed_plugins("postgres")
     return [*installed, module_plugin("bench", ksi_plugin=described, ksi_lifespan=ksi_lifespan)]
 
 

@@ -1,6 +1,5 @@
 """What a run of a workflow may take, with all the turns within it."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from ksi_agents.tests.helpers import ask, spawned
 from ksi_client import AsyncClient, Denied, InvalidData, NotFound
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
 REFUSED = "has made 2 calls of models, and may make 2"
@@ -19,7 +18,7 @@ REFUSED = "has made 2 calls of models, and may make 2"
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """Agents and what they need, a stage, and a double for the models."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, script.plugin(), module_plugin("stage", **vars(stage_plugin))]
 
 

@@ -1,10 +1,9 @@
 """Daemons with orchestrations, whose members say what a test wants of them."""
 
-from importlib.metadata import entry_points
-
 import pytest
 
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_orchestration.tests.doubles import Ensemble
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents", "orchestration")
@@ -27,7 +26,7 @@ def ksi_plugins(request: pytest.FixtureRequest, ksi_plugins: list[EntryPoint]) -
     """Orchestrations and what they need, where a double stands for the models."""
     if "ensemble" not in request.fixturenames:
         return ksi_plugins
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, request.getfixturevalue("ensemble").plugin()]
 
 
