@@ -25,6 +25,7 @@ from ksi_agents.definition import Definition
 from ksi_agents.definitions import Definitions
 from ksi_agents.inputs import check_input
 from ksi_agents.mailbox import Mailbox
+from ksi_agents.missing import Missing
 from ksi_agents.reconcile import AWAY, Reconciler, about
 from ksi_agents.settings import AgentsSettings
 from ksi_agents.supervision import Supervision
@@ -55,6 +56,7 @@ WAIT_MARGIN_S: Final = 3700.0
 START_S: Final = 10.0  # a start that asks nothing is waited for
 MANY_S: Final = 600.0  # ten thousand at once take their time
 NAME_TRIES: Final = 5
+LEAVE_S: Final = 0.5
 MAX_STEM: Final = 50
 MAX_SHOWN: Final = 100
 ONLY_READS: Final = "restricted"
@@ -105,6 +107,7 @@ class LifeHandlers:
         self._reconciler = reconciler
         self._bus = bus
         self._spent = spent
+        self._missing = Missing(agents, definitions)
         self._sections: dict[str, Callable[[Kept], Awaitable[Any]]] = {
             "conditions": self._conditions,
             "definition": self._definition,
@@ -191,9 +194,20 @@ class LifeHandlers:
                 ),
                 self._settings.max_agents,
             )
-            if verdict != "exists" or request.name is not None:
+            if verdict != "exists" or (
+                request.name is not None and not await self._leaves(context, request.name)
+            ):
                 break
         return verdict, kept
+
+    async def _leaves(self, context: Context, name: str) -> bool:
+        """Say whether an agent has ended and is only at its last work; wait for that a while."""
+        kept = await self._agents.find(context, name)
+        if kept is None or kept.ended_at is None:
+            return kept is None
+        with self._reconciler.waiters.watching(about(kept)) as news:
+            await asyncio.wait({news}, timeout=LEAVE_S)
+        return True
 
     def _check(
         self, verdict: str, kept: Kept | None, request: e.AgentSpawn, definition: Definition
@@ -319,7 +333,7 @@ class LifeHandlers:
     async def _find(self, name: str) -> Kept:
         kept = await self._agents.find(_context(), name)
         if kept is None:
-            raise NotFound(f"there is no agent {name}: see agent:list (ksi agent list --all)")
+            raise await self._missing.error(_context(), name)
         return kept
 
     # -- giving them work -----------------------------------------------------------------------
@@ -453,11 +467,17 @@ class LifeHandlers:
             there = {each.name for each in chosen}
             missing = [n for n in which.names if not _GLOB.search(n) and n not in there]
             if missing:
+                if len(missing) == 1 and not await self._has_ended(context, missing[0]):
+                    raise await self._missing.error(context, missing[0])
                 raise NotFound(
                     f"there is no agent {', '.join(missing)} that has not ended: see agent:list "
                     "(ksi agent list)"
                 )
         return chosen
+
+    async def _has_ended(self, context: Context, name: str) -> bool:
+        kept = await self._agents.find(context, name)
+        return kept is not None and kept.ended_at is not None
 
     # -- by itself ------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Asks the ``claude`` command, with all of its own tools switched off."""
 
 import asyncio
+import math
 import os
 import re
 import shutil
@@ -360,7 +361,7 @@ def died(ended: Ended, bounds: ProcessBounds, said: str) -> ProviderError:
     told = f"; it said: {said}" if said else ""
     if ended.broken == "memory_mb":
         return OverLimit(
-            f"the claude command was ended, as it held {ended.memory_mb:g} MB of memory and may "
+            f"the claude command was ended, as it held {math.ceil(ended.memory_mb)} MB of memory and may "
             f"hold {bounds.memory_mb}{told}",
             "memory_mb",
         )
