@@ -17,6 +17,7 @@ from ksi_orchestration.events import FollowChunk, Orchestration, StatusChanged, 
 
 RECONNECT_S: Final = 60.0
 AGAIN_S: Final = 0.3
+TICK_S: Final = 0.125
 QUESTION: Final = "pause, stop, detach or go on? [p/s/d/g] "
 QUESTION_PAUSED: Final = "go on, stop or detach? [g/s/d] "
 
@@ -79,9 +80,10 @@ class Attending:
                 async with asyncio.TaskGroup() as group:
                     self._group = group
                     reading = group.create_task(self._read(failed), name="follow")
+                    ticking = group.create_task(self._tick(), name="tick")
                     leaving = group.create_task(self._leave.wait(), name="leave")
                     await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                    for task in (reading, leaving, self._question):
+                    for task in (reading, leaving, ticking, self._question):
                         if task is not None:
                             task.cancel()
                     self._listen(None)
@@ -91,6 +93,11 @@ class Attending:
         if failed:
             raise failed[0]
         return self._left
+
+    async def _tick(self) -> None:
+        while True:
+            self._show.tick()
+            await asyncio.sleep(TICK_S)
 
     # -- following ------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
@@ -16,7 +17,6 @@ from ksi_client import CompletionChunk, RestartedChunk, TextChunk, ToolCallChunk
 from ksi_orchestration.commands import words
 from ksi_orchestration.events import FollowChunk, Orchestration, StatusChanged, TurnBegan, Utterance
 
-REFRESH_PER_S: Final = 8
 COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta")
 NAMED: Final = 4  # of those who speak at once
 
@@ -42,6 +42,9 @@ class Show(Protocol):
 
     def resume(self) -> None:
         """Take the terminal again."""
+
+    def tick(self) -> None:
+        """Move on what moves."""
 
 
 class JsonShow:
@@ -69,6 +72,9 @@ class JsonShow:
 
     def resume(self) -> None:
         """Do nothing: there is no terminal."""
+
+    def tick(self) -> None:
+        """Do nothing: nothing moves."""
 
 
 class PlainShow(JsonShow):
@@ -234,14 +240,19 @@ class LiveShow:
         """Take the terminal again."""
         if self._live is None:
             self._live = Live(
+                _Under(self._below),
                 console=self._console,
-                get_renderable=self._below,
-                refresh_per_second=REFRESH_PER_S,
+                auto_refresh=False,  # its thread would write amid what is printed here
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
             self._live.start(refresh=True)
+
+    def tick(self) -> None:
+        """Draw anew what is below."""
+        if self._live is not None:
+            self._live.refresh()
 
     def _below(self) -> RenderableType:
         return Below(self._flow.tail, self._spinner, self._progress(), self._began_at)
@@ -255,3 +266,13 @@ class LiveShow:
                 parts = ["paused"] if not who else [*parts, "then paused"]
             parts.append(words.spent(self._now))
         return " · ".join(parts)
+
+
+class _Under:
+    """What stands below all that was printed, as it is whenever something is drawn."""
+
+    def __init__(self, below: Callable[[], RenderableType]) -> None:
+        self._below = below
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._below()

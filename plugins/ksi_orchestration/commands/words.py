@@ -24,10 +24,15 @@ def speaker(said: e.Utterance | e.TurnBegan) -> str:
 
 def place(said: e.Utterance | e.TurnBegan) -> str:
     """Say who a speaker is and where it stands."""
-    parts = [said.agent or "", f"{said.stage} {said.round}" if said.round else said.stage]
+    parts = [said.agent or "", at(said.stage, said.round)]
     if said.item:
         parts.append(turns.one_line(said.item, 60))
     return " · ".join(part for part in parts if part)
+
+
+def at(stage: str, number: int) -> str:
+    """Say which stage it is, and which round of it after the first."""
+    return f"{stage}, round {number}" if number > 1 else stage
 
 
 def took(said: e.Utterance) -> str:
@@ -56,7 +61,7 @@ def standing(it: e.Orchestration) -> str:
     if it.reason and it.reason not in ("done", it.status):
         parts.append(_WHY.get(it.reason, it.reason))
     if it.status not in ENDED and it.stage:
-        parts.append(f"{it.stage} {it.round}" if it.round else it.stage)
+        parts.append(at(it.stage, it.round))
     parts.append(spent(it))
     if it.created_at is not None and it.ended_at is not None:
         parts.append(output.duration((it.ended_at - it.created_at).total_seconds()))
