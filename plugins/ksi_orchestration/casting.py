@@ -69,10 +69,10 @@ def _given(
 
 def _given_by_name(what: str, given: Mapping[str, str], members: Sequence[Cast]) -> dict[str, str]:
     roles = {each.role: None for each in members}
-    names = {each.name for each in members}
+    names = dict.fromkeys(each.name for each in members)
     for key in given:
         if key not in roles and key not in names:
-            hint = did_you_mean(key, [*roles, *names]) or f"; there are {', '.join(roles)}"
+            hint = did_you_mean(key, {**roles, **names}) or f"; there are {', '.join(roles)}"
             message = f"there is no role {key!r:.100}{hint}"
             raise InvalidData(message, details={"path": f"{what}.{key:.100}"})
     found = {each.name: given[each.role] for each in members if each.role in given}
