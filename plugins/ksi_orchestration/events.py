@@ -137,8 +137,8 @@ class Orchestration(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An orchestration, and how it stands.
 
     ``reason`` says why it ended: ``done``, ``turns``, ``time``, ``cost``, ``stopped``, ``failed``.
-    ``cost_usd`` counts what is known; ``is_cost_known`` is false where a price was not. ``result``
-    is told by ``orchestration:status`` alone.
+    ``cost_usd`` counts what is known; ``is_cost_known`` is false where a price was not. Lists and
+    streams leave out the ``result``.
     """
 
     id: str
