@@ -23,7 +23,7 @@ MAX_INTEGER: Final = 2**63
 MAX_SCHEMA_BYTES: Final = 256 * 1024
 MAX_TOLD_CHARACTERS: Final = 500
 
-_TOLD: Final = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?", re.DOTALL)
+_TOLD: Final = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _STEP: Final = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<place>\d+)\]")
 
 # Schemas come from strangers: their patterns are matched in linear time, by an engine that knows no
@@ -74,7 +74,8 @@ class Fields:
     ) -> None:
         self._type = _struct_type(struct)
         self._what = what
-        self._patterns = dict(patterns or {})
+        # Errors have a pattern as Python writes it.
+        self._patterns = {repr(each)[1:-1]: told for each, told in (patterns or {}).items()}
 
     def faults(self, given: dict[str, Any]) -> list[Fault]:
         """Return what is wrong with the names, the types and the bounds of fields.

@@ -143,7 +143,7 @@ def _taking_part(pattern: Pattern, stage: Stage) -> list[str]:
 
 
 def _count(pattern: Pattern, roles: Sequence[str]) -> int:
-    return sum(pattern.roles[role].count for role in roles if role in pattern.roles)
+    return sum(pattern.roles[role].count for role in {*roles} if role in pattern.roles)
 
 
 _ONLY_IN: Final[Mapping[str, tuple[Kind, ...]]] = {
@@ -228,6 +228,8 @@ def _unsound_vote(pattern: Pattern, place: int) -> Iterator[Fault]:
 def _unsound_judge(pattern: Pattern, place: int) -> Iterator[Fault]:
     stage = pattern.stages[place]
     roles = _taking_part(pattern, stage)
+    if not pattern.roles.keys() >= set(roles):
+        return  # that is told already
     count = _count(pattern, roles)
     if count != 1:
         yield Fault(("members",), f"one judges, and these are {count}; write members: [ROLE]")
