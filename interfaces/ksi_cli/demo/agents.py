@@ -11,7 +11,7 @@ from ksi_client import AsyncClient, Completion, KsiError, Subscription
 
 EXTRACTIVE: Final = "builtin/extractive"
 ANSWER_TIMEOUT_S: Final = 180.0
-SHOWN_LINES: Final = 4
+SHOWN_LINES: Final = 8  # of 80 words
 QUESTION: Final = "What becomes of work when the daemon is killed?"
 # Each agent extends the built-in one of its name, and has a part of the question.
 PARTS: Final = {

@@ -8,8 +8,6 @@ from typing import Final
 from msgspec import Struct
 from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from ksi_cli import output, turns
@@ -80,8 +78,12 @@ class Screen:
         """Begin another stage."""
         self._stage = text
         self._number += 1
+        self.heading(f"{self._number}  {text}")
+
+    def heading(self, text: str) -> None:
+        """Begin what is no stage."""
         self.console.print()
-        self._print(f"{self._number}  {text}", "bold", indent=0, hanging=INDENT)
+        self._print(text, "bold", indent=0, hanging=INDENT)
 
     def say(self, text: str, style: str = "") -> None:
         """Say something."""
@@ -153,13 +155,17 @@ class Screen:
         ):
             yield
 
-    def _table(self, rows: Sequence[Row]) -> Padding:
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        for style in ("bold", "cyan", "dim"):
-            grid.add_column(style=style, no_wrap=True, overflow="ellipsis")
+    def _table(self, rows: Sequence[Row]) -> Text:
+        """Lay out what each is at; of what it says, the end."""
+        lines = []
         for row in rows:
-            grid.add_row(row.name, row.phase, Text(output.clean(row.last_line)))
-        return Padding(grid, (0, 0, 0, INDENT), expand=False)
+            head = f"{row.name:12}{row.phase:10}"
+            said = output.clean(row.last_line)
+            room = self.width - len(head) - 1
+            lines.append(
+                " " * INDENT + head + (said if len(said) <= room else "…" + said[1 - room :])
+            )
+        return Text("\n".join(lines), style="cyan", no_wrap=True, overflow="ellipsis")
 
     def _prompt(self) -> None:
         self.console.print(Text(" " * INDENT + "> ", style="bold cyan"), end="")

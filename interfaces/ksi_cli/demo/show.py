@@ -87,16 +87,21 @@ class Show:
             loop.add_signal_handler(number, self._interrupt, number, task)
         try:
             await self._show()
-        except asyncio.CancelledError:
-            if self._signal is None:
-                raise
-            await self._clear()
-            output.note("interrupted; the demo's daemon has stopped, and all that it had is gone")
-            raise typer.Exit(128 + self._signal) from None
         except BaseException as error:
             self._is_stopping = True
-            await self._demo.daemon.stop()
+            await self._stop(error)
+            if self._signal is not None:
+                output.note("interrupted; the demo's daemon has stopped, and all of it is deleted")
+                raise typer.Exit(128 + self._signal) from None
             raise _told(error, self._demo.place) from error
+
+    async def _stop(self, error: BaseException) -> None:
+        """Stop the daemon; its log is kept where something has failed, and not merely ended."""
+        self._demo.screen.console.quiet = True  # its terminal, or who read a pipe, may be gone
+        if self._signal is not None or isinstance(error, SystemExit):
+            await self._clear()
+        else:
+            await self._demo.daemon.stop()
 
     def _interrupt(self, number: signal.Signals, task: "asyncio.Task[None]") -> None:
         if not self._is_stopping:  # a second one must not keep it from stopping what it started
@@ -145,7 +150,7 @@ class Show:
     def _tell_what_is_next(self) -> None:
         ksi = output.command_name()
         screen = self._demo.screen
-        screen.stage("Next, for yourself")
+        screen.heading("Next, for yourself:")
         screen.lines(
             (
                 f"{ksi} start           a daemon that stays",
