@@ -7,10 +7,10 @@ from msgspec import Meta, Struct
 
 from ksi_daemon.protocol.wire import ErrorBody
 
-NAME_PATTERN = "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"
 AgentName = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Selector = Annotated[str, Meta(min_length=1, max_length=200)]
-Channel = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._:-]{0,61}[a-z0-9])?$")]
+Channel = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9._:-]{0,61}[a-z0-9])?\Z")]
 Prompt = Annotated[str, Meta(min_length=1, max_length=2_000_000)]
 Source = Annotated[str, Meta(min_length=1, max_length=1_000_000)]
 Labels = dict[
@@ -201,7 +201,7 @@ class AgentSpawn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     document: Document | None = None
     name: AgentName | None = None
     labels: Labels = {}
-    conversation_id: Annotated[str, Meta(pattern="^[^\\s\\x00-\\x1f]{1,200}$")] | None = None
+    conversation_id: Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f]{1,200}\Z")] | None = None
     prompt: Prompt | None = None
     wait_s: Wait = 0.0
     request_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None

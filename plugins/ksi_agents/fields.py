@@ -32,9 +32,6 @@ def faults_of(given: dict[str, Any]) -> list[Fault]:
 
 def _unsound(definition: Definition) -> Iterator[Fault]:
     """Yield what fits by its type, and makes no sense."""
-    for path, name in _names(definition):
-        if name.endswith("\n"):  # a pattern's end lets it pass
-            yield Fault(path, "it ends with a line break")
     if definition.extends == definition.name:
         yield Fault(("extends",), "it can't extend itself")
     for name in ("input", "output"):
@@ -47,16 +44,6 @@ def _unsound(definition: Definition) -> Iterator[Fault]:
         yield from _unsound_wake(wake, ("schedule", place))
     for place, probe in enumerate(definition.probes):
         yield from _unsound_probe(probe, ("probes", place))
-
-
-def _names(definition: Definition) -> Iterator[tuple[Path, str]]:
-    yield ("name",), definition.name
-    yield ("extends",), definition.extends or ""
-    yield ("permissions",), definition.permissions
-    yield from ((("tools", place), each) for place, each in enumerate(definition.tools or ()))
-    yield from ((("deny", place), each) for place, each in enumerate(definition.deny))
-    for place, wake in enumerate(definition.schedule):
-        yield ("schedule", place, "event"), wake.event or ""
 
 
 def _unsound_restart(restart: Restart) -> Iterator[Fault]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from ksi_agents.definition import Definition, Limits, Memory, Probe, Restart, Wake
+from ksi_daemon.schemas import with_common_patterns
 from ksi_models.events import ModelSettings
 
 __all__ = ["json_schema"]
@@ -24,7 +25,7 @@ def json_schema() -> dict[str, Any]:
 
     What a field is for is told where an editor shows it.
     """
-    schema = msgspec.json.schema(Definition)
+    schema = with_common_patterns(msgspec.json.schema(Definition))
     parts: dict[str, Any] = schema["$defs"]
     for struct in STRUCTS:
         _describe(parts[struct.__name__], inspect.getdoc(struct) or "")

@@ -623,4 +623,6 @@ async def test_documents_are_checked_without_being_kept(client: AsyncClient) -> 
 async def test_the_schema_is_given(client: AsyncClient) -> None:
     given = await client.request("agent:schema", {})
 
-    assert given["json_schema"]["properties"]["name"]["pattern"] == e.NAME_PATTERN
+    assert given["json_schema"]["properties"]["name"]["pattern"] == (
+        "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+    )
