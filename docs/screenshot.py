@@ -1,6 +1,6 @@
-"""Draws ``docs/monitor.svg``, the picture of the monitor in the README, of a world that is made up.
+"""Draws the monitor, of a world that is made up: for the README, and what the tests compare with.
 
-``python docs/screenshot.py`` draws it anew.
+``python docs/screenshot.py`` draws ``docs/monitor.svg`` and the pictures of the tests anew.
 """
 
 import asyncio
@@ -8,22 +8,20 @@ import os
 import time
 from pathlib import Path
 
-from ksi_tui.testing import still_monitor
+from ksi_tui.testing import PICTURES, pictures
 
-PICTURE = Path(__file__).with_name("monitor.svg")
-SIZE = (140, 40)
+ROOT = Path(__file__).resolve().parent.parent
 
 
-async def drawn() -> str:
-    """Return the picture."""
-    app = still_monitor()
-    async with app.run_test(size=SIZE) as pilot:
-        await pilot.pause()
-        return app.export_screenshot(title="ksi monitor")
+async def draw() -> None:
+    """Draw them all."""
+    for size in PICTURES:
+        for name, drawn in (await pictures(size)).items():
+            (ROOT / name).write_text(drawn, encoding="utf-8")
+            print(f"drew {name}")
 
 
 if __name__ == "__main__":
     os.environ["TZ"] = "UTC"
     time.tzset()
-    PICTURE.write_text(asyncio.run(drawn()), encoding="utf-8")
-    print(f"drew {PICTURE.name}")
+    asyncio.run(draw())

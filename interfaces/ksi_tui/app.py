@@ -21,6 +21,7 @@ from ksi_tui.screens.overview import OverviewScreen
 from ksi_tui.screens.runs import RunsScreen
 from ksi_tui.theme import DARK, LIGHT
 from ksi_tui.watcher import Watcher
+from ksi_tui.work import begin
 
 FRAME_S: Final = 0.2
 CLOCK_FRAMES: Final = 5  # charts and spans of time move on without news, too
@@ -68,7 +69,7 @@ class Monitor(App[None]):
     def on_mount(self) -> None:
         """Begin to watch, and to draw."""
         self.switch_mode("overview")
-        self.run_worker(self.watcher.run, name="watcher")
+        begin(self, self.watcher.run, "watcher")
         self.set_interval(FRAME_S, self.tick)
 
     def tick(self) -> None:
@@ -103,7 +104,7 @@ class Monitor(App[None]):
             screen: Any = self.screen
             screen.wish(key)
 
-        self.run_worker(go, group="going")
+        begin(self, go, "going")
 
     def show_event(self, event_id: str, *, causes: bool = False) -> None:
         """Look into an event."""
@@ -128,7 +129,7 @@ class Monitor(App[None]):
             else:
                 self.say(done)
 
-        self.run_worker(do, group="acting")
+        begin(self, do, "acting")
 
     def say(self, text: str, *, is_bad: bool = False) -> None:
         """Tell something in a corner, for a while."""
@@ -138,7 +139,7 @@ class Monitor(App[None]):
     def action_start_daemon(self) -> None:
         """Start the daemon, where there is none."""
         if self.known.link.state == "away" and not self._is_starting:
-            self.run_worker(self._start, group="starting")
+            begin(self, self._start, "starting")
 
     async def _start(self) -> None:
         self._is_starting = True
@@ -159,16 +160,13 @@ class Monitor(App[None]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """List what the command palette offers: the screens, what this one can do, the app's."""
         for number, mode in enumerate(self.MODES, 1):
-            yield SystemCommand(
-                mode.capitalize(), f"Go there; {number}", lambda mode=mode: self._go(mode)
-            )
-        for binding in screen.active_bindings.values():
-            action = binding.binding.action
-            if binding.node is screen and binding.binding.description and binding.enabled:
+            yield SystemCommand(mode.capitalize(), f"Go there; {number}", partial(self._go, mode))
+        if isinstance(screen, MonitorScreen):
+            for binding in screen.offered():
                 yield SystemCommand(
-                    binding.binding.description,
-                    f"On this screen; {self.get_key_display(binding.binding)}",
-                    lambda action=action: self._run(screen, action),
+                    binding.description,
+                    f"On this screen; {self.get_key_display(binding)}",
+                    partial(self._run, screen, binding.action),
                 )
         yield SystemCommand("Start the daemon", "Where there is none; s", self.action_start_daemon)
         yield SystemCommand("Keys", "Which key does what; ?", self.action_help)
@@ -176,7 +174,7 @@ class Monitor(App[None]):
         yield SystemCommand("Leave", "The daemon goes on; q", self.exit)
 
     def _go(self, mode: str) -> None:
-        self.run_worker(partial(self.action_go, mode), group="going")
+        begin(self, partial(self.action_go, mode), "going")
 
     def _run(self, screen: Screen[Any], action: str) -> None:
-        self.run_worker(partial(self.run_action, action, screen), group="going")
+        begin(self, partial(self.run_action, action, screen), "going")

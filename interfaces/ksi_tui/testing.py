@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from textual.pilot import Pilot
+
 from ksi_agents import events as agents
 from ksi_client import NotFound
 from ksi_completion.events import ConversationRead, NumberedMessage
@@ -367,3 +369,44 @@ def still_monitor(known: Known | None = None) -> Monitor:
     app = Monitor(StillWatcher(known or busy_world()))
     app.animation_level = "none"
     return app
+
+
+# By size what is drawn one after the other, as a file below the tree's root, and the keys before.
+PICTURES: Final[dict[tuple[int, int], dict[str, tuple[str, ...]]]] = {
+    (140, 40): {
+        "docs/monitor.svg": (),
+        "interfaces/ksi_tui/tests/agents-140x40.svg": ("2",),
+        "interfaces/ksi_tui/tests/runs-140x40.svg": ("4",),
+    },
+    (80, 24): {
+        "interfaces/ksi_tui/tests/overview-80x24.svg": (),
+        "interfaces/ksi_tui/tests/events-80x24.svg": ("3", "v"),
+        "interfaces/ksi_tui/tests/conversation-80x24.svg": ("2", "enter", "right_square_bracket"),
+        "interfaces/ksi_tui/tests/doubt-80x24.svg": ("4", "d"),
+    },
+}
+
+
+async def pictures(size: tuple[int, int]) -> dict[str, str]:
+    """Draw the fixed world in a terminal of that size, as SVG by file."""
+    app, drawn = still_monitor(), {}
+    async with app.run_test(size=size) as pilot:
+        for name, keys in PICTURES[size].items():
+            await press(pilot, *keys)
+            drawn[name] = app.export_screenshot(title="ksi monitor", simplify=True)
+    return drawn
+
+
+async def press(pilot: Pilot[Any], *keys: str) -> None:
+    """Press keys, and wait until all is drawn and what was asked is answered."""
+    await settled(pilot)
+    for key in keys:
+        await pilot.press(key)
+        await settled(pilot)
+
+
+async def settled(pilot: Pilot[Any]) -> None:
+    """Wait until all is drawn, and what was asked is answered."""
+    await pilot.pause()
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()

@@ -30,6 +30,7 @@ SHARE_OF_TIME: Final = 10.0  # a question that takes long is asked the more seld
 LOOK_BACK: Final = timedelta(minutes=60)
 EARLIER_EVENTS: Final = 300
 EARLIER_PAGES: Final = 5
+AT_ONCE: Final = 2_000
 MAX_OWN_IDS: Final = 4_000
 MAX_UNSEEN: Final = 100
 PAYLOAD_CHARACTERS: Final = 4_000
@@ -135,13 +136,18 @@ class Watcher:
                 return
             asking = tasks.create_task(self._keep_asking(), name="asking")
             self._found()
+            number = 0
             async for event in line.events():
                 self.see(event)
+                number += 1
+                if number % AT_ONCE == 0:  # a queue that isn't empty is read without a pause
+                    await asyncio.sleep(0)
             asking.cancel()
 
     def _lost(self) -> None:
-        why = "the connection was lost"
-        self.known.linked("away", self.clock(), why)
+        self.known.linked("away", self.clock(), "the connection was lost")
+        for of_one_life in ("health", "stats"):
+            self.known.learn(of_one_life, None)
 
     def _found(self) -> None:
         self.known.linked("here", self.clock())

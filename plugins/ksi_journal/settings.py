@@ -19,6 +19,7 @@ QUESTIONS: Final = (
     "tool:calls",
     "tool:describe",
     "tool:in_doubt",
+    "tool:permissions",
     "workflow:queues",
     "workflow:result",
     "workflow:schedules",

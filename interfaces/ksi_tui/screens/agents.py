@@ -7,6 +7,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ksi_agents import events as e
@@ -50,8 +51,8 @@ class AgentsScreen(ListAndDetail):
         Binding("p", "pause", "Pause/resume"),
         Binding("r", "restart", "Restart"),
         Binding("t", "terminate", "Terminate"),
-        Binding("left_square_bracket", "section(-1)", "Section", key_display="["),
-        Binding("right_square_bracket", "section(1)", "Section", key_display="]"),
+        Binding("left_square_bracket", "section(-1)", "Section before", show=False),
+        Binding("right_square_bracket", "section(1)", "Section", key_display="[ ]"),
     ]
 
     def __init__(self) -> None:
@@ -70,6 +71,10 @@ class AgentsScreen(ListAndDetail):
                 yield Press(name, f"screen.show_section('{name}')", id=name, classes=on)
         with VerticalScroll(classes="page", id="agent-page"):
             yield Static(id="agent-text")
+
+    def detail_focus(self) -> Widget:
+        """The page, to be scrolled."""
+        return self.query_one("#agent-page")
 
     # -- what is shown ----------------------------------------------------------------------------
 
@@ -278,7 +283,7 @@ def details(shown: e.AgentShown) -> Content:
         *_fact("channels", ", ".join(shown.channels or ())),
         *_fact("may call", ", ".join(shown.tools or ()) or "nothing"),
     ]
-    if shown.usage is not None:
+    if shown.usage is not None and (shown.usage.requests or shown.usage.limits):
         parts += ["\n", *_spent(shown.usage)]
     if shown.conditions:
         parts += ["\n", ("conditions\n", "bold $quiet"), *_conditions(shown.conditions)]

@@ -1,6 +1,6 @@
 """What all screens have in common."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -16,7 +16,8 @@ from ksi_tui.widgets.rows import Rows
 if TYPE_CHECKING:
     from ksi_tui.app import Monitor
 
-NARROW = 100
+NARROW: Final = 100
+NAMELESS: Final = frozenset({"back", "section(-1)"})
 
 
 class MonitorScreen(Screen[None]):
@@ -60,6 +61,11 @@ class MonitorScreen(Screen[None]):
     def wanted(self) -> str:
         """What to look for."""
         return self.query_one(Filter).value.strip()
+
+    def offered(self) -> list[Binding]:
+        """List what can be done here, and has a name."""
+        own = (*type(self).BINDINGS, *MonitorScreen.BINDINGS)
+        return [each for each in own if isinstance(each, Binding) and each.action not in NAMELESS]
 
     def draw(self) -> None:
         """Show what is known now."""

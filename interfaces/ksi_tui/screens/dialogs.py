@@ -74,13 +74,17 @@ class Settle(ModalScreen[ToolResolve | ToolAnswer | None]):
                 yield Input(placeholder="what it gave, where it has happened", id="content")
                 with Horizontal(classes="buttons"):
                     yield Press("^d  it has happened", "screen.verdict('done')")
-                    yield Press("^r  it has not: call again", "screen.verdict('redo')")
-                    yield Press("^x  drop it", "screen.verdict('drop')", classes="-danger")
+                    yield Press("^r  it has not; call again", "screen.verdict('redo')")
+                    yield Press("^x  drop", "screen.verdict('drop')", classes="-danger")
             else:
                 yield Input(placeholder="your answer", id="content")
                 with Horizontal(classes="buttons"):
                     yield Press("↵  answer", "screen.answer")
                     yield Press("^x  drop it", "screen.verdict('drop')", classes="-danger")
+
+    def on_mount(self) -> None:
+        """Have a cursor that stands still."""
+        self.query_one("#content", Input).cursor_blink = False
 
     def action_leave(self) -> None:
         """Leave it as it is."""
@@ -121,13 +125,13 @@ KEYS: Final = (
     ("tab", "to the next panel"),
     ("esc", "back; no filter"),
     ("/", "filter: words, or a glob such as model:*"),
-    ("y", "copy what is chosen; the mouse copies what it marks, with ^c"),
+    ("y", "copy what is chosen; ^c what the mouse has marked"),
     ("^p", "all there is to do, by name"),
     ("q", "leave"),
     ("", ""),
-    ("agents", "p pause or resume · r restart · t terminate · [ ] sections"),
-    ("events", "space hold · v severity · enter look into one · c its causes"),
-    ("runs", "c cancel · g go on · f fork from a step · d settle a doubt"),
+    ("agents", "p pause or resume, r restart, t terminate, [ ] sections"),
+    ("events", "space hold, v severity, enter look into, c causes"),
+    ("runs", "c cancel, g go on, f fork from a step, d doubt"),
 )
 
 

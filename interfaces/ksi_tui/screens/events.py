@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any, ClassVar, Final
 
+import msgspec
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -20,6 +21,7 @@ from ksi_tui.screens.base import MonitorScreen, entitle
 from ksi_tui.screens.overview import EVENT_COLUMNS, event_rows, shown_of
 from ksi_tui.watcher import Watcher
 from ksi_tui.widgets.rows import Cell, Column, Row, Rows
+from ksi_tui.work import begin
 
 SHOWN: Final = 1_000
 TRACE_COLUMNS: Final = (
@@ -35,7 +37,6 @@ class EventsScreen(MonitorScreen):
 
     mode = "events"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Look into"),
         Binding("c", "causes", "Causes"),
         Binding("space", "hold", "Hold"),
         Binding("v", "severity", "Severity"),
@@ -132,7 +133,7 @@ class EventDialog(ModalScreen[None]):
     def on_mount(self) -> None:
         """Show what is known, and ask for the rest."""
         self._show()
-        self.run_worker(self._load, exclusive=True)
+        begin(self, self._load, "detail", replaces=True)
 
     def _show(self) -> None:
         dialog = self.query_one(".dialog")
@@ -173,7 +174,7 @@ class EventDialog(ModalScreen[None]):
         self._event_id, self._causes, self._text = event.key or "", False, ""
         self._seen = None
         self._show()
-        self.run_worker(self._load, exclusive=True)
+        begin(self, self._load, "detail", replaces=True)
 
     def action_turn(self) -> None:
         """Show the other side."""
@@ -229,9 +230,16 @@ def described(seen: Seen) -> tuple[Content, str]:
         if value:
             look = "$error" if name == "error" else ""
             parts += [(f"{name:13}", "$quiet"), (texts.plain(value), look), "\n"]
-    parts += ["\n", texts.lines(seen.payload)]
+    parts += ["\n", _laid_out(seen.payload)]
     content = Content.assemble(*parts)
     return content, content.plain
+
+
+def _laid_out(payload: str) -> str:
+    try:
+        return texts.as_json(msgspec.json.decode(payload))
+    except msgspec.DecodeError:
+        return texts.lines(payload)  # its beginning alone
 
 
 def trace_rows(traced: JournalTraced) -> list[Row]:

@@ -2,17 +2,18 @@
 
 import asyncio
 from functools import partial
-from typing import ClassVar, Final
+from typing import Final
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.widget import Widget
 
 from ksi_client import KsiError
 from ksi_tui.model import texts
 from ksi_tui.model.known import Known
-from ksi_tui.screens.base import NARROW, MonitorScreen
+from ksi_tui.screens.base import MonitorScreen
 from ksi_tui.widgets.rows import Rows
+from ksi_tui.work import begin
 
 SETTLE_S: Final = 0.08  # while somebody runs down the list nothing is asked
 AGAIN_S: Final = 2.0
@@ -24,8 +25,6 @@ class ListAndDetail(MonitorScreen):
     Attributes:
         shown: The key of what is shown in the detail.
     """
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "open", "Open")]
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +99,7 @@ class ListAndDetail(MonitorScreen):
         """Ask for the details again."""
         key = self.main_table().chosen
         if key is not None:
-            self.run_worker(partial(self._load, key), group="detail", exclusive=True)
+            begin(self, partial(self._load, key), "detail", replaces=True)
 
     async def _load(self, key: str) -> None:
         if key != self.shown:
@@ -121,11 +120,11 @@ class ListAndDetail(MonitorScreen):
         """Go to the detail."""
         if event.rows is self.main_table():
             self.add_class("-open")
-            self.detail_table().focus()
+            self.detail_focus().focus()
 
-    def detail_table(self) -> Rows:
-        """Return what is focused in the detail; the list itself where that is no table."""
-        return self.main_table()
+    def detail_focus(self) -> Widget:
+        """Return what is focused in the detail."""
+        raise NotImplementedError
 
     def action_back(self) -> None:
         """Go back to the list; there, give up the filter."""
@@ -134,8 +133,3 @@ class ListAndDetail(MonitorScreen):
             self.main_table().focus()
         else:
             super().action_back()
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether only one of both has room."""
-        return self.size.width < NARROW

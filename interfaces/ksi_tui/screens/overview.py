@@ -55,8 +55,7 @@ class OverviewScreen(MonitorScreen):
 
     mode = "overview"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Open", show=True),
-        Binding("tab", "app.focus_next", "Next panel", show=True),
+        Binding("tab", "app.focus_next", "Next panel"),
     ]
 
     def body(self) -> ComposeResult:

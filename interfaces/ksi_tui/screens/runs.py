@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ksi_completion.events import CompletionCancel
@@ -66,9 +67,13 @@ class RunsScreen(ListAndDetail):
         yield Static(id="run-facts", markup=False)
         yield Rows(STEP_COLUMNS, id="steps", empty="no step is recorded yet")
 
-    def detail_table(self) -> Rows:
-        """The steps."""
+    def steps(self) -> Rows:
+        """Return the table of steps."""
         return self.query_one("#steps", Rows)
+
+    def detail_focus(self) -> Widget:
+        """The steps, one of which can be chosen."""
+        return self.steps()
 
     # -- the list ---------------------------------------------------------------------------------
 
@@ -152,7 +157,7 @@ class RunsScreen(ListAndDetail):
         """Show no run."""
         entitle(self.query_one(".detail"), "")
         self.query_one("#run-facts", Static).update(Content(why))
-        self.detail_table().put(())
+        self.steps().put(())
 
     async def load(self, key: str) -> None:
         """Ask for a run, its steps, and who takes part in an orchestration."""
@@ -182,13 +187,13 @@ class RunsScreen(ListAndDetail):
             return
         entitle(self.query_one(".detail"), texts.plain(key))
         self.query_one("#run-facts", Static).update(Content.assemble(*parts))
-        self.detail_table().put(steps)
+        self.steps().put(steps)
 
     async def _ask(self, event: str, data: Any, kind: Any) -> Any:
         return await self.monitor.watcher.ask(event, data, kind)
 
     def _line_width(self) -> int:
-        return max(widths(STEP_COLUMNS, self.detail_table().size.width - 2)[TIME_LINE], 1)
+        return max(widths(STEP_COLUMNS, self.steps().size.width - 2)[TIME_LINE], 1)
 
     def copied(self) -> str:
         """Copy the id of the run."""
@@ -250,7 +255,7 @@ class RunsScreen(ListAndDetail):
         run = self.run_of(self.main_table().chosen)
         if run is None:
             return
-        step = self.detail_table().chosen
+        step = self.steps().chosen
         number = int(step) if step is not None and step.isdigit() else 1
         dialog = Confirm(
             f"Fork this {texts.plain(run.name)} from step {number}?",
@@ -345,7 +350,7 @@ def _run_row(run: w.WorkflowRun, now: datetime) -> Row:
             Cell(texts.plain(run.name) + ("  ↳" if run.parent_run_id else "")),
             looks.status(run.status),
             Cell(texts.clock(run.created_at), "muted"),
-            Cell(_lasted(run.started_at, end, now), "muted"),
+            Cell(_lasted(run.started_at or run.created_at, end, now), "muted"),
             Cell(texts.plain(run.key or run.queue or run.run_id), "muted"),
         ),
     )

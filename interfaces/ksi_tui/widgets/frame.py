@@ -75,7 +75,8 @@ def state_of(known: Known, now: float, *, is_short: bool) -> Content:
     parts.append(f"  up {texts.span(health.uptime_s)}")
     if not is_short and known.stats is not None:
         parts.append(f"  {texts.size(known.stats.rss_bytes)}")
-        parts.append(f"  {texts.count(known.stats.connections)} connections")
+        number = known.stats.connections
+        parts.append(f"  {texts.count(number)} connection{'' if number == 1 else 's'}")
     return Content.assemble(*parts)
 
 
