@@ -14,7 +14,7 @@ from ksi_orchestration.events import (
     TranscriptTold,
     TurnBegan,
 )
-from ksi_orchestration.store import Kept, Open, Store, no_orchestration
+from ksi_orchestration.store import Open, Seen, Store, no_orchestration
 from ksi_orchestration.telling import Telling, about
 
 LOOK_AGAIN_S: Final = 5.0  # where a word that was told got lost
@@ -50,13 +50,12 @@ class Following:
         until = loop.time() + wait_s
         while True:
             with self._waiters.watching(about(context.tenant, which)) as news:
-                kept = await self._find(context, which)
-                said = await self._store.said(context.tenant, which, after, limit)
+                seen = await self._look(context, which, after, limit)
                 left_s = until - loop.time()
-                if said or kept.has_ended or left_s <= 0:
-                    last = said[-1].number if said else after
+                if seen.said or seen.kept.has_ended or left_s <= 0:
+                    last = seen.said[-1].number if seen.said else after
                     return TranscriptTold(
-                        utterances=tuple(said), after=last, status=kept.told.status
+                        utterances=seen.said, after=last, status=seen.kept.told.status
                     )
                 await asyncio.wait({news}, timeout=min(left_s, LOOK_AGAIN_S))
 
@@ -75,37 +74,36 @@ class Following:
         begun: set[str] = set()
         while True:
             with self._waiters.watching(about(context.tenant, which)) as news:
-                kept = await self._find(context, which)
-                said = await self._store.said(context.tenant, which, after, PAGE)
-                for each in said:
+                seen = await self._look(context, which, after, PAGE)
+                for each in seen.said:
                     yield each
                     after = each.number
-                if len(said) == PAGE:
+                if len(seen.said) == PAGE:
                     continue
-                for began in await self._began(kept, begun):
+                for began in _new_ones(seen, begun):
                     yield began
-                now = structs.replace(kept.told, result=None)
+                now = structs.replace(seen.kept.told, result=None)
                 if now != was:
                     yield StatusChanged(orchestration=now)
                     was = now
-                if kept.has_ended:
+                if seen.kept.has_ended:
                     return
                 await asyncio.wait({news}, timeout=LOOK_AGAIN_S)
 
-    async def _began(self, kept: Kept, begun: set[str]) -> list[TurnBegan]:
-        """Return the turns that go on and were not told of yet."""
-        if kept.has_ended:
-            return []
-        moves = await self._store.open_moves(kept.tenant, kept.id)
-        fresh = [each for each in moves if each.run is not None and each.run not in begun]
-        begun.update(each.run for each in fresh if each.run is not None)
-        return [_began(each) for each in fresh]
-
-    async def _find(self, context: Context, which: str) -> Kept:
-        kept = await self._store.find(context.tenant, context.user, which)
-        if kept is None:
+    async def _look(self, context: Context, which: str, after: int, limit: int) -> Seen:
+        seen = await self._store.look(context.tenant, context.user, which, after, limit)
+        if seen is None:
             raise no_orchestration(which)
-        return kept
+        return seen
+
+
+def _new_ones(seen: Seen, begun: set[str]) -> list[TurnBegan]:
+    """Return the turns that go on and were not told of yet, and note that they are."""
+    if seen.kept.has_ended:
+        return []
+    fresh = [each for each in seen.moves if each.run is not None and each.run not in begun]
+    begun.update(each.run for each in fresh if each.run is not None)
+    return [_began(each) for each in fresh]
 
 
 def _began(each: Open) -> TurnBegan:

@@ -1,7 +1,7 @@
 """Answers ``orchestration:*``, as far as it is about orchestrations; shows each caller his own."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import datetime
 from typing import Final
@@ -25,7 +25,6 @@ from ksi_orchestration.store import (
     New,
     Open,
     Store,
-    Totals,
     no_orchestration,
 )
 from ksi_orchestration.telling import Telling
@@ -118,10 +117,12 @@ class OrchestrationHandlers:
     async def status(self, request: e.OrchestrationStatus) -> e.StatusTold:
         """Tell how an orchestration stands, what came of it, and what its members do."""
         context = _context()
-        kept = await self._find(context, request.id)
+        seen = await self._store.look(context.tenant, context.user, request.id, limit=0)
+        if seen is None:
+            raise no_orchestration(request.id)
         done = await self._store.members(context.tenant, request.id)
-        moves = await self._store.open_moves(context.tenant, request.id)
-        return e.StatusTold(orchestration=kept.told, members=_members(kept, done, moves))
+        members = _members(seen.kept, done, seen.moves)
+        return e.StatusTold(orchestration=seen.kept.told, members=members)
 
     @event_handler("orchestration:list")
     async def list(self, request: e.OrchestrationList) -> e.OrchestrationsListed:
@@ -179,9 +180,7 @@ class OrchestrationHandlers:
                 to=to,
                 text=request.text,
             )
-            said = await change.utter(
-                said, key=None, message_id=request.message_id, totals=Totals()
-            )
+            said = await change.utter(said, message_id=request.message_id)
         self._telling.said(kept, said)
         return said
 
@@ -287,7 +286,9 @@ def _ended(kept: Kept) -> Conflict:
     return Conflict(f"the orchestration {it.id} has ended ({it.status}{why})")
 
 
-def _members(kept: Kept, done: dict[str, Member], moves: list[Open]) -> tuple[e.MemberState, ...]:
+def _members(
+    kept: Kept, done: dict[str, Member], moves: Sequence[Open]
+) -> tuple[e.MemberState, ...]:
     runs = {each.move.member: each.run for each in moves if each.run is not None}
     told = []
     for member in kept.score.members:

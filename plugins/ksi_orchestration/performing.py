@@ -7,10 +7,11 @@ from msgspec import Struct
 from ksi_agents.events import AgentLimit
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
-from ksi_daemon.protocol import Context, Failed
+from ksi_daemon.protocol import Context, ErrorBody, Failed
+from ksi_orchestration.events import Status
 from ksi_orchestration.play import Ended, Moves, Score, Seen, next_moves, result_so_far
 from ksi_orchestration.settings import OrchestrationSettings
-from ksi_orchestration.store import SPENT, Change, Kept, Open, Store
+from ksi_orchestration.store import SPENT, Kept, Open, Store
 from ksi_orchestration.telling import Telling
 from ksi_orchestration.turns import Turns
 from ksi_orchestration.watching import Watching
@@ -109,67 +110,65 @@ class Performing:
         return await until_there(lambda: self._advance(tenant, which))
 
     async def _advance(self, tenant: str, which: str) -> Advanced:
-        kept = await self._store.find(tenant, None, which)
-        if kept is None:
+        seen = await self._store.look(tenant, None, which)
+        if seen is None:
             return Advanced(is_ended=True)
-        score, moves = kept.score, await self._store.open_moves(tenant, which)
+        kept, moves = seen.kept, list(seen.moves)
         if kept.has_ended:
             await self._turns.call_off(kept, moves)
             return Advanced(is_ended=True)
+        score = kept.score
         if kept.is_held:
             moves = [each for each in moves if each.is_begun]
-        if not moves and kept.is_spent:
-            await self._end_spent(kept, score)
-            return Advanced(is_ended=True)
-        if not moves and kept.is_held:
-            return Advanced(is_paused=True)
-        moves = moves or await self._next(kept, score)
+            if not moves and kept.is_spent:
+                await self._end(kept, "failed", SPENT, result_so_far(score, seen.said))
+            if not moves:
+                return Advanced(is_ended=kept.is_spent, is_paused=not kept.is_spent)
+        if not moves:
+            outcome = next_moves(score, seen.said, _as_seen(kept))
+            if isinstance(outcome, Ended):
+                await self._end_well(kept, outcome)
+                return Advanced()
+            moves = await self._keep(kept, outcome, score)
         await self._turns.have(kept, score, moves)
         return Advanced()
 
-    async def _next(self, kept: Kept, score: Score) -> list[Open]:
-        """Write down the turns that are next, or that it has come to its end."""
-        said = tuple(await self._store.said(kept.tenant, kept.id, 0))
-        seen = Seen(
-            elapsed_s=kept.elapsed_s, stage_elapsed_s=kept.stage_elapsed_s, events=kept.seen
-        )
-        outcome = next_moves(score, said, seen)
+    async def _keep(self, kept: Kept, next_ones: Moves, score: Score) -> list[Open]:
+        """Write down the turns that are next, and where it stands."""
+        limits = score.pattern.limits
         async with self._store.changing(kept.tenant, None, kept.id) as change:
             if change.kept.told.status != "running":
                 return []
-            if isinstance(outcome, Ended):
-                error = None
-                if outcome.status == "failed":
-                    error = Failed(outcome.message, details={"kind": outcome.reason}).body
-                await change.end(outcome.status, outcome.reason, outcome.result, error)
-                moves: list[Open] = []
-            else:
-                moves = await self._keep(change, outcome, score)
+            opened = await change.open_moves()
+            if not opened:  # else another daemon was at it
+                left_s = max(limits.wall_s - change.kept.elapsed_s, LEAST_TURN_S)
+                await change.keep_moves(next_ones, left_s, limits.parallel)
+                opened = await change.open_moves()
             now = await change.now()
-        before = kept.told
-        if (before.status, before.stage, before.round) != (
-            now.told.status,
-            now.told.stage,
-            now.told.round,
-        ):
+        if (kept.told.stage, kept.told.round) != (now.told.stage, now.told.round):
             self._telling.changed(now)
-        return moves
+        return opened
 
-    async def _keep(self, change: Change, moves: Moves, score: Score) -> list[Open]:
-        opened = await change.open_moves()
-        if opened:  # another daemon was at it
-            return opened
-        left_s = score.pattern.limits.wall_s - change.kept.elapsed_s
-        await change.keep_moves(moves, max(left_s, LEAST_TURN_S))
-        return await change.open_moves()
+    async def _end_well(self, kept: Kept, ended: Ended) -> None:
+        """Note how a play has ended, unless somebody has paused or stopped it meanwhile."""
+        error = None
+        if ended.status == "failed":
+            error = Failed(ended.message, details={"kind": ended.reason}).body
+        await self._end(kept, ended.status, ended.reason, ended.result, error)
 
-    async def _end_spent(self, kept: Kept, score: Score) -> None:
-        said = tuple(await self._store.said(kept.tenant, kept.id, 0))
+    async def _end(
+        self,
+        kept: Kept,
+        status: Status,
+        reason: str,
+        result: str,
+        error: ErrorBody | None = None,
+    ) -> None:
+        totals = await self._turns.totals(kept)
         async with self._store.changing(kept.tenant, None, kept.id) as change:
-            if change.kept.has_ended:
+            if change.kept.told.status != kept.told.status:
                 return
-            result = result_so_far(score, said)
-            await change.end("failed", SPENT, result, change.kept.told.error)
+            await change.end(status, reason, result, error or change.kept.told.error, totals)
             await change.finish_moves()
             now = await change.now()
         self._telling.changed(now)
@@ -187,3 +186,7 @@ class Performing:
                 queue=QUEUE if is_full else None,
             )
         await self._store.begun(tenant, which)
+
+
+def _as_seen(kept: Kept) -> Seen:
+    return Seen(elapsed_s=kept.elapsed_s, stage_elapsed_s=kept.stage_elapsed_s, events=kept.seen)

@@ -65,8 +65,9 @@ SELECT key, stage, round, member, agent, item, asked, run, began_at
 -- name: keep_move
 -- A turn is to be had.
 INSERT INTO ksi_orchestration.move
-    (tenant, orchestration, key, place, stage, round, member, agent, item, asked)
-VALUES (current_setting('ksi.tenant'), $1, $2, $3, $4, $5, $6, $7, $8, $9);
+    (tenant, orchestration, key, place, stage, round, member, agent, item, asked, began_at)
+VALUES (current_setting('ksi.tenant'), $1, $2, $3, $4, $5, $6, $7, $8, $9,
+        CASE WHEN $10 THEN clock_timestamp() END);
 
 -- name: enter
 -- Where it stands; a stage that begins has seen nothing yet.
@@ -110,8 +111,14 @@ RETURNING said_at;
 -- name: count
 -- What has been taken so far?
 UPDATE ksi_orchestration.orchestration
-   SET last_number = $2, turns = turns + $3, tokens = greatest(tokens, $4),
-       cost_usd = greatest(cost_usd, $5), is_cost_known = is_cost_known AND $6
+   SET last_number = $2, turns = turns + $3, tokens = tokens + $4,
+       cost_usd = cost_usd + $5, is_cost_known = is_cost_known AND $6
+ WHERE id = $1;
+
+-- name: count_all
+-- What has been taken, with all that the members asked?
+UPDATE ksi_orchestration.orchestration
+   SET tokens = greatest(tokens, $2), cost_usd = greatest(cost_usd, $3)
  WHERE id = $1;
 
 -- name: spend
@@ -153,6 +160,7 @@ UPDATE ksi_orchestration.orchestration
 -- It has come to its end.
 UPDATE ksi_orchestration.orchestration
    SET status = $2, reason = $3, result = $4, error = $5, worked_s = $6, works_since = NULL,
+       tokens = greatest(tokens, $7), cost_usd = greatest(cost_usd, $8),
        ended_at = clock_timestamp()
  WHERE id = $1;
 

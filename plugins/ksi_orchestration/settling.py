@@ -133,9 +133,9 @@ class Settling:
             if change.kept.has_ended:
                 return
             if error is None:
-                await change.end("stopped", "stopped", "", None)
+                await change.end("stopped", "stopped")
             else:
-                await change.end("failed", "failed", "", error)
+                await change.end("failed", "failed", error=error)
             moves, now = await change.open_moves(), await change.now()
         await self._turns.call_off(now, moves)
         self._telling.changed(now)

@@ -20,14 +20,15 @@ FORGOTTEN_AT_ONCE: Final = 200
 ALL: Final = 1_000_000
 SPENT: Final = "cost"
 
-Begun = Literal["go", "not_now", "ended"]
-
 
 class Totals(Struct, frozen=True, kw_only=True):
     """What the whole has taken."""
 
     tokens: int = 0
     cost_usd: float = 0.0
+
+
+NOTHING: Final = Totals()
 
 
 class New(Struct, frozen=True, kw_only=True):
@@ -95,6 +96,14 @@ class Asked(Struct, frozen=True, kw_only=True):
 
     move: Move
     timeout_s: float
+
+
+class Seen(Struct, frozen=True):
+    """An orchestration as it is, what was said after a number, and the turns that are open."""
+
+    kept: Kept
+    said: tuple[Utterance, ...]
+    moves: tuple[Open, ...]
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -234,17 +243,20 @@ class Store:
 
     # -- what was said --------------------------------------------------------------------------
 
-    async def said(self, tenant: str, which: str, after: int, limit: int = ALL) -> list[Utterance]:
-        """Return what was said after a number."""
-        async with self._database.transaction(tenant=tenant, readonly=True) as connection:
-            rows = await connection.fetch(SQL["said"], which, after, limit)
-        return [_utterance(row) for row in rows]
+    async def look(
+        self, tenant: str, user: str | None, which: str, after: int = 0, limit: int = ALL
+    ) -> Seen | None:
+        """Return all there is to know of an orchestration, if there is one that the user may see.
 
-    async def open_moves(self, tenant: str, which: str) -> list[Open]:
-        """Return the turns that are to be had, or go on."""
+        Nothing is missing of what was said in one that has ended.
+        """
         async with self._database.transaction(tenant=tenant, readonly=True) as connection:
-            rows = await connection.fetch(SQL["open_moves"], which)
-        return [_open(row) for row in rows]
+            row = await connection.fetchrow(SQL["find"], which, user)
+            if row is None:
+                return None
+            said = await connection.fetch(SQL["said"], which, after, limit)
+            moves = await connection.fetch(SQL["open_moves"], which)
+        return Seen(_kept(row), tuple(map(_utterance, said)), tuple(map(_open, moves)))
 
     async def see(self, tenant: str, which: str, event: str) -> None:
         """Note that an event happened while an orchestration goes on."""
@@ -264,8 +276,8 @@ class Change:
         self.kept = kept
         self._connection = connection
 
-    async def keep_moves(self, moves: Moves, timeout_s: float) -> None:
-        """Write turns down before they are begun, and where it stands."""
+    async def keep_moves(self, moves: Moves, timeout_s: float, at_once: int) -> None:
+        """Write turns down, and where it stands; so many of them are begun at once."""
         rows = [
             (
                 self.kept.id,
@@ -277,6 +289,7 @@ class Change:
                 move.agent,
                 move.item,
                 encoded(Asked(move=move, timeout_s=timeout_s)),
+                place < at_once,
             )
             for place, move in enumerate(moves.moves)
         ]
@@ -289,12 +302,11 @@ class Change:
         rows = await self._connection.fetch(SQL["open_moves"], self.kept.id)
         return [_open(row) for row in rows]
 
-    async def begin_move(self, key: str) -> Begun:
-        """Note that a turn is begun, and say whether it is to be."""
+    async def begin_move(self, key: str) -> bool:
+        """Note that a turn is begun; say whether it is to be."""
         if self.kept.has_ended:
-            return "ended"
-        began = await self._connection.fetchval(SQL["begin_move"], self.kept.id, key)
-        return "go" if began else "ended"
+            return False
+        return bool(await self._connection.fetchval(SQL["begin_move"], self.kept.id, key))
 
     async def note_run(self, key: str, run: str) -> None:
         """Note which turn it is."""
@@ -309,7 +321,7 @@ class Change:
         await self._connection.execute(SQL["finish_moves"], self.kept.id)
 
     async def utter(
-        self, said: Utterance, *, key: str | None, message_id: str | None, totals: Totals
+        self, said: Utterance, *, key: str | None = None, message_id: str | None = None
     ) -> Utterance:
         """Keep what was said under the next number; ``key`` is that of the turn it came of."""
         number = self.kept.last_number + 1
@@ -339,11 +351,17 @@ class Change:
             self.kept.id,
             number,
             0 if key is None else 1,
-            totals.tokens,
-            totals.cost_usd,
+            said.tokens,
+            said.cost_usd or 0.0,
             is_known,
         )
         return msgspec.structs.replace(said, number=number, said_at=said_at)
+
+    async def count_all(self, totals: Totals) -> None:
+        """Note what it has taken with all that its members asked."""
+        await self._connection.execute(
+            SQL["count_all"], self.kept.id, totals.tokens, totals.cost_usd
+        )
 
     async def message(self, message_id: str) -> tuple[int, str] | None:
         """Return the number and the text of a person's message, if it is there."""
@@ -367,8 +385,15 @@ class Change:
         """Have it go on."""
         await self._connection.execute(SQL["resume"], self.kept.id)
 
-    async def end(self, status: Status, reason: str, result: str, error: ErrorBody | None) -> None:
-        """Have it come to its end."""
+    async def end(
+        self,
+        status: Status,
+        reason: str,
+        result: str = "",
+        error: ErrorBody | None = None,
+        totals: Totals = NOTHING,
+    ) -> None:
+        """Have it come to its end; ``totals`` is what it took with all that its members asked."""
         await self._connection.execute(
             SQL["end"],
             self.kept.id,
@@ -377,6 +402,8 @@ class Change:
             result,
             None if error is None else encoded(error),
             self.kept.elapsed_s,
+            totals.tokens,
+            totals.cost_usd,
         )
 
     async def now(self) -> Kept:

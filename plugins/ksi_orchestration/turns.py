@@ -103,10 +103,8 @@ class Turns:
     async def _begin(self, kept: Kept, each: Open, number: int, model: str | None) -> Answer | None:
         """Have a turn accepted, unless none is to be begun; return which it is, or why not."""
         move = each.move
-        async with self._store.changing(kept.tenant, None, kept.id) as change:
-            is_first = number == 0 and not each.is_begun
-            if (is_first and change.kept.is_held) or await change.begin_move(move.key) != "go":
-                return None
+        if not each.is_begun and number == 0 and not await self._may_begin(kept, move.key):
+            return None
         request = CompletionAsync(
             prompt=move.prompt,
             agent=move.agent,
@@ -132,6 +130,10 @@ class Turns:
             await self.cancel(accepted.run_id)
             return None
         return Answer(run=accepted.run_id)
+
+    async def _may_begin(self, kept: Kept, key: str) -> bool:
+        async with self._store.changing(kept.tenant, None, kept.id) as change:
+            return not change.kept.is_held and await change.begin_move(key)
 
     async def _accept(self, request: CompletionAsync) -> CompletionAccepted:
         accepted: CompletionAccepted = await self._bus.request(
@@ -162,7 +164,6 @@ class Turns:
 
     async def _record(self, kept: Kept, score: Score, each: Open, answer: Answer) -> None:
         """Keep what a member said as the next utterance, once."""
-        totals = await self._totals(kept)
         said = self._utterance(score, kept, each, answer)
         async with self._store.changing(kept.tenant, None, kept.id) as change:
             is_open = await change.finish_move(each.move.key)
@@ -170,7 +171,7 @@ class Turns:
                 return
             if said.error is not None and _is_spent(kept, answer):
                 await change.spend(said.error)
-            said = await change.utter(said, key=each.move.key, message_id=None, totals=totals)
+            said = await change.utter(said, key=each.move.key)
         self._telling.said(change.kept, said)
 
     def _utterance(self, score: Score, kept: Kept, each: Open, answer: Answer) -> Utterance:
@@ -199,7 +200,7 @@ class Turns:
             return text
         return text[:most] + CUT.format(conversation_of(kept.id, member))
 
-    async def _totals(self, kept: Kept) -> Totals:
+    async def totals(self, kept: Kept) -> Totals:
         """Return what all of it has taken, with whatever agents were asked by its members."""
         with acting_as(Context("", tenant=kept.tenant, user=kept.context.user)):
             request = AgentSpent(run_id=kept.told.run_id)
@@ -226,8 +227,10 @@ class Turns:
                 await self.cancel(each.run)
             elif each.is_begun:
                 await self._cancel_unknown(kept, each)
+        totals = await self.totals(kept)
         async with self._store.changing(kept.tenant, None, kept.id) as change:
             await change.finish_moves()
+            await change.count_all(totals)
 
     async def _cancel_unknown(self, kept: Kept, each: Open) -> None:
         """End a turn that was asked for by somebody who died before he could note it."""

@@ -76,7 +76,7 @@ async def test_what_could_not_be_worked_on_is_refused_before_anything_is_recorde
 ) -> None:
     ensemble.unknown.add("nosuch:model")
 
-    with pytest.raises(InvalidData, match="did you mean 'critic'"):
+    with pytest.raises(InvalidData, match="did you mean critic"):
         await start(client, agents=["general", "critik"])
     with pytest.raises(InvalidData, match="nosuch:model"):
         await start(client, models=["nosuch:model"])
