@@ -5,7 +5,7 @@ import os
 import sys
 import termios
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, Self
 
 END: Final = "\x04"  # Ctrl-D
@@ -32,8 +32,8 @@ class Answers(Protocol):
             Left: Nobody is there any more.
         """
 
-    async def line(self) -> str:
-        """Wait for a line.
+    async def line(self, ask: Callable[[], None]) -> str:
+        """Wait for a line; ``ask`` is called once it can be typed.
 
         Raises:
             Left: Nobody is there any more.
@@ -58,8 +58,9 @@ class Prepared:
         assert answer in allowed, answer
         return answer
 
-    async def line(self) -> str:
+    async def line(self, ask: Callable[[], None]) -> str:
         """Give the next answer."""
+        ask()
         return self._answers.popleft()
 
 
@@ -90,10 +91,11 @@ class Keyboard:
                 if letter in allowed:
                     return letter
 
-    async def line(self) -> str:
+    async def line(self, ask: Callable[[], None]) -> str:
         """Wait for a line, which can be edited."""
         self._set(reads_keys=False)
         try:
+            ask()
             text = await self._read()
         finally:
             self._set(reads_keys=True)

@@ -22,7 +22,6 @@ class Running(Struct, frozen=True):
     pid: int
     socket: str
     already_running: bool
-    problems: tuple[str, ...] = ()
 
 
 class Ended(Struct, frozen=True):

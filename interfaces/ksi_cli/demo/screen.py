@@ -132,8 +132,7 @@ class Screen:
             Left: Nobody is there any more.
         """
         self._print(f"{text} (Enter: {default})", "bold cyan")
-        self._prompt()
-        line = await answers.line()
+        line = await answers.line(self._prompt)
         if not answers.echoes:
             self.console.print(line)
         return line or default

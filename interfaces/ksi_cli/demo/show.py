@@ -116,7 +116,9 @@ class Show:
             "in the end. Yours, if there is one, is left alone.",
         )
         await stages.start(demo)
-        async with AsyncClient(demo.running.socket, on_error=lambda _: None) as demo.client:
+        connected = AsyncClient(demo.running.socket, token="", on_error=lambda _: None)
+        async with connected as demo.client:
+            await stages.look_at_plugins(demo)
             office = PostOffice(demo.place.box)
             await demo.client.serve("post:letter", office.post, data_schema=crash.SCHEMA)
             await stages.read_documentation(demo)

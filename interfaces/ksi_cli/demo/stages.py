@@ -8,7 +8,7 @@ from ksi_cli import output
 from ksi_cli.demo import documents
 from ksi_cli.demo.answers import Answers
 from ksi_cli.demo.daemon import Daemon, Running
-from ksi_cli.demo.place import Place
+from ksi_cli.demo.place import PLUGINS, Place
 from ksi_cli.demo.screen import Screen
 from ksi_client import AsyncClient
 
@@ -50,10 +50,19 @@ async def start(demo: Demo) -> None:
     if left.was_running:
         screen.say("(one that a demo before had left behind was stopped)", "dim")
     screen.claim(
-        f"it is ready after {time.monotonic() - began_at:.1f} s, and all is well: pid "
-        f"{demo.running.pid}",
-        holds=not demo.running.already_running and not demo.running.problems,
-        found="; ".join(demo.running.problems),
+        f"it is ready after {time.monotonic() - began_at:.1f} s (pid {demo.running.pid})",
+        holds=not demo.running.already_running,
+    )
+
+
+async def look_at_plugins(demo: Demo) -> None:
+    """Look whether all have started that the demo needs."""
+    listed = (await demo.client.request("system:plugins"))["plugins"]
+    states = {each["plugin"]: each["state"] for each in listed if each["plugin"] in PLUGINS}
+    demo.screen.claim(
+        f"{len(PLUGINS)} plugins are at work in it",
+        holds=states == dict.fromkeys(PLUGINS, "ready"),
+        found=states,
     )
 
 
