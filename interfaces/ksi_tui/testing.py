@@ -1,5 +1,6 @@
 """A monitor without a daemon: a fixed world for pictures and tests, by a clock that stands."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from ksi_tui.model.known import Known
 from ksi_tui.watcher import Watcher
 from ksi_workflows import events as workflows
 
-NOW: Final = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+NOW: Final = datetime(2026, 3, 2, 9, 30, 40, tzinfo=UTC)
 HOSTILE: Final = "\x1b[31m[bold]red[/]\x07\u202egnp.exe\r\n"
 
 
@@ -202,7 +203,7 @@ def busy_world() -> Known:
             usage=models.Usage(input_tokens=420 * wave, output_tokens=61 * wave),
             cost_usd=0.0041 * wave,
         )
-        at = now - 60 * minute + 59.5
+        at = now - 60 * minute + 58
         known.called(at, call, "desk" if minute % 2 else "researcher-1")
         known.events.add(at, 90 + 17 * wave)
         if minute % 9 in (4, 5):
@@ -393,8 +394,14 @@ async def pictures(size: tuple[int, int]) -> dict[str, str]:
     async with app.run_test(size=size) as pilot:
         for name, keys in PICTURES[size].items():
             await press(pilot, *keys)
-            drawn[name] = app.export_screenshot(title="ksi monitor", simplify=True)
+            drawn[name] = without_fonts(app.export_screenshot(title="ksi monitor"))
     return drawn
+
+
+def without_fonts(svg: str) -> str:
+    """Return a picture that fetches no font from anywhere."""
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    return svg.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas")
 
 
 async def press(pilot: Pilot[Any], *keys: str) -> None:
