@@ -5,9 +5,10 @@ from typing import Final
 
 from ksi_orchestration.events import Utterance
 from ksi_orchestration.hearing import in_order, listening, shortened, told, unheard
-from ksi_orchestration.pattern import Kind
+from ksi_orchestration.pattern import Kind, Stage
 from ksi_orchestration.results import BALLOT, options_of, result_for_prompt, tied_of
-from ksi_orchestration.scene import TIE_BREAK, Scene, Slot, stage_of
+from ksi_orchestration.scene import TIE_BREAK, Scene, Slot, one_of, stage_of
+from ksi_orchestration.score import Score
 from ksi_orchestration.templates import fill, names_in
 
 __all__ = ["NEXT", "NOBODY", "PLAIN_NAMES", "RESULTS", "ROLE_NAMES", "prompt_of"]
@@ -104,7 +105,7 @@ def prompt_of(scene: Scene, slot: Slot, *, is_first: bool) -> str:
     ``is_first`` is not so of the second and later ones of turns that it is given at once: what
     there is to hear, and who it is here, stands in the first one's prompt.
     """
-    template = template_of(scene, slot)
+    template = template_of(scene.score, scene.stage, slot)
     values = _Values(scene, slot, is_first=is_first)
     listened = listening(scene.said, slot.member)
     parts = [] if listened or not is_first else [_opening(scene, slot)]
@@ -112,10 +113,9 @@ def prompt_of(scene: Scene, slot: Slot, *, is_first: bool) -> str:
     return "\n\n".join(part for part in filled if part) or "It is your turn."
 
 
-def template_of(scene: Scene, slot: Slot) -> str:
+def template_of(score: Score, stage: Stage, slot: Slot) -> str:
     """Return what a turn's prompt is made of."""
-    stage = scene.stage
-    if slot.member == scene.moderator:
+    if slot.member == one_of(score, stage.moderator):
         return CALLING
     if stage.kind == "vote":
         asked = TIE if slot.round == TIE_BREAK else stage.prompt or DEFAULTS["vote"]
@@ -183,15 +183,14 @@ class _Values:
 
 def not_told(scene: Scene, member: str) -> list[Utterance]:
     """Return what a member hears and has not been told in any prompt."""
-    telling = (each.after for each in listening(scene.said, member) if _tells(scene, each))
+    telling = (each.after for each in listening(scene.said, member) if _tells(scene.score, each))
     return unheard(scene.score, scene.said, member, max(telling, default=0))
 
 
-def _tells(scene: Scene, utterance: Utterance) -> bool:
+def _tells(score: Score, utterance: Utterance) -> bool:
     """Say whether the prompt of a turn told what there was to hear."""
-    stage = stage_of(scene.score, utterance.stage)
+    stage = stage_of(score, utterance.stage)
     if stage is None:
         return False
-    other = scene if stage is scene.stage else Scene(scene.score, scene.said, stage)
-    template = template_of(other, Slot(utterance.round, utterance.member))
+    template = template_of(score, stage, Slot(utterance.round, utterance.member))
     return any(name in TELLING for name in names_in(template))

@@ -9,7 +9,7 @@ from ksi_orchestration.events import Utterance
 from ksi_orchestration.pattern import Stage
 from ksi_orchestration.score import PERSON, Cast, Score
 
-__all__ = ["Failed", "Pending", "Scene", "Slot", "stage_of"]
+__all__ = ["Failed", "Pending", "Scene", "Slot", "one_of", "stage_of"]
 
 TIE_BREAK: Final = 2  # the round of a vote in which one decides
 
@@ -75,7 +75,7 @@ class Scene:
 
     def one_of(self, role: str | None) -> str | None:
         """Return the only member of a role, or the first."""
-        return next(iter(self.of_role(role)), None) if role is not None else None
+        return one_of(self.score, role)
 
     @cached_property
     def moderator(self) -> str | None:
@@ -117,6 +117,11 @@ class Scene:
         if policy.substitute is not None and attempt == policy.retries + 2:
             return Pending(attempt, policy.substitute)
         return "done" if policy.then == "skip" else Failed(tried[-1])
+
+
+def one_of(score: Score, role: str | None) -> str | None:
+    """Return the only member of a role, or the first."""
+    return next((each.name for each in score.members if each.role == role), None)
 
 
 def stage_of(score: Score, name: str) -> Stage | None:

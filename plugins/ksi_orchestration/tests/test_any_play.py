@@ -15,7 +15,7 @@ from ksi_orchestration.hearing import is_heard
 from ksi_orchestration.pattern import Pattern
 from ksi_orchestration.play import Ended, Move, Seen
 from ksi_orchestration.prompts import template_of
-from ksi_orchestration.scene import Scene, Slot, stage_of
+from ksi_orchestration.scene import Slot, stage_of
 from ksi_orchestration.templates import names_in
 from ksi_orchestration.tests.playing import Playing
 
@@ -110,8 +110,8 @@ def tells(playing: Playing, move: Move) -> bool:
     """Say whether a turn's prompt is to tell what there is to hear."""
     stage = stage_of(playing.score, move.stage)
     assert stage is not None
-    scene = Scene(playing.score, playing.said, stage)
-    return "heard" in names_in(template_of(scene, Slot(move.round, move.member)))
+    template = template_of(playing.score, stage, Slot(move.round, move.member))
+    return "heard" in names_in(template)
 
 
 class Listening:
