@@ -7,7 +7,7 @@ be, and settled after it. So a limit holds in the middle of a turn, whoever else
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -69,6 +69,7 @@ class Bounding:
         self._ledger = ledger
         self._bus = bus
         self._runs: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._priced: set[str] = set()  # those of them whose calls have to be paid
 
     # -- which accounts -------------------------------------------------------------------------
 
@@ -105,12 +106,14 @@ class Bounding:
     def forget(self, run: str) -> None:
         """Forget a turn that has ended."""
         self._runs.pop(run, None)
+        self._priced.discard(run)
 
     def _note(self, run: str, accounts: tuple[str, ...]) -> None:
         self._runs[run] = accounts
         self._runs.move_to_end(run)
+        self._priced.discard(run)  # it may be bounded otherwise now
         while len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
+            self.forget(next(iter(self._runs)))
 
     async def _accounts(self, event: Event) -> tuple[str, ...]:
         """Return the accounts that a call counts in; of a run that is not known here, once."""
@@ -135,20 +138,35 @@ class Bounding:
             return await proceed(event)
         call = event.data
         assert isinstance(call, ModelCall)
-        tenant, run = tenant_of(event), event.context.run
-        assert run is not None
-        price = None
-        if await self._ledger.bounds_cost(tenant, accounts):
-            price = await self._price(call)
-        number = secrets.token_hex(12)
-        wanted = (0.0, 0.0) if price is None else (price.most_usd, price.least_usd)
-        granted = await self._ledger.reserve(tenant, number, run, accounts, *wanted)
-        if isinstance(granted, Refusal):
-            raise refused(granted)
+        tenant, number = tenant_of(event), secrets.token_hex(12)
+        price, granted = await self._reserve(event, number, accounts, call)
         if price is not None and granted < price.most_usd:
             call = shortened(call, price, granted)
         chunks = await proceed(structs.replace(event, data=call))
         return self._settled(chunks, tenant, number, accounts)
+
+    async def _reserve(
+        self, event: Event, number: str, accounts: tuple[str, ...], call: ModelCall
+    ) -> tuple[Price | None, float]:
+        """Have a call counted, and paid where an account bounds its cost.
+
+        Whether one does is known of the run's earlier calls; of the first it is told in answer.
+        """
+        tenant, run = tenant_of(event), event.context.run
+        assert run is not None
+        price = None
+        if run in self._priced:
+            with suppress(Denied):  # perhaps nobody asks for it any more
+                price = await self._price(call)
+        while True:
+            wanted = (None, 0.0) if price is None else (price.most_usd, price.least_usd)
+            granted = await self._ledger.reserve(tenant, number, run, accounts, *wanted)
+            if not isinstance(granted, Refusal):
+                return price, granted
+            if granted.bound != "price":
+                raise refused(granted)
+            price = await self._price(call)
+            self._priced.add(run)
 
     async def _settled(
         self, chunks: AsyncGenerator[Any], tenant: str, number: str, accounts: tuple[str, ...]
