@@ -25,13 +25,15 @@ class Asked:
     """What a member was asked.
 
     Attributes:
+        which: In which orchestration.
         member: Who.
         prompt: What it was told last.
         call: The call of the model.
         tenant: Whose turn it was.
     """
 
-    def __init__(self, member: str, call: ModelCall, tenant: str) -> None:
+    def __init__(self, which: str, member: str, call: ModelCall, tenant: str) -> None:
+        self.which = which
         self.member = member
         self.call = call
         self.tenant = tenant
@@ -57,7 +59,10 @@ class Ensemble(Script):
         self._news = asyncio.Event()
 
     def lines(self, member: str, *lines: Any) -> None:
-        """Give a member its next lines: texts, or errors."""
+        """Give a member, or one of a certain orchestration (``ID/MEMBER``), its next lines.
+
+        They are texts, or errors.
+        """
         self._lines[member].extend(lines)
 
     def hold(self, member: str) -> asyncio.Event:
@@ -99,13 +104,16 @@ class Ensemble(Script):
         """Answer for the member whose conversation it is."""
         context = current_context()
         assert context is not None
-        member = (context.conversation or "").rpartition(":")[2]
-        self.asked.append(Asked(member, request, context.tenant))
+        _, _, place = (context.conversation or "").partition(":")
+        which, _, member = place.rpartition(":")
+        self.asked.append(Asked(which, member, request, context.tenant))
         self._news.set()
-        said = self._lines[member].popleft() if self._lines[member] else None
+        lines = self._lines.get(f"{which}/{member}") or self._lines[member]
+        said = lines.popleft() if lines else None
         if isinstance(said, Exception):
             raise said
-        text = said or f"{member} says {self.order().count(member)}"
+        times = [(each.which, each.member) for each in self.asked].count((which, member))
+        text = said or f"{member} says {times}"
         yield TextDelta(text[:3])
         if member in self.gates:
             await self.gates[member].wait()
