@@ -61,8 +61,7 @@ def _next_in(scene: Scene, seen: Seen) -> list[tuple[Slot, Pending]] | Failed:
                 return state
         pending = [(slot, state) for slot, state in states if isinstance(state, Pending)]
         if pending:
-            is_whole = len(pending) == len(group) and all(p.attempt == 1 for _, p in pending)
-            return [] if is_whole and scene.turns and is_over(scene, seen) else pending
+            return [] if scene.turns and is_over(scene, seen) else pending
     return []
 
 

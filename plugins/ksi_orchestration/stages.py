@@ -107,7 +107,7 @@ _GROUPS: Final[Mapping[Kind, Callable[[Scene], Iterator[Group]]]] = {
 
 
 def is_over(scene: Scene, seen: Seen) -> bool:
-    """Say whether something ends a stage that has begun before all its turns were had."""
+    """Say whether something ends a stage before all its turns were had."""
     until = scene.stage.until
     spent = sum(each.cost_usd or 0.0 for each in scene.turns)
     return (

@@ -266,6 +266,16 @@ def test_a_talk_ends_when_what_it_may_cost_is_spent() -> None:
     assert [each.stage for each in playing.said] == ["talk"] * 2 + ["next"] * 4
 
 
+def test_who_failed_is_not_asked_again_in_a_talk_that_is_over() -> None:
+    stage = talk(turns="free", until={"rounds": 9, "says": "done"})
+    playing = Playing(pattern(stage), lines(ann=["all is done"], bob=[None]))
+
+    ended = playing.to_the_end()
+
+    assert playing.order() == ["ann", "bob"]
+    assert (ended.status, ended.result) == ("succeeded", "all is done")
+
+
 # -- what is heard --------------------------------------------------------------------------------
 
 
@@ -501,6 +511,25 @@ def test_what_a_failed_turn_was_told_is_told_again_unless_its_conversation_has_i
     assert "said talk.1.ann.1" in found.moves[0].prompt
     assert ("said talk.1.ann.1" in again.moves[0].prompt) is not accepted
     assert ("What it is about" in again.moves[0].prompt) is not accepted
+
+
+def test_of_items_at_once_the_first_one_tells_what_was_heard_and_again_if_it_failed() -> None:
+    stages: list[dict[str, Any]] = [
+        {"name": "say", "kind": "sequence", "members": ["bob"]},
+        {"name": "each", "kind": "map", "members": ["ann"], "prompt": "{{ heard }}\n{{ item }}"},
+    ]
+    playing = Playing(pattern(*stages), topic="one\ntwo")
+    playing.step()
+    found = playing.next()
+    assert isinstance(found, Moves)
+
+    playing.record(found.moves[0], None, accepted=False)
+    playing.record(found.moves[1], "did two")
+    again = playing.next()
+
+    assert isinstance(again, Moves)
+    heard = ["said say.1.bob.1" in move.prompt for move in (*found.moves, *again.moves)]
+    assert heard == [True, False, True]
 
 
 # -- limits ---------------------------------------------------------------------------------------
