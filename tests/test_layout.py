@@ -392,6 +392,17 @@ def test_a_wheel_holds_what_is_needed_and_no_tests(wheel: Path) -> None:
     assert [name for name in names if "/tests/" in name or "__pycache__" in name] == []
 
 
+def test_a_wheel_holds_the_documentation_that_the_demo_reads(wheel: Path) -> None:
+    documents = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "plugins" / "README.md"]
+    readmes = (ROOT / "plugins").glob("ksi_*/README.md")
+
+    names = names_in(wheel)
+
+    shipped = {name.removeprefix("ksi_cli/_docs/") for name in names if "/_docs/" in name}
+    assert shipped == {str(path.relative_to(ROOT)) for path in documents}
+    assert {str(path.relative_to(ROOT / "plugins")) for path in readmes} <= names
+
+
 def test_a_wheel_s_entry_points_lead_somewhere(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (file,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]

@@ -32,7 +32,7 @@ async def ask(demo: Demo) -> None:
     screen.lines(excerpt(found["snippet"].replace("**", ""), screen.width, SHOWN_LINES))
     why = await demo.client.request("memory:why", {"id": found["id"]})
     chain = list(_chain(why["versions"][0]))
-    screen.lines((f"{'  ' * depth}← {each['what']}" for depth, each in enumerate(chain)), "dim")
+    screen.lines((f"{'  ' * depth}← {_told(each)}" for depth, each in enumerate(chain)), "dim")
     part = chain[0].get("item", {}).get("body", "")
     file = _file(chain)
     screen.claim(
@@ -47,6 +47,11 @@ def _chain(because: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield because
     for each in because.get("rests_on", ())[:1]:
         yield from _chain(each)
+
+
+def _told(because: dict[str, Any]) -> str:
+    is_person = because.get("source", {}).get("kind") == "person"
+    return f"loaded by the {because['what']}" if is_person else str(because["what"])
 
 
 def _file(chain: list[dict[str, Any]]) -> Path | None:
