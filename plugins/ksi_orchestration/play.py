@@ -35,10 +35,7 @@ def next_moves(score: Score, said: tuple[Utterance, ...], seen: Seen) -> Moves |
     stages = score.pattern.stages
     for place in range(_reached(score, said), len(stages)):
         scene = Scene(score, said, stages[place])
-        if not scene.turns:  # what was seen so far was seen in the stage before
-            found = _next_in(scene, Seen(elapsed_s=seen.elapsed_s))
-        else:
-            found = _next_in(scene, seen)
+        found = _next_in(scene, seen)
         if isinstance(found, Failed):
             return _failed(score, said, found)
         if found:
@@ -61,6 +58,7 @@ def _next_in(scene: Scene, seen: Seen) -> list[tuple[Slot, Pending]] | Failed:
                 return state
         pending = [(slot, state) for slot, state in states if isinstance(state, Pending)]
         if pending:
+            # Of a stage that has not begun nothing was seen yet: that was in the one before.
             return [] if scene.turns and is_over(scene, seen) else pending
     return []
 

@@ -114,6 +114,14 @@ def test_names_are_filled_in_once_and_what_is_filled_in_is_data() -> None:
     assert found == r"{{ b.c }} and \1 \1"
 
 
+def test_a_line_of_names_alone_goes_where_nothing_is_known_of_them() -> None:
+    values = {"a": "", "b": " ", "c": "C\n\n\nC"}
+
+    assert fill("x\n{{ a }}{{ b }}\ny\n\n{{ a }}\n\nz {{ a }}\n{{ c }}", values.get) == (
+        "x\ny\n\nz \nC\n\n\nC"
+    )
+
+
 def test_what_is_no_name_is_seen() -> None:
     found = names_in('{{ ok }} {{ a + b }} {{}} {"x": {"y": 1}} {% if %}')
 

@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -177,6 +178,17 @@ async def test_a_review_goes_on_until_the_text_is_accepted(decision: str, turns:
 
     assert playing.order() == [*(["author", "reviewer"] * 3)[: turns - 1], "author"]
     assert result(playing).startswith("said final.1.author")
+
+
+def test_the_one_in_the_documentation_is_sound() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^````yaml\n(.*?)^````$", readme, re.DOTALL | re.MULTILINE)
+
+    playing = Playing(built_in().read(text), topic=TOPIC)
+    playing.to_the_end()
+
+    assert playing.order() == ["expert-1", "expert-2", "editor"]
+    assert "said answers.1.expert-2.1" in playing.prompts("editor")[0]
 
 
 async def test_as_many_rounds_as_can_be_asked_for_fit_into_the_limits() -> None:
