@@ -196,8 +196,8 @@ class Attending:
 
     async def _do(self, letter: str, *, is_paused: bool) -> None:
         if letter == "s":
+            self.was_stopped = True  # its end may be seen before this is answered
             await self._order("stop")
-            self.was_stopped = True
         elif letter == "d":
             self._go("detached")
         elif letter == "p" and not is_paused:
