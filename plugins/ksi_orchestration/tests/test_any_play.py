@@ -176,7 +176,7 @@ def had(
     playing.record(move, text, accepted=is_accepted)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(max_size=50), max_size=20))
 def test_whatever_is_said_a_daemon_that_takes_over_comes_to_the_same(texts: list[str]) -> None:
     answers = iter(texts)

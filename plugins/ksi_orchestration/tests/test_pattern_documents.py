@@ -303,7 +303,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(Pattern.__struct_fields__), VALUES, max_size=2),
     st.dictionaries(st.sampled_from(Stage.__struct_fields__), VALUES, max_size=2),
@@ -324,6 +324,7 @@ def test_whatever_a_field_holds_is_sound_or_told_of(
         assert msgspec.convert(given, Pattern)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_whatever_a_text_holds_it_is_read_or_refused(text: str) -> None:
     found, problems = read_patterns(text, "p.yaml")
