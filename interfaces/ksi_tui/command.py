@@ -14,7 +14,7 @@ def monitor(
     light: Annotated[bool, typer.Option("--light", help="For a light background.")] = False,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
-    """Show what the daemon does, live: agents, models, events, runs.
+    """Show what the daemon does, live: agents, models, runs.
 
     Press ? inside for the keys, q to leave; the daemon goes on. Where none runs, it waits for one
     and offers to start it. For programs: ksi health, ksi agent list, ksi listen, each with --json.

@@ -208,7 +208,7 @@ def restart(
 
 
 def status(*, as_json: JsonFlag = False) -> None:
-    """Tell whether the daemon runs, how it is, and where it lives.
+    """Tell whether the daemon runs, how it is and where it lives.
 
     Exit codes: 0 running, 1 it does not answer, 3 not running.
     """

@@ -15,7 +15,7 @@ from ksi_orchestration import events as e
 
 pattern = typer.Typer(
     rich_markup_mode=None,
-    help="See how several agents can work together, and check patterns.",
+    help="See how agents can work together, and check patterns.",
 )
 
 MAX_BYTES: Final = 1_000_000
