@@ -56,12 +56,16 @@ class Screen:
 
     Args:
         console: Where to.
+
+    Attributes:
+        claims: What was claimed and held.
+        current: The stage.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.claims: list[Claim] = []
-        self._stage = ""
+        self.current = ""
         self._number = 0
 
     @property
@@ -76,7 +80,7 @@ class Screen:
 
     def stage(self, text: str) -> None:
         """Begin another stage."""
-        self._stage = text
+        self.current = text
         self._number += 1
         self.heading(f"{self._number}  {text}")
 
@@ -108,7 +112,7 @@ class Screen:
                 f"a claim of the demo does not hold: {what}"
                 + (f"; found: {found}" if found else "")
             )
-        self.claims.append(Claim(self._stage, what))
+        self.claims.append(Claim(self.current, what))
         self._print(f"✓ {what}", "green", hanging=2)
 
     async def choose(self, answers: Answers, choices: Sequence[tuple[str, str]]) -> str:

@@ -93,7 +93,7 @@ class Show:
             if self._signal is not None:
                 output.note("interrupted; the demo's daemon has stopped, and all of it is deleted")
                 raise typer.Exit(128 + self._signal) from None
-            raise _told(error, self._demo.place) from error
+            raise _told(error, self._demo) from error
 
     async def _stop(self, error: BaseException) -> None:
         """Stop the daemon; its log is kept where something has failed, and not merely ended."""
@@ -162,14 +162,14 @@ class Show:
         )
 
 
-def _told(error: BaseException, place: Place) -> BaseException:
+def _told(error: BaseException, demo: Demo) -> BaseException:
     """Return an error as it is to be told: the first of a group, and where to look."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, TimeoutError):
-        error = TimedOut("the demo waited in vain")
+        error = TimedOut(f"what was waited for never came, in “{demo.screen.current}”")
     if not isinstance(error, KsiError):
         return error
-    where = output.displayed(place.log)
+    where = output.displayed(demo.place.log)
     error.message = f"{error.message} (its log is kept until the next demo: {where})"
     return error

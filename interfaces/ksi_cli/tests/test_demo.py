@@ -140,15 +140,16 @@ def test_a_directory_that_is_no_demo_s_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_home_that_was_there_stays_and_one_that_was_made_goes(tmp_path: Path) -> None:
-    made = tmp_path / "made" / ".ksi"
+    was_there, was_not = tmp_path / "there", tmp_path / "made" / ".ksi"
+    was_there.mkdir()
 
-    for home in (tmp_path, made):
+    for home in (was_there, was_not):
         with Place(home) as place:
             place.prepare()
             place.remove()
 
-    assert tmp_path.exists()
-    assert not made.exists()
+    assert list(was_there.iterdir()) == []
+    assert not was_not.exists()
 
 
 def test_models_and_keys_are_borrowed_and_nothing_else_is(
