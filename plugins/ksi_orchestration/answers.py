@@ -9,6 +9,8 @@ import msgspec
 
 __all__ = ["chosen", "field_of", "is_pass", "items_in", "json_in", "says", "voted"]
 
+MAX_SHORT_CHARACTERS: Final = 60
+
 _FENCED: Final = re.compile(r"```[A-Za-z]*[ \t]*\r?\n(.*?)```", re.DOTALL)
 _MARKED: Final = re.compile(r"(?:[-*+•]|\(?\d{1,4}[.):])[ \t]+(?=\S)")
 _NUMBER: Final = re.compile(r"\W*(\d{1,3})(?!\w)")
@@ -99,21 +101,28 @@ def is_pass(text: str) -> bool:
     return text.strip(_AROUND).casefold() == "pass"
 
 
-def chosen(text: str, word: str, options: Sequence[str]) -> str | None:
-    """Return the option that a text chooses: in a line ``WORD: OPTION``, or the only one in it.
+def chosen(text: str, word: str, names: Sequence[str]) -> str | None:
+    """Return the name that a text chooses: in a line ``WORD: NAME``, or the only one in it.
 
     ``None`` where none can be told.
     """
     told = _told(text, word)
-    if told is not None:
-        return _same(told, options) or _only(told, options)
-    return _same(text, options) or _only(text, options)
+    told = text if told is None else told
+    return _same(told, names) or _only(told, names)
 
 
 def voted(text: str, word: str, options: Sequence[str]) -> str | None:
-    """Return the option that a text chooses, which may be by its number."""
-    number = _NUMBER.match(_told(text, word) or text)
-    found = chosen(text, word, options)
+    """Return the option that a text chooses, which may be by its number.
+
+    Options can be any words, and prose has them without meaning a vote: beside a line
+    ``WORD: OPTION`` only a short answer of one line counts.
+    """
+    told = _told(text, word)
+    told = text.strip() if told is None else told
+    if "\n" in told or len(told) > MAX_SHORT_CHARACTERS + max(map(len, options), default=0):
+        return None
+    number = _NUMBER.match(told)
+    found = _same(told, options) or _only(told, options)
     if found is None and number is not None and 1 <= int(number[1]) <= len(options):
         return options[int(number[1]) - 1]
     return found

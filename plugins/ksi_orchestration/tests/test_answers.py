@@ -62,6 +62,14 @@ def test_a_vote_is_read_by_name_or_number(text: str, choice: str | None) -> None
     assert voted(text, "vote", ("red", "blue", "dark blue")) == choice
 
 
+def test_what_is_no_vote_is_none_even_if_an_option_is_in_it() -> None:
+    prose = "I am no language model: I can only quote what was said here, and nothing else at all."
+
+    assert voted(prose, "vote", ("yes", "no")) is None
+    assert voted("No.\nBut who knows?", "vote", ("yes", "no")) is None
+    assert voted(f"{prose}\nvote: no, I think", "vote", ("yes", "no")) == "no"
+
+
 def test_an_option_that_is_a_number_is_meant_by_it() -> None:
     assert voted("vote: 1", "vote", ("3", "2", "1")) == "1"
 
