@@ -118,9 +118,11 @@ def voted(text: str, word: str, options: Sequence[str]) -> str | None:
     ``WORD: OPTION`` only a short answer of one line counts.
     """
     told = _told(text, word)
-    told = text.strip() if told is None else told
-    if "\n" in told or len(told) > MAX_SHORT_CHARACTERS + max(map(len, options), default=0):
-        return None
+    if told is None:
+        told = text.strip()
+        longest = max(map(len, options), default=0)
+        if "\n" in told or len(told) > longest + MAX_SHORT_CHARACTERS:
+            return None
     number = _NUMBER.match(told)
     found = _same(told, options) or _only(told, options)
     if found is None and number is not None and 1 <= int(number[1]) <= len(options):

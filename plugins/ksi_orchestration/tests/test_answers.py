@@ -67,7 +67,7 @@ def test_what_is_no_vote_is_none_even_if_an_option_is_in_it() -> None:
 
     assert voted(prose, "vote", ("yes", "no")) is None
     assert voted("No.\nBut who knows?", "vote", ("yes", "no")) is None
-    assert voted(f"{prose}\nvote: no, I think", "vote", ("yes", "no")) == "no"
+    assert voted(f"{prose}\nvote: no ({prose[2:]})", "vote", ("yes", "no")) == "no"
 
 
 def test_an_option_that_is_a_number_is_meant_by_it() -> None:
