@@ -1,10 +1,12 @@
 """A monitor without a daemon: a fixed world for pictures and tests, by a clock that stands."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
 
 from ksi_agents import events as agents
 from ksi_client import NotFound
@@ -407,13 +409,15 @@ def without_fonts(svg: str) -> str:
 async def press(pilot: Pilot[Any], *keys: str) -> None:
     """Press keys, and wait until all is drawn and what was asked is answered."""
     await settled(pilot)
-    for key in keys:
-        await pilot.press(key)
+    if keys:
+        await pilot.press(*keys)
         await settled(pilot)
 
 
 async def settled(pilot: Pilot[Any]) -> None:
     """Wait until all is drawn, and what was asked is answered."""
     await pilot.pause()
-    await pilot.app.workers.wait_for_complete()
+    while pilot.app.workers:
+        with suppress(WorkerCancelled):  # another has taken its place
+            await pilot.app.workers.wait_for_complete()
     await pilot.pause()

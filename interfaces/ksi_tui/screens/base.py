@@ -7,10 +7,11 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from ksi_tui.model.known import Known
 from ksi_tui.widgets.frame import Banner, Filter, TopBar
+from ksi_tui.widgets.hints import Hints
 from ksi_tui.widgets.rows import Rows
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class MonitorScreen(Screen[None]):
         yield Banner()
         yield from self.body()
         yield Filter()
-        yield Footer()
+        yield Hints()
 
     def body(self) -> ComposeResult:
         """Lay out what is between the bars."""

@@ -54,9 +54,10 @@ class Settle(ModalScreen[ToolResolve | ToolAnswer | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Not now"),
-        Binding("ctrl+d", "verdict('done')", "It has happened"),
-        Binding("ctrl+r", "verdict('redo')", "Call again"),
-        Binding("ctrl+x", "verdict('drop')", "Drop"),
+        # Before the input, which would take them for editing.
+        Binding("ctrl+d", "verdict('done')", "It has happened", priority=True),
+        Binding("ctrl+r", "verdict('redo')", "Call again", priority=True),
+        Binding("ctrl+x", "verdict('drop')", "Drop", priority=True),
     ]
 
     def __init__(self, call: CallRecord) -> None:

@@ -58,6 +58,11 @@ class EventsScreen(MonitorScreen):
         if self._held_at is None:
             table.put(event_rows(known.feed, Filter(self.wanted, self.least), SHOWN))
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the table stands still."""
+        return self._held_at is not None
+
     def _title(self) -> str:
         parts = ["Events"]
         if self.wanted:

@@ -206,8 +206,11 @@ class Rows(ScrollView, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """Choose the row that was clicked; open it at the second click."""
-        at = event.y + self.scroll_offset.y - 1
-        if event.y < 1 or not 0 <= at < len(self._rows) or self._rows[at].is_heading:
+        where = event.get_content_offset(self)
+        if where is None or where.y < 1:
+            return
+        at = where.y + self.scroll_offset.y - 1
+        if not 0 <= at < len(self._rows) or self._rows[at].is_heading:
             return
         if at == self._at and event.chain > 1:
             self.action_open()
