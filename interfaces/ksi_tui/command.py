@@ -7,10 +7,17 @@ import typer
 
 from ksi_cli.connection import given_token
 from ksi_cli.output import UsageError
+from ksi_daemon.protocol.names import check_pattern
 
 
 def monitor(
     *,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--events", metavar="PATTERN", help="Follow these only: * is any characters, ? is one."
+        ),
+    ] = "*",
     light: Annotated[bool, typer.Option("--light", help="For a light background.")] = False,
     as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
@@ -28,7 +35,7 @@ def monitor(
     from ksi_tui.theme import LIGHT  # noqa: PLC0415  as above
     from ksi_tui.watcher import Watcher  # noqa: PLC0415  as above
 
-    app = Monitor(Watcher(Known(), token=given_token()))
+    app = Monitor(Watcher(Known(), token=given_token(), pattern=check_pattern(pattern)))
     if light:
         app.theme = LIGHT.name
     app.run()

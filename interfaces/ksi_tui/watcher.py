@@ -62,6 +62,7 @@ class Watcher:
         known: What it keeps up to date.
         transport: How to reach the daemon; that of ``KSI_HOME`` unless given.
         token: Whom to act as.
+        pattern: Which events to follow; a token's grants may reach no others.
         clock: The time, as `time.time` tells it.
     """
 
@@ -71,12 +72,14 @@ class Watcher:
         transport: Transport | None = None,
         *,
         token: str | None = None,
+        pattern: str = "*",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.known = known
         self.clock = clock
         self._transport = transport
         self._token = token
+        self._pattern = pattern
         self._line: Line | None = None
         self._woken = asyncio.Event()
         self._due: dict[str, float] = {}
@@ -128,12 +131,7 @@ class Watcher:
         self._line = line
         asking: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as tasks:
-            try:
-                await line.subscribe("*")
-                await line.subscribe("*", outcomes=True)
-            except KsiError as error:
-                self.known.linked("refused", self.clock(), error.message)
-                return
+            await self._subscribe(line)
             asking = tasks.create_task(self._keep_asking(), name="asking")
             self._found()
             number = 0
@@ -144,7 +142,20 @@ class Watcher:
                     await asyncio.sleep(0)
             asking.cancel()
 
+    async def _subscribe(self, line: Line) -> None:
+        try:
+            await line.subscribe(self._pattern)
+            await line.subscribe(self._pattern, outcomes=True)
+        except Unavailable:
+            return  # it is gone again, and subscribes to what it could once it is back
+        except KsiError as error:
+            self.known.learn("no_events", error.message)
+        else:
+            self.known.learn("no_events", "")
+
     def _lost(self) -> None:
+        if self.known.link.state != "here":
+            return  # it never was, and why is known
         self.known.linked("away", self.clock(), "the connection was lost")
         for of_one_life in ("health", "stats"):
             self.known.learn(of_one_life, None)

@@ -47,6 +47,7 @@ class Known:
         self.providers: tuple[ProviderLoad, ...] | None = None
         self.doubts: tuple[CallRecord, ...] | None = None
         self.offered: Collection[str] = frozenset()
+        self.no_events = ""  # why none can be followed
         self.feed = Feed()
         self.tokens = Series()
         self.cost = Series()

@@ -49,14 +49,15 @@ class EventsScreen(MonitorScreen):
 
     def body(self) -> ComposeResult:
         """One table."""
-        yield Rows(EVENT_COLUMNS, id="events", classes="panel", empty="nothing of that, so far")
+        yield Rows(EVENT_COLUMNS, id="events", classes="panel")
 
     def put(self, known: Known, now: float) -> None:
         """Show events, unless they are held."""
         table = self.query_one("#events", Rows)
         entitle(table, self._title(), self._subtitle(known))
         if self._held_at is None:
-            table.put(event_rows(known.feed, Filter(self.wanted, self.least), SHOWN))
+            rows = event_rows(known.feed, Filter(self.wanted, self.least), SHOWN)
+            table.put(rows, empty=texts.plain(known.no_events) or "nothing of that, so far")
 
     @property
     def is_held(self) -> bool:

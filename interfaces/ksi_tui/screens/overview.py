@@ -70,7 +70,7 @@ class OverviewScreen(MonitorScreen):
             with Vertical(id="side"):
                 yield Rows(LOAD_COLUMNS, id="load", classes="panel")
                 yield Rows(NEED_COLUMNS, id="needs", classes="panel")
-        yield Rows(EVENT_COLUMNS, id="overview-events", classes="panel", empty="nothing yet")
+        yield Rows(EVENT_COLUMNS, id="overview-events", classes="panel")
 
     def put(self, known: Known, now: float) -> None:
         """Show all of it."""
@@ -121,7 +121,8 @@ class OverviewScreen(MonitorScreen):
     def _put_events(self, known: Known) -> None:
         table = self.query_one("#overview-events", Rows)
         entitle(table, "Events", shown_of(known.feed))
-        table.put(event_rows(known.feed, Filter(self.wanted), SHOWN_EVENTS))
+        rows = event_rows(known.feed, Filter(self.wanted), SHOWN_EVENTS)
+        table.put(rows, empty=texts.plain(known.no_events) or "nothing yet")
 
     def on_rows_opened(self, event: Rows.Opened) -> None:
         """Show more of it on its own screen."""
