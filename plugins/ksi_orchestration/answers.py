@@ -141,7 +141,9 @@ def _told(text: str, word: str) -> str | None:
 
 @lru_cache(maxsize=16)
 def _line(word: str) -> re.Pattern[str]:
-    return re.compile(rf"^\W*{re.escape(word)}\s*[:=](.*)$", re.IGNORECASE | re.MULTILINE)
+    # Within a line: across lines, many empty ones would take the square of their number.
+    pattern = rf"^[^\w\n]*{re.escape(word)}[^\S\n]*[:=](.*)$"
+    return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
 
 
 def _same(text: str, options: Sequence[str]) -> str | None:

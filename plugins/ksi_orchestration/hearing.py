@@ -145,5 +145,7 @@ def _quoted(utterance: Utterance, limit: int) -> str | None:
 
 
 def shortened(text: str, limit: int) -> str:
-    """Cut a text to a limit, and say in it that it was cut."""
-    return text if len(text) <= limit else f"{text[: max(0, limit - len(CUT))].rstrip()}{CUT}"
+    """Cut a text to a limit, and say in it that it was cut, where there is room for that."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - len(CUT)].rstrip()}{CUT}" if limit > len(CUT) else ""

@@ -27,6 +27,8 @@ PLAIN_NAMES: Final = (
     "item",
     "options",
 )
+ROOM_FOR_NOTES: Final = 300  # such as that something was left out
+MAX_FILLED_CHARACTERS: Final = 500_000
 TELLING: Final = ("heard", "transcript")
 
 INTRODUCTION: Final = """\
@@ -136,20 +138,31 @@ def _opening(scene: Scene, slot: Slot) -> str:
 
 
 class _Values:
-    """What the names in a prompt stand for."""
+    """What the names in a prompt stand for, up to what all of them may come to."""
 
     def __init__(self, scene: Scene, slot: Slot, *, is_first: bool) -> None:
         self._scene = scene
         self._slot = slot
         self._is_first = is_first
         self._limit = scene.score.max_heard_characters
+        self._left = MAX_FILLED_CHARACTERS
+        self._known: dict[str, str | None] = {}
 
     def of(self, name: str) -> str | None:
         """Return what a name stands for; ``None`` where there is no such name."""
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        found = self._known[name]
+        if found is not None and len(found) > self._left:
+            found = shortened(found, self._left)
+        self._left -= len(found or "")
+        return found
+
+    def _find(self, name: str) -> str | None:
         scene = self._scene
         if name.startswith(RESULTS):
             result = result_for_prompt(scene.score, scene.said, name.removeprefix(RESULTS))
-            return shortened(result, self._limit)
+            return shortened(result, self._limit + ROOM_FOR_NOTES)
         written = self.WRITTEN.get(name)
         return None if written is None else written(self)
 

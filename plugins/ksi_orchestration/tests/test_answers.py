@@ -1,5 +1,7 @@
 """What members answer is read, however a model writes it."""
 
+import time
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -115,6 +117,22 @@ def test_whatever_is_answered_it_is_read(text: str) -> None:
     assert all(item.strip() for item in items_in(text))
     assert voted(text, "vote", ("a", "b")) in ("a", "b", None)
     says(text, text or "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n", " ", "`", "```\n", "{", "{}", "[", "vote\n", "*\n", "- ", "dark ", "1", "!\n", "\nvot"],
+)
+def test_what_is_long_and_odd_is_read_as_fast_as_anything(text: str) -> None:
+    long = text * (100_000 // len(text))
+    begun = time.process_time()
+
+    for read in (items_in, json_in, is_pass):
+        read(long)
+    voted(long, "vote", ("red", "dark blue"))
+    says(long, "dark blue sky")
+
+    assert time.process_time() - begun < 5  # what takes the square of its length takes minutes
 
 
 # -- templates ------------------------------------------------------------------------------------

@@ -385,6 +385,25 @@ def test_what_is_heard_at_once_is_bounded_and_the_oldest_goes_first() -> None:
     assert "four\n</said>" in heard
 
 
+def test_of_a_long_result_the_oldest_is_left_out_and_the_newest_is_whole() -> None:
+    stages: list[dict[str, Any]] = [
+        talk(members=["ann", "bob"]),
+        {"name": "end", "kind": "judge", "members": ["eve"], "prompt": "{{ results.talk }}"},
+    ]
+    playing = Playing(
+        pattern(*stages, roles=THREE),
+        lines(ann=["one " * 300, "three"], bob=["two " * 300, "four " * 380]),
+        max_heard_characters=2000,
+    )
+
+    playing.to_the_end()
+
+    told = playing.prompts("eve")[0]
+    assert "[2 earlier ones are left out" in told
+    assert told.count("four") == 380
+    assert told.endswith("</said>")
+
+
 # -- prompts --------------------------------------------------------------------------------------
 
 
@@ -408,6 +427,14 @@ def test_who_has_no_prompt_of_its_own_is_told_what_it_is_about() -> None:
 
     assert "Is {{ heard }} P=NP?" in playing.prompts("ann")[0]
     assert "P=NP" not in playing.prompts("ann")[1]
+
+
+def test_what_a_prompt_comes_to_is_bounded_however_often_a_name_stands_in_it() -> None:
+    playing = Playing(pattern(talk(prompt="{{ topic }} " * 1000)), topic="x" * 100_000)
+
+    playing.step()
+
+    assert 400_000 < len(playing.prompts("ann")[0]) < 510_000
 
 
 def test_a_prompt_without_what_was_heard_leaves_it_for_a_later_one() -> None:
