@@ -1,6 +1,8 @@
 """The monitor beside a real daemon: what it comes to know, and what its keys do there."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from ksi_agents.tests.helpers import document
+from ksi_cli.terminal import terminal
+from ksi_cli.testing import KsiCommand
 from ksi_client import AsyncClient, Denied, LocalTransport, UnixTransport
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.event_system import event_handler
@@ -22,6 +26,7 @@ from ksi_tui.screens.dialogs import Confirm
 from ksi_tui.watcher import Watcher
 from ksi_tui.widgets.rows import Rows
 
+ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("postgres", "workflows", "models", "tools", "completion", "agents", "journal")
 
 
@@ -162,7 +167,7 @@ async def test_one_that_may_see_little_is_shown_that_little(
         await until(lambda: watcher.known.feed.seen > 0)
 
         assert "may not subscribe to *" in all_of_it.known.no_events
-        assert all_of_it.known.health is not None
+        assert all_of_it.known.greeting is not None
         assert names(watcher) == ["try:well"]
         assert watcher.known.no_events == ""
         assert watcher.known.agents is None
@@ -210,6 +215,43 @@ async def test_agents_are_watched_paused_and_ended_from_the_monitor(
         assert {run.status for run in known.runs or ()} == {"finished"}
         assert known.providers is not None
         assert [each.name for each in known.providers] == ["test"]
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ksi(ksi_home: Path, tmp_path: Path) -> KsiCommand:
+    return KsiCommand(ksi_home, tmp_path)
+
+
+def test_without_a_daemon_the_monitor_says_so_offers_to_start_it_and_waits(
+    ksi: KsiCommand,
+) -> None:
+    line = [sys.executable, str(ROOT / "interfaces" / "monitor_tui.py")]
+    with terminal(line, ksi.environ) as monitor:
+        monitor.until("no daemon listens on")
+        monitor.until("s starts it")
+        monitor.type("q")
+        code = monitor.wait()
+
+    assert code == 0
+    assert monitor.raw.endswith(b"\x1b[?1049l") or b"\x1b[?1049l" in monitor.raw[-400:]
+
+
+def test_without_a_terminal_the_monitor_names_what_can_be_used_instead(ksi: KsiCommand) -> None:
+    bare, as_json = ksi("monitor"), ksi("monitor", "--json")
+
+    assert (bare.code, as_json.code) == (2, 2)
+    assert "needs a terminal" in bare.err
+    assert "ksi listen --json" in as_json.out
+
+
+def test_textual_is_imported_only_once_the_monitor_is_shown() -> None:
+    words = "import sys, ksi_tui.command; print('textual' in sys.modules, 'asyncio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=True, text=True)
+
+    assert done.stdout == "False False\n"
 
 
 def _now(app: Monitor) -> float:
