@@ -2,13 +2,14 @@
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from datetime import datetime
 from typing import Final
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import current_context, event_handler
-from ksi_daemon.protocol import Busy, Cancelled, Conflict, Context, InvalidData, KsiError
+from ksi_daemon.principals import is_bearers
+from ksi_daemon.protocol import Busy, Cancelled, Conflict, Context, Denied, InvalidData, KsiError
 from ksi_orchestration import events as e
 from ksi_orchestration.following import Following
 from ksi_orchestration.pattern import Pattern
@@ -29,6 +30,7 @@ from ksi_orchestration.store import (
 )
 from ksi_orchestration.telling import Telling
 from ksi_orchestration.turns import Turns, conversation_of
+from ksi_postgres.patience import AWAY
 from ksi_workflows.api import Workflows
 
 PERSON: Final = "person"
@@ -80,6 +82,8 @@ class OrchestrationHandlers:
     async def start(self, request: e.OrchestrationStart) -> e.Orchestration:
         """Have several agents work on something; once this is answered, it outlives the daemon."""
         context, digest = _context(), digest_of(request)
+        if context.agent is not None and is_bearers(context):
+            raise Denied(f"a token of the agent {context.agent} can't have other agents work")
         if request.id is not None:
             known = await self._store.find(context.tenant, None, request.id)
             if known is not None:
@@ -100,7 +104,8 @@ class OrchestrationHandlers:
         if verdict == "known":
             return _same(kept, digest, context)
         self._telling.changed(kept)
-        await self._performing.begin(context.tenant, new.id, new.run, context)
+        with suppress(*AWAY):  # it is accepted: it is begun as soon as that can be
+            await self._performing.begin(context.tenant, new.id, new.run, context)
         return kept.told
 
     async def _pattern(self, request: e.OrchestrationStart) -> Pattern:

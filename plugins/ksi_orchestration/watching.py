@@ -25,6 +25,8 @@ class Watching:
         self._watch = watch
         self._watched: set[str] = set()
         self._wanted: dict[tuple[str, str], frozenset[str]] = {}
+        self._noting: set[tuple[str, str, str]] = set()
+        self._again: set[tuple[str, str, str]] = set()
 
     @contextmanager
     def during(self, tenant: str, which: str, pattern: Pattern) -> Iterator[None]:
@@ -44,7 +46,21 @@ class Watching:
     async def _happened(self, glob: str, event: Event) -> None:
         for (tenant, name), globs in list(self._wanted.items()):
             if glob in globs and tenant == (event.context.tenant or "default"):
-                await self._store.see(tenant, name, event.name)
+                await self._note(tenant, name, event.name)
+
+    async def _note(self, tenant: str, which: str, event: str) -> None:
+        """Note an event once more at most for all that happened while it was noted."""
+        key = (tenant, which, event)
+        self._again.add(key)
+        if key in self._noting:
+            return
+        self._noting.add(key)
+        try:
+            while key in self._again:
+                self._again.discard(key)
+                await self._store.see(tenant, which, event)
+        finally:
+            self._noting.discard(key)
 
 
 def _watcher(glob: str, happened: Callable[[str, Event], Awaitable[None]]) -> object:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Conflict, InvalidData, NotFound
+from ksi_client import AsyncClient, Conflict, Denied, InvalidData, NotFound
 from ksi_orchestration.tests.doubles import Ensemble
 from ksi_orchestration.tests.helpers import (
     CHORUS,
@@ -89,6 +89,16 @@ async def test_what_could_not_be_worked_on_is_refused_before_anything_is_recorde
     assert listed["orchestrations"] == []
 
 
+async def test_an_agent_s_token_does_not_have_other_agents_work(
+    client: AsyncClient, ensemble: Ensemble, connect: Any
+) -> None:
+    data = {"name": "bot", "grants": {"call": ["orchestration:*"]}, "ttl_s": 60, "agent": "bot"}
+    bot = await connect(token=(await client.request("token:create", data))["token"])
+
+    with pytest.raises(Denied, match="token of the agent bot"):
+        await start(bot)
+
+
 async def test_it_pauses_after_the_turn_that_runs_and_goes_on_where_it_was(
     client: AsyncClient, ensemble: Ensemble
 ) -> None:
@@ -103,12 +113,17 @@ async def test_it_pauses_after_the_turn_that_runs_and_goes_on_where_it_was(
     during = await state(client, which)
     resumed = await change(client, "resume", which)
     told = await ended(client, which)
+    run = {"run_id": told["orchestration"]["run_id"]}
+    await client.request("workflow:result", run)
+    steps = [each["name"] for each in (await client.request("workflow:steps", run))["steps"]]
 
     assert [each["status"] for each in (paused, again, during)] == ["paused"] * 3
     assert during["turns"] == 1
     assert resumed["status"] == "running"
     assert told["orchestration"]["status"] == "succeeded"
     assert ensemble.order() == ["ann", "bob", "ann", "bob"]
+    assert steps.count("receive orders") == 1  # it waited, and did not look again and again
+    assert steps.count("advance") == 7
 
 
 async def test_stopping_twice_is_stopping_once_and_ends_the_turn_that_runs(
