@@ -1,19 +1,21 @@
 """Reads the documents of patterns: YAML, of whoever wrote it."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import msgspec
 import yaml
 from msgspec import Struct
 
+from ksi_daemon.document_schema import document_schema
 from ksi_daemon.fields import Fault, written
 from ksi_daemon.yaml_text import BadYaml, Path, YamlDocument, read_yaml_documents
 from ksi_orchestration.checks import faults_of
 from ksi_orchestration.events import PatternProblem
 from ksi_orchestration.pattern import Pattern
 
-__all__ = ["Read", "full", "read_made", "read_patterns", "told"]
+__all__ = ["Read", "full", "json_schema", "read_made", "read_patterns", "told"]
 
 MAX_PATTERNS: Final = 100
 
@@ -75,6 +77,12 @@ def told(problem: PatternProblem) -> str:
     where = problem.path if problem.line is None else f"{problem.path}:{problem.line}"
     field = f"{problem.field}: " if problem.field else ""
     return f"{where}: {field}{problem.message}"
+
+
+@cache
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a pattern; what a field is for is told where an editor shows it."""
+    return document_schema(Pattern, "A pattern of KSI")
 
 
 def full(value: Any) -> Any:

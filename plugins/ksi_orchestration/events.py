@@ -81,6 +81,16 @@ class PatternValidated(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
 
 
+class OrchestrationSchema(Struct, frozen=True, kw_only=True):
+    """Give the JSON Schema of patterns, for editors."""
+
+
+class PatternSchemaGiven(Struct, frozen=True, kw_only=True):
+    """The JSON Schema of a pattern."""
+
+    json_schema: dict[str, Any]
+
+
 # -- orchestrations -----------------------------------------------------------------------------
 
 

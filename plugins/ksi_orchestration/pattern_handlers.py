@@ -4,7 +4,7 @@ import asyncio
 
 from ksi_daemon.event_system import event_handler
 from ksi_orchestration import events as e
-from ksi_orchestration.documents import full, read_patterns
+from ksi_orchestration.documents import full, json_schema, read_patterns
 from ksi_orchestration.patterns import Patterns
 
 
@@ -28,6 +28,11 @@ class PatternHandlers:
         """Show a pattern: its text, and all that it comes to."""
         found = await self._patterns.find(request.name)
         return e.PatternShown(info=found.info, text=found.text, resolved=full(found.pattern))
+
+    @event_handler("orchestration:schema")
+    def schema(self, request: e.OrchestrationSchema) -> e.PatternSchemaGiven:
+        """Give the JSON Schema of patterns, for editors."""
+        return e.PatternSchemaGiven(json_schema=json_schema())
 
     @event_handler("orchestration:validate")
     async def validate(self, request: e.OrchestrationValidate) -> e.PatternValidated:

@@ -89,6 +89,17 @@ def show(
     show_answer("orchestration:pattern", ask, e.PatternShown, text, as_json=as_json)
 
 
+@pattern.command()
+def schema(*, as_json: JsonFlag = False) -> None:
+    """Print the JSON Schema of patterns, for editors."""
+    with connect() as client:
+        given = client.request("orchestration:schema", {}, result_type=e.PatternSchemaGiven)
+    if as_json:
+        output.write_json(given.json_schema)
+    else:
+        output.write(json.dumps(given.json_schema, indent=2, ensure_ascii=False))
+
+
 # -- checked --------------------------------------------------------------------------------------
 
 

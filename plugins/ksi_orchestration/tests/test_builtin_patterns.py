@@ -4,8 +4,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
+import yaml
 
+from ksi_orchestration.documents import json_schema
 from ksi_orchestration.pattern import MAX_ROUNDS, Pattern
 from ksi_orchestration.patterns import Patterns
 from ksi_orchestration.tests.playing import Answer, Playing, lines
@@ -178,6 +181,22 @@ async def test_a_review_goes_on_until_the_text_is_accepted(decision: str, turns:
 
     assert playing.order() == [*(["author", "reviewer"] * 3)[: turns - 1], "author"]
     assert result(playing).startswith("said final.1.author")
+
+
+async def test_the_published_schema_holds_them_and_no_others() -> None:
+    schema = json_schema()
+    validator = jsonschema_rs.validator_for(schema)
+
+    for name in await names():
+        given = yaml.safe_load((await built_in().find(name)).text)
+        validator.validate(given)
+        assert not validator.is_valid({**given, "stagse": []})
+        given["stages"][0]["until"] = {"round": 1}
+        assert not validator.is_valid(given)
+    for part in (schema, *schema["$defs"].values()):
+        assert [
+            name for name, each in part["properties"].items() if "description" not in each
+        ] == []
 
 
 def test_the_one_in_the_documentation_is_sound() -> None:

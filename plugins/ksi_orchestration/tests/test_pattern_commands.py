@@ -120,6 +120,14 @@ def test_files_are_checked_with_line_and_field(run: Command, folder: Path) -> No
     assert told["problems"][0]["line"] == 3
 
 
+def test_the_schema_is_printed_for_editors(run: Command) -> None:
+    pretty, compact = run("schema").stdout, run("schema", "--json").stdout
+
+    assert json.loads(pretty) == json.loads(compact)
+    assert json.loads(pretty)["title"] == "A pattern of KSI"
+    assert compact.count("\n") == 1
+
+
 def test_what_comes_on_stdin_is_checked(run: Command) -> None:
     assert run("validate", "-", stdin=PANEL).stdout == "1 sound: panel\n"
 
