@@ -174,6 +174,10 @@ HAPPENED: Final = (
 )
 
 
+def _offer(known: Known, seen: Seen) -> None:
+    known.feed.offer(seen.id, lambda: seen)
+
+
 def busy_world() -> Known:
     """Return what is known of a daemon that has a lot to do; always the same."""
     known = Known()
@@ -223,7 +227,7 @@ def busy_world() -> Known:
             message="the feed answered 500" if outcome == "failed" else None,
             payload=payload,
         )
-        known.feed.offer(seen.id, lambda seen=seen: seen)  # type: ignore[misc]
+        _offer(known, seen)
     known.feed.seen = 48_213
     known.frame()
     return known

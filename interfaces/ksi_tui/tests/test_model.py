@@ -2,6 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 
 from hypothesis import given
@@ -56,7 +57,7 @@ def test_whatever_comes_in_whatever_order_the_feed_is_bounded_and_counts_right(
 
     for what, number in steps:
         if what == "offer":
-            feed.offer(str(number), lambda number=number: seen(number))  # type: ignore[misc]
+            feed.offer(str(number), partial(seen, number))
             offered += 1
         elif what == "frame":
             feed.frame()
@@ -75,7 +76,7 @@ def test_whatever_comes_in_whatever_order_the_feed_is_bounded_and_counts_right(
 def test_of_more_events_than_a_frame_has_room_for_an_even_sample_is_shown() -> None:
     feed = Feed(kept_a_frame=40)
     for number in range(1000):
-        feed.offer(str(number), lambda number=number: seen(number))  # type: ignore[misc]
+        feed.offer(str(number), partial(seen, number))
     feed.frame()
 
     shown = [int(each.id) for each in feed.newest()]
@@ -89,7 +90,7 @@ def test_of_more_events_than_a_frame_has_room_for_an_even_sample_is_shown() -> N
 def test_what_is_said_of_the_sample_is_about_the_last_frame_alone() -> None:
     feed = Feed(kept_a_frame=4)
     for number in range(100):
-        feed.offer(str(number), lambda number=number: seen(number))  # type: ignore[misc]
+        feed.offer(str(number), partial(seen, number))
     feed.frame()
     feed.offer("x", lambda: seen(200))
     feed.frame()
@@ -100,7 +101,7 @@ def test_what_is_said_of_the_sample_is_about_the_last_frame_alone() -> None:
 def test_an_event_that_went_wrong_is_shown_though_it_was_not_in_the_sample() -> None:
     feed = Feed(kept_a_frame=4)
     for number in range(100):
-        feed.offer(str(number), lambda number=number: seen(number))  # type: ignore[misc]
+        feed.offer(str(number), partial(seen, number))
         settle(feed, number, "error" if number == 37 else "info")
     feed.frame()
 
@@ -216,7 +217,7 @@ def test_the_loads_of_agents_are_bounded() -> None:
 
 def agent(name: str, parent: str | None = None, **more: str) -> Agent:
     fields = {"phase": "Ready", "desired": "running", **more}
-    return Agent(name=name, definition="d", version=1, parent=parent, **fields)  # type: ignore[arg-type]
+    return Agent(name=name, definition="d", version=1, parent=parent, **fields)  # type: ignore[arg-type]  # they are its literals
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("abcdefghx"), max_size=8))
