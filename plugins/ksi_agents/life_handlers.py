@@ -57,6 +57,7 @@ START_S: Final = 10.0  # a start that asks nothing is waited for
 MANY_S: Final = 600.0  # ten thousand at once take their time
 NAME_TRIES: Final = 5
 LEAVE_S: Final = 0.5
+LOOK_AGAIN_S: Final = 5.0  # where a word that was told got lost
 MAX_STEM: Final = 50
 MAX_SHOWN: Final = 100
 ONLY_READS: Final = "restricted"
@@ -135,9 +136,8 @@ class LifeHandlers:
         if verdict == "new":
             self._reconciler.tell(structs.replace(kept, phase="Pending"), "")
             self._reconciler.tell(kept, "Pending")
-            self._reconciler.go_on(Going(kept))
         wait_s = request.wait_s if definition.probes else max(request.wait_s, START_S)
-        return agent_of(await self._started(kept, wait_s))
+        return agent_of(await self._started(kept, wait_s, is_new=verdict == "new"))
 
     async def _asked_for(self, request: e.AgentSpawn, context: Context) -> tuple[Definition, int]:
         if (request.definition is None) == (request.document is None):
@@ -229,18 +229,23 @@ class LifeHandlers:
                 details={"kind": "agents", "setting": "agents.max_agents"},
             )
 
-    async def _started(self, kept: Kept, wait_s: float) -> Kept:
-        """Wait for a start's end, and return how the agent is then."""
+    async def _started(self, kept: Kept, wait_s: float, *, is_new: bool) -> Kept:
+        """Have a new agent started, wait for its start's end, and return how it is then."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         while True:
             with self._reconciler.waiters.watching(about(kept)) as news:
+                if is_new:  # it can't have started before it is told
+                    is_new = False
+                    self._reconciler.go_on(Going(kept))
+                    await asyncio.wait({news}, timeout=min(wait_s, LOOK_AGAIN_S))
+                    continue
                 now = await self._agents.find(_owner_of(kept), kept.name)
                 if now is None or now.id != kept.id:
                     raise NotFound(f"the agent {kept.name} is gone")
                 if now.phase in STARTED or loop.time() >= until:
                     return now
-                await asyncio.wait({news}, timeout=min(until - loop.time(), 5.0))
+                await asyncio.wait({news}, timeout=min(until - loop.time(), LOOK_AGAIN_S))
 
     # -- telling of them ------------------------------------------------------------------------
 
