@@ -14,15 +14,17 @@ import pytest
 from ksi_agents.tests.helpers import document
 from ksi_cli.terminal import terminal
 from ksi_cli.testing import KsiCommand
-from ksi_client import AsyncClient, Denied, LocalTransport, UnixTransport
+from ksi_client import AsyncClient, Context, Denied, Event, LocalTransport, UnixTransport
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.event_system import event_handler
+from ksi_daemon.event_system import event_contributor, event_handler
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Failed
 from ksi_daemon.testing import module_plugin, running_daemon
+from ksi_system.events import HealthChecked
 from ksi_tui.app import Monitor
 from ksi_tui.model.known import Known
 from ksi_tui.screens.dialogs import Confirm
+from ksi_tui.screens.overview import shown_of
 from ksi_tui.watcher import Watcher
 from ksi_tui.widgets.rows import Rows
 
@@ -54,7 +56,11 @@ def ksi_plugins(request: pytest.FixtureRequest) -> list[EntryPoint]:
     def well() -> dict[str, int]:
         return {"n": 1}
 
-    return [module_plugin("try", fail=fail, deny=deny, well=well)]
+    @event_contributor("health:check")
+    def check() -> HealthChecked:
+        return HealthChecked()
+
+    return [module_plugin("try", fail=fail, deny=deny, well=well, check=check)]
 
 
 @pytest.fixture
@@ -128,6 +134,15 @@ async def test_a_flood_is_counted_whole_shown_as_a_sample_and_takes_bounded_room
         assert held <= 80
         assert len(feed) <= 80
         assert feed.one_of > 50 or feed.missed > 0
+
+
+async def test_events_that_the_connection_could_not_carry_are_counted() -> None:
+    watcher = Watcher(Known(), UnixTransport("nowhere"))
+
+    watcher.see(Event("router:lagged", {"missed": 7}, Context("a")))
+    watcher.see(Event("router:lagged", {"missed": 2}, Context("b")))
+
+    assert shown_of(watcher.known.feed) == "0 seen · 9 missed"
 
 
 async def test_a_daemon_that_is_stopped_and_comes_back_is_followed_again(tmp_path: Path) -> None:

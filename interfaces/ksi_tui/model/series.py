@@ -44,9 +44,6 @@ class Series:
 
 
 def _put(sums: dict[int, float], at: int, amount: float, kept: int) -> None:
-    newest = max(sums, default=at) if at not in sums else at
-    if at <= newest - kept:
-        return
     sums[at] = sums.get(at, 0.0) + amount
     if len(sums) > kept:
         oldest = max(sums) - kept

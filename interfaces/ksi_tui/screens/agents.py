@@ -11,6 +11,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from ksi_agents import events as e
+from ksi_client import NotFound
 from ksi_completion.events import ConversationHistory, ConversationRead, NumberedMessage
 from ksi_models.events import TextPart, ThinkingPart, ToolCallPart, ToolResultPart
 from ksi_tools.events import CallRecord, ToolCalls, ToolCallsListed
@@ -115,7 +116,6 @@ class AgentsScreen(ListAndDetail):
         if agent is None:
             self.show_nothing("")
             return
-        entitle(self.query_one(".detail"), texts.plain(key))
         loads: dict[str, Callable[[e.Agent], Awaitable[Content]]] = {
             "details": self._details,
             "conversation": self._conversation,
@@ -124,7 +124,8 @@ class AgentsScreen(ListAndDetail):
         }
         section = self.section
         content = await loads[section](agent)
-        if self.shown == key and self.section == section:
+        if self.still_shows(key) and self.section == section:
+            entitle(self.query_one(".detail"), texts.plain(key))
             self._write(content, stays_at_end=section == "conversation")
 
     def _write(self, content: Content, *, stays_at_end: bool) -> None:
@@ -140,16 +141,19 @@ class AgentsScreen(ListAndDetail):
 
     async def _conversation(self, agent: e.Agent) -> Content:
         if not agent.conversation_id:
-            return Content.styled("no conversation yet", "$quiet")
+            return conversation(())
         request = ConversationHistory(conversation_id=agent.conversation_id, limit=MESSAGES)
-        read: ConversationRead = await self.monitor.watcher.ask(
-            "conversation:history", request, ConversationRead
-        )
+        try:
+            read: ConversationRead = await self.monitor.watcher.ask(
+                "conversation:history", request, ConversationRead
+            )
+        except NotFound:  # it is made with the first message
+            return conversation(())
         return conversation(read.messages)
 
     async def _tools(self, agent: e.Agent) -> Content:
         if not agent.conversation_id:
-            return Content.styled("no calls yet", "$quiet")
+            return calls(())
         request = ToolCalls(conversation_id=agent.conversation_id, limit=CALLS)
         listed: ToolCallsListed = await self.monitor.watcher.ask(
             "tool:calls", request, ToolCallsListed

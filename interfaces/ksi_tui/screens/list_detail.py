@@ -108,8 +108,12 @@ class ListAndDetail(MonitorScreen):
         try:
             await self.load(key)
         except KsiError as error:
-            if self.shown == key and self.is_mounted:
+            if self.still_shows(key):
                 self.show_nothing(texts.plain(error.message))
+
+    def still_shows(self, key: str) -> bool:
+        """Say whether it is this row's detail that is wanted, and the screen is still there."""
+        return self.shown == key and bool(self.query(".detail"))
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
         """Show what is in another row."""

@@ -183,7 +183,7 @@ class RunsScreen(ListAndDetail):
             parts += run_facts(got)
             now = datetime.fromtimestamp(self.monitor.watcher.clock(), UTC)
             steps = step_rows(got.run, listed.steps, now, self._line_width())
-        if self.shown != key:
+        if not self.still_shows(key):
             return
         entitle(self.query_one(".detail"), texts.plain(key))
         self.query_one("#run-facts", Static).update(Content.assemble(*parts))
