@@ -67,7 +67,7 @@ WORKERS = str((os.cpu_count() or 1) + 1)
 CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ruff", ("-m", "ruff", "check", ".")),
     ("format", ("-m", "ruff", "format", "--check", ".")),
-    ("mypy", ("-m", "mypy")),
+    ("mypy", ("-m", "mypy", "--num-workers", "auto")),
     ("imports", ("-c", "from importlinter.cli import lint_imports_command as run; run()")),
     ("pytest", ("-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal")),
 )
