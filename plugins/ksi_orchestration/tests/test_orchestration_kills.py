@@ -23,6 +23,7 @@ SETTINGS = (
     "models.keyring=false",
     "workflows.max_recovery_attempts=100",
 )
+PATIENT = "workflows.takeover_after_s=4"  # a daemon that is only slow is not to lose its runs
 ENDED = ("succeeded", "failed", "stopped")
 CHAT = TALK.replace("rounds: 2", "rounds: 3")
 
@@ -117,8 +118,8 @@ async def test_another_daemon_follows_has_a_say_and_takes_over(
         chunks.extend([chunk async for chunk in stream])
 
     with fleet.daemon() as other:
-        await fleet.start(daemon, "workflows.takeover_after_s=1")
-        await fleet.start(other, "workflows.takeover_after_s=1")
+        await fleet.start(daemon, PATIENT)
+        await fleet.start(other, PATIENT)
         async with fleet.client(daemon) as here, fleet.client(other) as there:
             ask = {"document": CHAT, "topic": "Rain", "id": "chat"}
             await request(here, "orchestration:start", **ask)
