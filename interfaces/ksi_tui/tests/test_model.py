@@ -169,6 +169,17 @@ def test_counts_are_right_and_bounded_in_whatever_order_they_come(
     assert sum(minutes) == sum(n for at, n in added if at // MINUTE_S >= first)
 
 
+def test_a_day_of_counting_takes_no_more_room_than_two_hours() -> None:
+    series = Series()
+    for second in range(0, 86_400, 20):
+        series.add(float(second))
+    for second in range(600):
+        series.add(86_400.0 + second)
+
+    assert len(series) == KEPT_MINUTES + MINUTE_S
+    assert series.last_minute(86_999.0) == MINUTE_S
+
+
 def test_a_clock_that_was_set_back_does_not_stop_the_counting() -> None:
     series = Series()
     series.add(100_000.0)
