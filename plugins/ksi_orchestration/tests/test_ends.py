@@ -80,7 +80,7 @@ async def test_each_pattern_that_is_built_in_is_played_to_its_end(
 # -- failures -------------------------------------------------------------------------------------
 
 
-async def test_a_turn_that_fails_is_had_again_then_by_a_substitute_then_left_out(
+async def test_a_turn_that_fails_is_had_again_by_a_substitute_or_model_left_out_or_ends_all(
     client: AsyncClient, ensemble: Ensemble
 ) -> None:
     rule = "\non_failure: {retries: 1, substitute: critic, then: skip}\n"
@@ -101,32 +101,26 @@ async def test_a_turn_that_fails_is_had_again_then_by_a_substitute_then_left_out
     ]
     assert (told["members"][0]["turns"], told["members"][0]["failures"]) == (4, 3)
 
-
-async def test_a_turn_that_has_to_be_had_ends_all_with_its_error(
-    client: AsyncClient, ensemble: Ensemble
-) -> None:
-    rule = "\non_failure: {retries: 0, then: stop}\n"
-    ensemble.lines("bob", Failed("the line is dead"))
-
-    told = (await ended(client, await start(client, TALK + rule)))["orchestration"]
-
-    assert (told["status"], told["reason"]) == ("failed", "failed")
-    assert "the line is dead" in told["error"]["message"]
-    assert ensemble.order() == ["ann", "bob"]
-
-
-async def test_of_several_models_the_first_that_answers_counts(
-    client: AsyncClient, ensemble: Ensemble
-) -> None:
     document = TALK.replace("ann: {}", "ann: {model: [test:broken, test:sound]}")
-    ensemble.lines("ann", Failed("broken"))
+    ensemble.lines("b/ann", Failed("broken"))
 
-    await ended(client, await start(client, document, id="a", rounds=1))
-    models = [each.call.model for each in ensemble.asked if each.member == "ann"]
+    await ended(client, await start(client, document, id="b", rounds=1))
+    models = [
+        each.call.model for each in ensemble.asked if (each.which, each.member) == ("b", "ann")
+    ]
 
     assert models == ["test:broken", "test:sound"]
-    first = (await said(client, "a"))[0]
+    first = (await said(client, "b"))[0]
     assert (first["model"], first["text"]) == ("test:sound", "ann says 2")
+
+    rule = "\non_failure: {retries: 0, then: stop}\n"
+    ensemble.lines("c/bob", Failed("the line is dead"))
+
+    ended_so = (await ended(client, await start(client, TALK + rule, id="c")))["orchestration"]
+
+    assert (ended_so["status"], ended_so["reason"]) == ("failed", "failed")
+    assert "the line is dead" in ended_so["error"]["message"]
+    assert [each.member for each in ensemble.asked if each.which == "c"] == ["ann", "bob"]
 
 
 async def test_a_play_that_breaks_ends_its_orchestration(
@@ -190,8 +184,6 @@ async def test_when_the_budget_is_spent_it_ends_and_keeps_what_was_said(
     assert (await spoken(client, which))[:2] == [("ann", "ann says 1"), ("bob", "bob says 1")]
     assert told["result"] != ""
 
-
-async def test_money_is_counted_over_all_turns(client: AsyncClient, ensemble: Ensemble) -> None:
     which = await start(client, CHORUS, budget={"cost_usd": 0.0005})
 
     told = (await ended(client, which))["orchestration"]

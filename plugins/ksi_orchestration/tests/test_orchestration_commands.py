@@ -28,6 +28,13 @@ name: chat
 roles: {ann: {}, bob: {}}
 stages: [{name: talk, kind: talk, prompt: "{{ topic }}", until: {rounds: 1}}]
 """
+CHORUS = """
+name: chorus
+roles: {ann: {}, bob: {}, eve: {}}
+stages:
+  - {name: sing, kind: parallel, members: [ann, bob]}
+  - {name: close, kind: judge, members: [eve]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,7 @@ def ksi(
         home = Path(folder)
         (home / "patterns").mkdir()
         (home / "patterns" / "chat.yaml").write_text(CHAT)
+        (home / "patterns" / "chorus.yaml").write_text(CHORUS)
         daemon = DaemonProcess(home)
         settings = (*settings_for(logins), *SETTINGS)
         daemon.start(*(part for each in settings for part in ("--set", each)))
@@ -224,13 +232,13 @@ def test_a_second_ctrl_c_leaves_it(ksi: KsiCommand) -> None:
 
 
 def test_a_terminal_shows_who_speaks_alone_as_it_speaks_and_others_whole(ksi: KsiCommand) -> None:
-    line = ksi.line("orchestrate", "Cats", "--mode", "brainstorm", "--rounds", "1")
+    line = ksi.line("orchestrate", "Cats", "--mode", "chorus")
     with terminal(line, ksi.environ) as opened:
         code = opened.wait()
         text = opened.text
 
     assert code == 0
-    for name in ("practical", "bold", "outsider", "editor"):
+    for name in ("ann", "bob", "eve"):
         assert f"● {name} general · " in text
     assert "test/lorem-30 · " in text
     assert "succeeded · " in text

@@ -57,7 +57,7 @@ async def test_members_of_a_parallel_stage_work_at_once(
     assert heard.index("ann says 1") < heard.index("bob says 1") < heard.index("eve says 1")
 
 
-async def test_starting_twice_with_one_id_is_starting_once(
+async def test_starting_twice_is_starting_once_and_lists_have_pages(
     client: AsyncClient, ensemble: Ensemble
 ) -> None:
     first = await start(client, id="once")
@@ -70,9 +70,23 @@ async def test_starting_twice_with_one_id_is_starting_once(
     with pytest.raises(Conflict, match="once is that of another"):
         await start(client, id="once", rounds=3)
 
+    made = [await start(client, id=f"o{number}", rounds=1) for number in range(2)]
+    for which in made:
+        await ended(client, which)
+
+    first = await client.request("orchestration:list", {"limit": 2})
+    rest = await client.request("orchestration:list", {"limit": 2, "cursor": first["cursor"]})
+    none = await client.request("orchestration:list", {"status": ["running"]})
+
+    assert [each["id"] for each in first["orchestrations"]] == ["o1", "o0"]
+    assert [each["id"] for each in rest["orchestrations"]] == ["once"]
+    assert none["orchestrations"] == []
+    with pytest.raises(InvalidData, match="no cursor"):
+        await client.request("orchestration:list", {"cursor": "x"})
+
 
 async def test_what_could_not_be_worked_on_is_refused_before_anything_is_recorded(
-    client: AsyncClient, ensemble: Ensemble
+    client: AsyncClient, ensemble: Ensemble, connect: Any
 ) -> None:
     ensemble.unknown.add("nosuch:model")
 
@@ -85,18 +99,17 @@ async def test_what_could_not_be_worked_on_is_refused_before_anything_is_recorde
     with pytest.raises(InvalidData, match="either"):
         await client.request("orchestration:start", {"topic": "x"})
 
-    listed = await client.request("orchestration:list")
-    assert listed["orchestrations"] == []
-
-
-async def test_an_agent_s_token_does_not_have_other_agents_work(
-    client: AsyncClient, ensemble: Ensemble, connect: Any
-) -> None:
     data = {"name": "bot", "grants": {"call": ["orchestration:*"]}, "ttl_s": 60, "agent": "bot"}
     bot = await connect(token=(await client.request("token:create", data))["token"])
 
     with pytest.raises(Denied, match="token of the agent bot"):
         await start(bot)
+    for what in ("status", "transcript", "pause", "resume", "stop"):
+        with pytest.raises(NotFound, match="there is no orchestration gone"):
+            await change(client, what, "gone")
+
+    listed = await client.request("orchestration:list")
+    assert listed["orchestrations"] == []
 
 
 async def test_it_pauses_after_the_turn_that_runs_and_goes_on_where_it_was(
@@ -149,13 +162,9 @@ async def test_stopping_twice_is_stopping_once_and_ends_the_turn_that_runs(
     with pytest.raises(Conflict, match="has ended"):
         await change(client, "message", which, text="Wait!")
 
-
-async def test_stopping_what_is_over_tells_how_it_ended(
-    client: AsyncClient, ensemble: Ensemble
-) -> None:
+    ensemble.gates.clear()
     which = await start(client, rounds=1)
     await ended(client, which)
-
     stopped = await change(client, "stop", which)
 
     assert (stopped["status"], stopped["reason"]) == ("succeeded", "done")
@@ -202,25 +211,3 @@ async def test_it_is_followed_from_any_number_on_until_its_end(
     assert [chunk["number"] for chunk in chunks if chunk["kind"] == "utterance"] == [1, 2, 3, 4]
     assert chunks[-1]["orchestration"]["status"] == "succeeded"
     assert [chunk["kind"] for chunk in later] == ["utterance", "status"]
-
-
-async def test_a_list_has_pages_and_is_filtered(client: AsyncClient, ensemble: Ensemble) -> None:
-    made = [await start(client, id=f"o{number}", rounds=1) for number in range(3)]
-    for which in made:
-        await ended(client, which)
-
-    first = await client.request("orchestration:list", {"limit": 2})
-    rest = await client.request("orchestration:list", {"limit": 2, "cursor": first["cursor"]})
-    none = await client.request("orchestration:list", {"status": ["running"]})
-
-    assert [each["id"] for each in first["orchestrations"]] == ["o2", "o1"]
-    assert [each["id"] for each in rest["orchestrations"]] == ["o0"]
-    assert none["orchestrations"] == []
-    with pytest.raises(InvalidData, match="no cursor"):
-        await client.request("orchestration:list", {"cursor": "x"})
-
-
-async def test_what_is_not_there_is_told(client: AsyncClient, ensemble: Ensemble) -> None:
-    for what in ("status", "transcript", "pause", "resume", "stop"):
-        with pytest.raises(NotFound, match="there is no orchestration gone"):
-            await change(client, what, "gone")
