@@ -20,6 +20,7 @@ from ksi_tui.widgets.rows import Cell, Column, Row, Rows
 from ksi_workflows.events import QueueState
 
 SHOWN_EVENTS: Final = 100
+SHOWN_CHARACTERS: Final = 300  # more than the widest terminal has room for
 GAUGE: Final = 8
 
 AGENT_COLUMNS: Final = (
@@ -165,7 +166,7 @@ def _event_row(seen: Seen) -> Row:
             Cell(looks.who(seen), "muted"),
             Cell(texts.took(seen.duration_s), "muted"),
             looks.outcome(seen),
-            Cell(texts.plain(seen.message or seen.payload), "muted"),
+            Cell(texts.plain((seen.message or seen.payload)[:SHOWN_CHARACTERS]), "muted"),
         ),
     )
 

@@ -35,8 +35,20 @@ async def _one_for_all() -> AsyncIterator[Pilot[None]]:
         yield pilot
 
 
+@pytest.fixture(scope="module")
+async def _screens(_one_for_all: Pilot[None]) -> list[MonitorScreen]:
+    """Its screens, each of which was shown once."""
+    found = []
+    for mode in _one_for_all.app.MODES:
+        await _one_for_all.app.switch_mode(mode)
+        await _one_for_all.pause()
+        assert isinstance(_one_for_all.app.screen, MonitorScreen)
+        found.append(_one_for_all.app.screen)
+    return found
+
+
 @pytest.fixture
-async def pilot(_one_for_all: Pilot[None]) -> Pilot[None]:
+async def pilot(_one_for_all: Pilot[None], _screens: list[MonitorScreen]) -> Pilot[None]:
     """The monitor as it is at its start: wide, at the overview, nothing chosen or filtered."""
     app = _one_for_all.app
     assert isinstance(app, Monitor)
@@ -45,17 +57,17 @@ async def pilot(_one_for_all: Pilot[None]) -> Pilot[None]:
         await app.pop_screen()
     app.watcher.sent.clear()
     app.watcher.known = app.known = busy_world()
-    await _one_for_all.resize_terminal(*WIDE)
-    for mode in app.MODES:
-        await app.switch_mode(mode)
-        reset(app.screen)
-    await app.switch_mode("overview")
+    if app.size != WIDE:
+        await _one_for_all.resize_terminal(*WIDE)
+    if app.current_mode != "overview":
+        await app.switch_mode("overview")
+    for screen in _screens:
+        reset(screen)
     await settled(_one_for_all)
     return _one_for_all
 
 
-def reset(screen: object) -> None:
-    assert isinstance(screen, MonitorScreen)
+def reset(screen: MonitorScreen) -> None:
     screen.query_one(Filter).value = ""
     screen.query_one(Filter).remove_class("-shown")
     screen.remove_class("-open")
