@@ -7,9 +7,9 @@ is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``, ``endless``, ``chi
 processes behind that ignore being ended), ``deaf`` (it ignores being ended), ``eat`` (it takes all
 memory), ``eat-away`` (a process does that which has left its group), ``spin`` (it takes CPU time),
 ``spin-apart`` (its children do), ``leak`` (it opens files), ``quit`` (it ends with a code),
-``tool`` (it uses one of its own), ``result`` (it has
-used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its
-options), ``whole`` (it does not stream).
+``mutter`` (it complains at length), ``tool`` (it uses one of its own), ``result`` (it has used
+one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options),
+``whole`` (it does not stream).
 
 Sessions and a log of how it was called are in its folder of configuration.
 """
@@ -250,14 +250,21 @@ class Fake:
 
     def fail_leak(self) -> None:
         """Open files and close none."""
-        kept = []
-        while True:
-            kept.append(open(os.devnull))  # noqa: PTH123, SIM115  that is the fault
+        kept: list[Any] = []
+        try:
+            while True:
+                kept.append(open(os.devnull))  # noqa: PTH123, SIM115  that is the fault
+        except OSError as error:
+            sys.exit(f"{error.strerror} at {len(kept)}")
 
     def fail_quit(self) -> None:
         """End with a code of its own."""
         sys.stderr.write("first of all\nthis\nthat\nand sk-ant-api03-secretsecret\n")
         sys.exit(3)
+
+    def fail_mutter(self) -> None:
+        """Complain at length, and have a secret in the middle of that."""
+        sys.exit(f"sk-ant-api03-{'secret' * 800}\nno more")
 
     def fail_tool(self) -> None:
         """Use a tool."""

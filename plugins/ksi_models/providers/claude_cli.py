@@ -361,8 +361,8 @@ def died(ended: Ended, bounds: ProcessBounds, said: str) -> ProviderError:
     told = f"; it said: {said}" if said else ""
     if ended.broken == "memory_mb":
         return OverLimit(
-            f"the claude command was ended, as it held {math.ceil(ended.memory_mb)} MB of memory and may "
-            f"hold {bounds.memory_mb}{told}",
+            f"the claude command was ended, as it held {math.ceil(ended.memory_mb)} MB of memory "
+            f"and may hold {bounds.memory_mb}{told}",
             "memory_mb",
         )
     if ended.broken == "cpu_s":

@@ -148,7 +148,7 @@ def watch(child: int, lifeline: int, awake: int, bounds: Bounds) -> int:
         if pause is not None:
             bounds.measure()
         if bounds.broken is not None or (deadline is not None and time.monotonic() >= deadline):
-            kill_all(child)
+            kill_group(child, signal.SIGKILL)  # what left the group is killed after it
             pause = 0.05
         watched = [awake] if deadline is not None else [awake, lifeline]
         ready, _, _ = select.select(watched, [], [], left(deadline, pause))
@@ -165,14 +165,6 @@ def left(deadline: float | None, pause: float | None) -> float | None:
         return pause
     until = max(deadline - time.monotonic(), 0.05)
     return until if pause is None else min(until, pause)
-
-
-def kill_all(child: int) -> None:
-    """Kill the command, those that it started, and those of them that left its group."""
-    kill_group(child, signal.SIGKILL)
-    for pid in family():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def tell(lifeline: int, report: dict[str, Any]) -> None:

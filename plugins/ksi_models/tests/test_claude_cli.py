@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,7 @@ async def test_one_that_acts_by_itself_is_ended(
         ("crash", "cut_off", "SIGKILL, and not by us: perhaps by the kernel"),
         ("crash", "cut_off", "without an answer; it said: it broke"),
         ("quit", "cut_off", "with the exit code 3 without an answer; it said: this / that / and"),
+        ("mutter", "cut_off", "without an answer; it said: no more"),
         ("garbage", "malformed", "can't be read"),
         ("binary", "malformed", "can't be read"),
         ("huge-line", "malformed", "longer than"),
@@ -250,7 +252,11 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells 
         ("eat-away", {"memory_mb": 150}, "of memory and may hold 150"),
         ("spin", {"cpu_s": 1}, "s of CPU time and may take 1"),
         ("spin-apart", {"cpu_s": 1}, "s of CPU time and may take 1"),
-        ("leak", {"open_files": 64}, "may have 64 files open and wanted more; it said: "),
+        (
+            "leak",
+            {"open_files": 64},
+            "64 files open and wanted more; it said: Too many open files",
+        ),
     ],
 )
 async def test_what_takes_too_much_is_ended_and_says_of_what(
@@ -261,6 +267,7 @@ async def test_what_takes_too_much_is_ended_and_says_of_what(
     error = await failing(claude, question(model=model))
 
     assert error.kind == "over_limit"
+    assert all(int(many) < 64 for many in re.findall(r"open files at (\d+)", error.message))
     assert told in error.message
     assert f"models.providers.claude-cli.{next(iter(bounds))}" in error.message
     assert started_by(fake_claude) == []
