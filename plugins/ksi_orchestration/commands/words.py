@@ -24,9 +24,10 @@ def speaker(said: e.Utterance | e.TurnBegan) -> str:
 
 def place(said: e.Utterance | e.TurnBegan) -> str:
     """Say who a speaker is and where it stands."""
-    parts = [said.agent or "", at(said.stage, said.round)]
-    if said.item:
-        parts.append(turns.one_line(said.item, 60))
+    where = at(said.stage, said.round)
+    if said.item:  # what it is about says more than which one it is
+        where = f"{said.stage} · {turns.one_line(said.item, 60)}"
+    parts = [said.agent or "", where]
     return " · ".join(part for part in parts if part)
 
 
