@@ -66,6 +66,10 @@ class Monitor(App[None]):
         self._frames = 0
         self._is_starting = False
 
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Return what our looks need and other themes don't have."""
+        return DARK.variables
+
     def on_mount(self) -> None:
         """Begin to watch, and to draw."""
         self.switch_mode("overview")

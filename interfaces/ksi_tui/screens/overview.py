@@ -63,9 +63,9 @@ class OverviewScreen(MonitorScreen):
         """Lay out charts, then panels."""
         with Horizontal(id="charts"):
             yield Chart("tokens / min", id="chart-tokens")
-            yield Chart("cost / min", "good", id="chart-cost")
-            yield Chart("errors / min", "bad", id="chart-errors")
-            yield Chart("events / min", "warn", id="chart-events", classes="-last")
+            yield Chart("cost / min", "cost", id="chart-cost")
+            yield Chart("errors / min", "errors", id="chart-errors")
+            yield Chart("events / min", "events", id="chart-events", classes="-last")
         with Horizontal(id="middle"):
             yield Rows(AGENT_COLUMNS, id="agents", classes="panel")
             with Vertical(id="side"):

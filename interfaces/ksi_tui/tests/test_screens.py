@@ -231,6 +231,14 @@ async def test_the_palette_offers_what_the_screen_can_do(pilot: Pilot[None]) -> 
     assert isinstance(app.screen, Confirm)
 
 
+async def test_every_theme_has_the_colours_that_are_needed(pilot: Pilot[None]) -> None:
+    app = the(pilot)
+    for theme in ("nord", "ksi-dark"):
+        app.theme = theme
+        await settled(pilot)
+        assert "researcher-1" in shown(app)
+
+
 async def test_in_a_small_terminal_enter_opens_and_escape_goes_back(pilot: Pilot[None]) -> None:
     app = the(pilot)
     await pilot.resize_terminal(*SMALL)

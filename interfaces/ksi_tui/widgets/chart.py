@@ -1,13 +1,14 @@
 """A number with its last minutes as columns."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
 
 from ksi_tui.model.series import bars
+from ksi_tui.widgets.colours import looks_of
 
 
 class Chart(Widget):
@@ -15,20 +16,10 @@ class Chart(Widget):
 
     Args:
         title: What is counted.
-        look: The colour of its columns: ``accent``, ``good``, ``warn`` or ``bad``.
+        look: How its columns look: see `colours`.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "chart--title",
-        "chart--figure",
-        "chart--ground",
-        "chart--accent",
-        "chart--good",
-        "chart--warn",
-        "chart--bad",
-    }
-
-    def __init__(self, title: str, look: str = "accent", **options: Any) -> None:
+    def __init__(self, title: str, look: str = "tokens", **options: Any) -> None:
         super().__init__(**options)
         self._title = title
         self._look = look
@@ -54,8 +45,8 @@ class Chart(Widget):
         drawn = bars(self._values[-width:], max(height - 1, 1))
         line = drawn[y - 1] if y <= len(drawn) else ""
         is_ground = y == len(drawn)
-        plain = self.get_component_rich_style("chart--ground")
-        coloured = self.get_component_rich_style(f"chart--{self._look}")
+        looks, base = looks_of(self), self.rich_style
+        plain, coloured = base + looks["ground"], base + looks[self._look]
         segments = [
             Segment("▁", plain) if char == " " and is_ground else Segment(char, coloured)
             for char in line.rjust(width)
@@ -64,7 +55,7 @@ class Chart(Widget):
 
     def _head(self, width: int) -> Strip:
         room = max(width - len(self._figure) - 1, 0)
-        title = self.get_component_rich_style("chart--title")
-        figure = self.get_component_rich_style("chart--figure")
+        looks, base = looks_of(self), self.rich_style
+        title, figure = base + looks["label"], base + looks["strong"]
         head = Segment(self._title[:room].ljust(room), title)
         return Strip([head, Segment(f" {self._figure}"[:width], figure)]).adjust_cell_length(width)

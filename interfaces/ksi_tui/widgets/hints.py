@@ -1,7 +1,5 @@
 """One line that says which keys do something here; each can be pressed with the mouse."""
 
-from typing import ClassVar
-
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
@@ -9,6 +7,8 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
+
+from ksi_tui.widgets.colours import looks_of
 
 PALETTE = Binding("ctrl+p", "app.command_palette", "all", key_display="^p")
 
@@ -18,8 +18,6 @@ class Hints(Widget):
 
     Textual's own footer makes a widget of each anew whenever the focus moves.
     """
-
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"hints--key", "hints--what"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +46,8 @@ class Hints(Widget):
         return Strip(parts).adjust_cell_length(width, self.rich_style)
 
     def _parts(self, width: int) -> list[Segment]:
-        key_style = self.get_component_rich_style("hints--key")
-        what_style = self.get_component_rich_style("hints--what")
+        looks, base = looks_of(self), self.rich_style
+        key_style, what_style = base + looks["key"], base + looks["muted"]
         palette = [Segment("^p", key_style), Segment(f" {PALETTE.description} ", what_style)]
         room = width - sum(part.cell_length for part in palette)
         parts: list[Segment] = []

@@ -1,6 +1,6 @@
 """A table that draws the lines that can be seen, and no others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from msgspec import Struct
@@ -14,12 +14,13 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from ksi_tui.widgets.colours import looks_of
+
 GAP: Final = 2
-LOOKS: Final = frozenset({"text", "muted", "strong", "accent", "good", "warn", "bad"})
 
 
 class Cell(Struct, frozen=True):
-    """A text, which must be plain, and how it looks: one of `LOOKS`."""
+    """A text, which must be plain, and how it looks: see `colours`."""
 
     text: str
     look: str = "text"
@@ -79,13 +80,6 @@ class Rows(ScrollView, can_focus=True):
         chosen: Whether a row can be chosen at all.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "rows--title",
-        "rows--heading",
-        "rows--cursor",
-        "rows--cursor-blurred",
-        *(f"rows--{look}" for look in LOOKS),
-    }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False),
         Binding("down,j", "move(1)", "Down", show=False),
@@ -226,41 +220,37 @@ class Rows(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """Draw a line: the titles, then the rows."""
         width = self.size.width
-        base = self.get_component_rich_style("rows--text")
+        looks, base = looks_of(self), self.rich_style
         at = self.scroll_offset.y + y - 1
         if y == 0:
-            return self._line(
-                [Cell(column.title, "title") for column in self._columns], width, base
-            )
+            titles = [Cell(column.title, "title") for column in self._columns]
+            return self._line(titles, width, base, looks)
         if 0 <= at < len(self._rows):
-            return self._row(at, width, base)
+            return self._row(at, width, base, looks)
         if at == 0 and not self._rows:
-            style = self.get_component_rich_style("rows--muted")
-            return Strip([Segment(set_cell_size(f" {self._empty}", width), base + style)])
+            text = set_cell_size(f" {self._empty}", width)
+            return Strip([Segment(text, base + looks["muted"])])
         return Strip.blank(width, base)
 
-    def _row(self, at: int, width: int, base: Style) -> Strip:
+    def _row(self, at: int, width: int, base: Style, looks: Mapping[str, Style]) -> Strip:
         row = self._rows[at]
         if row.is_heading:
-            style = base + self.get_component_rich_style("rows--heading")
             text = " ".join(cell.text for cell in row.cells)
-            return Strip([Segment(set_cell_size(f" {text}", width), style)])
+            return Strip([Segment(set_cell_size(f" {text}", width), base + looks["heading"])])
         if at == self._at:
-            name = "rows--cursor" if self.has_focus else "rows--cursor-blurred"
-            back = self.get_component_rich_style(name)
-            base += Style(bgcolor=back.bgcolor)
-        return self._line(row.cells, width, base)
+            base += looks["cursor" if self.has_focus else "blurred"]
+        return self._line(row.cells, width, base, looks)
 
-    def _line(self, cells: Sequence[Cell], width: int, base: Style) -> Strip:
+    def _line(
+        self, cells: Sequence[Cell], width: int, base: Style, looks: Mapping[str, Style]
+    ) -> Strip:
         segments = [Segment(" ", base)]
-        used = 1
         sizes = widths(self._columns, width - 2)
         for column, cell, room in zip(self._columns, cells, sizes, strict=True):
             if room:
-                look = self.get_component_rich_style(f"rows--{cell.look}", partial=True)
-                segments.append(Segment(fitted(cell.text, room, column.is_number), base + look))
+                text = fitted(cell.text, room, column.is_number)
+                segments.append(Segment(text, base + looks[cell.look]))
                 segments.append(Segment(" " * GAP, base))
-                used += room + GAP
         return Strip(segments).adjust_cell_length(width, base)
 
 
