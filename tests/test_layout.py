@@ -25,7 +25,7 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 KERNEL_LINES = {
     "router": 431,
     "server": 623,
-    "loader": 254,
+    "loader": 253,
     "supervisor": 103,
     "protocol": 724,
 }
@@ -368,6 +368,7 @@ def test_a_wheel_takes_no_names_that_are_not_ours(wheel: Path) -> None:
         "ksi_cli",
         "ksi_client",
         "ksi_daemon",
+        "ksi_tui",
         *plugins,
     }
 
