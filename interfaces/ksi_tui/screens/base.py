@@ -74,7 +74,7 @@ class MonitorScreen(Screen[None]):
             return
         known, now = self.monitor.known, self.monitor.watcher.clock()
         self.query_one(TopBar).put(known, now, self.size.width)
-        self.query_one(Banner).put(known.link)
+        self.query_one(Banner).put(known.link, was_here=known.greeting is not None)
         self.put(known, now)
 
     def on_mount(self) -> None:

@@ -87,15 +87,15 @@ class Banner(Static):
         super().__init__("", markup=False)
         self._link: Link | None = None
 
-    def put(self, link: Link) -> None:
-        """Say so, or nothing."""
+    def put(self, link: Link, *, was_here: bool) -> None:
+        """Say so, or nothing; where it was here once, also what that means for what is shown."""
         if link == self._link:
             return
         self._link = link
         self.set_class(link.state in ("away", "refused"), "-shown")
         then = "trying again; s starts it" if link.state == "away" else "trying again"
-        what = "what is shown is what was last known"
-        self.update(Content(f"{texts.plain(link.why)} — {then}; {what}"))
+        what = "; what is shown is what was last known" if was_here else ""
+        self.update(Content(f"{texts.plain(link.why)} — {then}{what}"))
 
 
 class Filter(Input):
