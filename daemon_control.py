@@ -48,6 +48,7 @@ FOREIGN_VARIABLES = (
 )
 
 COMMANDS = {
+    "demo": "see what KSI does, in two minutes (--yes: without pressing keys)",
     "start": "start the daemon, wait until it is ready (--foreground: stay)",
     "stop": "stop it and wait for its end (--timeout-s N: then kill it)",
     "restart": "stop it if it runs, and start it",
@@ -66,7 +67,7 @@ WORKERS = str((os.cpu_count() or 1) + 1)
 CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ruff", ("-m", "ruff", "check", ".")),
     ("format", ("-m", "ruff", "format", "--check", ".")),
-    ("mypy", ("-m", "mypy")),
+    ("mypy", ("-m", "mypy", "--num-workers", "auto")),
     ("imports", ("-c", "from importlinter.cli import lint_imports_command as run; run()")),
     ("pytest", ("-m", "pytest", "-q", "-n", WORKERS, "--dist", "worksteal")),
 )

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 from msgspec import NODEFAULT, Struct
@@ -61,15 +61,13 @@ async def routes_and_settings() -> tuple[list[Route], dict[str, type[Struct]]]:
 
 def type_name(hint: Any) -> str:
     """Write a type as people write it."""
-    if get_origin(hint) is Annotated:
-        return type_name(get_args(hint)[0])
     text = inspect.formatannotation(hint)
     return re.sub(r"\b(?:[a-z_]+\.)+(?=\w)", "", text).replace("NoneType", "None")
 
 
 def fields_of(kind: Any) -> Iterator[tuple[str, str, str]]:
     """Yield each field of a Struct: its name, its type, and its default where it has one."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind)  # without what they are annotated with
     for field in msgspec.structs.fields(kind):
         default = "" if field.required else shown_default(field)
         yield field.name, type_name(hints[field.name]), default

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -145,7 +146,7 @@ class Loader:
                 self._router.forget(entry_point.name)
                 self._fail(self.plugins[entry_point.name], "two packages have a plugin so named")
                 continue
-            loaded = Loaded(entry_point.name, _version_of(entry_point))
+            loaded = Loaded(entry_point.name, _version_of(getattr(entry_point, "dist", None)))
             loaded.named_essential = loaded.name in self._essential
             self.plugins[loaded.name] = loaded
             if matches_any(loaded.name, allowed):
@@ -266,7 +267,8 @@ class Loader:
     async def _live(self, loaded: Loaded) -> None:
         """A plugin's own task, from its start to its stop."""
         try:
-            await self._await_required(loaded)
+            for name in loaded.info.requires:
+                await self.await_ready(name)
             if loaded.common.isolate and self._isolator is not None:
                 await self._isolator.run(loaded)
             else:
@@ -282,10 +284,6 @@ class Loader:
             loaded.set_state("stopped")
         finally:
             loaded.stopped.set()
-
-    async def _await_required(self, loaded: Loaded) -> None:
-        for name in loaded.info.requires:
-            await self.await_ready(name)
 
     async def await_ready(self, name: str) -> None:
         """Wait until a plugin is ready.
@@ -342,6 +340,6 @@ class Loader:
             self.essential_failed.set()
 
 
-def _version_of(entry_point: EntryPoint) -> str:
-    distribution = getattr(entry_point, "dist", None)
+@cache  # a package may have many plugins, and its metadata are parsed at each look
+def _version_of(distribution: importlib.metadata.Distribution | None) -> str:
     return distribution.version if distribution is not None else ""

@@ -9,10 +9,12 @@ pytest settings, or the mark ``anyio``) and take what they need:
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,6 +35,7 @@ __all__ = [
     "ExecutedDaemon",
     "ModuleEntryPoint",
     "Wire",
+    "installed_plugins",
     "memory_folder",
     "module_plugin",
     "read_log",
@@ -54,6 +57,16 @@ def memory_folder() -> Path | None:
         if room.f_bavail * room.f_frsize >= MEMORY_BYTES:
             return MEMORY
     return None
+
+
+def installed_plugins(*names: str) -> list[EntryPoint]:
+    """Return the plugins that are installed: all of them, or those of these names."""
+    return [point for point in _installed(tuple(sys.path)) if not names or point.name in names]
+
+
+@functools.cache  # a file of each distribution is read, which takes a tenth of a test's time
+def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group="ksi"))
 
 
 class ModuleEntryPoint:
@@ -106,8 +119,8 @@ async def running_daemon(
         plugins: What to load, such as `module_plugin` makes.
         settings: ``section.key=value`` strings.
     """
-    installed = [p for p in entry_points(group="ksi") if p.name == "system"]
-    daemon = Daemon(home, tuple(settings), entry_points=[*installed, *plugins])
+    chosen = [*installed_plugins("system"), *plugins]
+    daemon = Daemon(home, tuple(settings), entry_points=chosen)
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(daemon.run(ready.set), name="daemon under test")
@@ -269,7 +282,7 @@ def ksi_plugins() -> list[EntryPoint]:
 
     Override it to load others.
     """
-    return [point for point in entry_points(group="ksi") if point.name != "system"]
+    return [point for point in installed_plugins() if point.name != "system"]
 
 
 @pytest.fixture

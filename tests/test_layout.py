@@ -10,8 +10,12 @@ import tokenize
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from msgspec import Meta, ValidationError, convert
+
+from ksi_daemon.schemas import schema_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
@@ -21,7 +25,7 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 KERNEL_LINES = {
     "router": 431,
     "server": 623,
-    "loader": 254,
+    "loader": 253,
     "supervisor": 103,
     "protocol": 724,
 }
@@ -247,6 +251,42 @@ def test_state_in_a_module_is_noticed() -> None:
     assert sorted(mutable_state(ast.parse(source))) == ["A", "C", "b", "d"]
 
 
+# -- patterns --------------------------------------------------------------------------------------
+
+SmallName = Annotated[str, Meta(pattern=r"^[a-z]+\Z")]
+
+
+def loose_patterns(source: str) -> list[str]:
+    """Return the patterns of payloads that also match with a line break behind them."""
+    found: list[ast.expr] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Meta":
+            found.extend(each.value for each in node.keywords if each.arg == "pattern")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("_PATTERN"):
+            found.append(node.value)
+    texts = [each.value for each in found if isinstance(each, ast.Constant)]
+    return [text for text in texts if isinstance(text, str) and not text.endswith(r"\Z")]
+
+
+def test_what_a_payload_takes_fits_its_pattern_to_the_very_end() -> None:
+    for path in python_files(*SOURCES):
+        if "tests" not in path.parts:
+            assert loose_patterns(path.read_text(encoding="utf-8")) == [], path
+
+
+def test_a_loose_pattern_is_noticed_and_others_are_told_theirs() -> None:
+    source = 'A_PATTERN = "^a$"\nB = Annotated[str, Meta(max_length=3, pattern="^b$")]'
+
+    assert loose_patterns(source) == ["^a$", "^b$"]
+    assert loose_patterns(source.replace("$", r"\\Z")) == []
+    with pytest.raises(ValidationError):
+        convert("name\n", SmallName)
+    assert schema_of(list[SmallName]) == {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[a-z]+$"},
+    }
+
+
 # -- reasons, words ------------------------------------------------------------------------------
 
 UNREASONED = re.compile(
@@ -328,6 +368,7 @@ def test_a_wheel_takes_no_names_that_are_not_ours(wheel: Path) -> None:
         "ksi_cli",
         "ksi_client",
         "ksi_daemon",
+        "ksi_tui",
         *plugins,
     }
 
@@ -350,6 +391,17 @@ def test_a_wheel_holds_what_is_needed_and_no_tests(wheel: Path) -> None:
     queries = (ROOT / "plugins").glob("ksi_*/**/*.sql")
     assert {str(each.relative_to(ROOT / "plugins")) for each in queries} <= names
     assert [name for name in names if "/tests/" in name or "__pycache__" in name] == []
+
+
+def test_a_wheel_holds_the_documentation_that_the_demo_reads(wheel: Path) -> None:
+    documents = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "plugins" / "README.md"]
+    readmes = (ROOT / "plugins").glob("ksi_*/README.md")
+
+    names = names_in(wheel)
+
+    shipped = {name.removeprefix("ksi_cli/_docs/") for name in names if "/_docs/" in name}
+    assert shipped == {str(path.relative_to(ROOT)) for path in documents}
+    assert {str(path.relative_to(ROOT / "plugins")) for path in readmes} <= names
 
 
 def test_a_wheel_s_entry_points_lead_somewhere(wheel: Path) -> None:

@@ -18,7 +18,14 @@ from ksi_daemon.event_system import (
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Event, Failed
-from ksi_daemon.testing import ModuleEntryPoint, module_plugin, read_log, running_daemon
+from ksi_daemon.testing import (
+    ModuleEntryPoint,
+    installed_plugins,
+    module_plugin,
+    read_log,
+    running_daemon,
+    write_entry_points,
+)
 
 
 @event_handler("good:ask")
@@ -467,3 +474,17 @@ async def test_contributors_of_a_refused_plugin_are_not_asked(ksi_home: Path) ->
     ):
         with pytest.raises(NotFound):
             await client.request("my:parts")
+
+
+def test_the_kit_finds_what_is_installed_also_where_the_path_leads_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = installed_plugins()
+    write_entry_points(tmp_path, later="a_plugin")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert {point.name for point in installed_plugins()} == {
+        "later",
+        *(point.name for point in before),
+    }
+    assert [point.name for point in installed_plugins("later", "system")] == ["later", "system"]

@@ -313,10 +313,10 @@ class RichAnswer:
         self._console.print()
 
     def _below(self) -> RenderableType:
-        return _Below(self._flow.tail, self._spinner, str(self._progress), self._began_at)
+        return Below(self._flow.tail, self._spinner, str(self._progress), self._began_at)
 
 
-class _Below:
+class Below:
     """The unfinished block, as much of its end as there is room for, and the spinner."""
 
     def __init__(self, tail: str, spinner: Spinner, progress: str, began_at: float) -> None:
@@ -349,4 +349,4 @@ class _Below:
             yield Segment.line()
 
 
-__all__ = ["Answer", "PlainScreen", "RichScreen", "Screen"]
+__all__ = ["Answer", "Below", "Block", "PlainScreen", "RichScreen", "Screen"]

@@ -20,7 +20,7 @@ def connect(*, timeout_s: float | None = 300.0) -> Client:
         NotRunning: No daemon listens.
         UsageError: The token's file can't be read.
     """
-    token = _token()
+    token = given_token()
     try:
         return Client(token=token, timeout_s=timeout_s)
     except Unavailable as error:
@@ -37,7 +37,7 @@ async def connect_async() -> "AsyncIterator[AsyncClient]":
     """
     from ksi_client import AsyncClient  # noqa: PLC0415  it brings asyncio
 
-    client = AsyncClient(token=_token() or "", on_error=lambda _: None)
+    client = AsyncClient(token=given_token() or "", on_error=lambda _: None)
     try:
         await client.__aenter__()
     except Unavailable as error:
@@ -57,7 +57,12 @@ def show_answer(
     output.show(answer, text, as_json=as_json)
 
 
-def _token() -> str | None:
+def given_token() -> str | None:
+    """Return the token in the file that ``KSI_TOKEN_FILE`` names, if it names one.
+
+    Raises:
+        UsageError: The file can't be read.
+    """
     try:
         return inherited_token()
     except (OSError, UnicodeDecodeError) as error:

@@ -178,3 +178,13 @@ def duration(seconds: float) -> str:
         if count or parts:
             parts.append((count, unit))
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
+
+
+def command_name() -> str:
+    """Return how this user calls ``ksi``: by its name, or by its path if it is not on the PATH."""
+    script = Path(sys.executable).with_name("ksi")
+    found = shutil.which("ksi")
+    if not script.exists() or (found and Path(found).resolve() == script.resolve()):
+        return "ksi"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)

@@ -11,10 +11,11 @@ from msgspec import Struct
 from ksi_agents.definition_store import Change, DefinitionStore, Head, Kept
 from ksi_agents.documents import Parsed
 from ksi_agents.events import Applied, Problem
-from ksi_agents.fields import faults_of, written
+from ksi_agents.fields import faults_of
 from ksi_agents.inheritance import MAX_LEVELS, extended
 from ksi_agents.settings import AgentsSettings
 from ksi_agents.standing import VERSION, Standing
+from ksi_daemon.fields import written
 from ksi_daemon.protocol import Busy, Conflict, InvalidData
 from ksi_daemon.protocol.names import did_you_mean
 

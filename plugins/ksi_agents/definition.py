@@ -7,14 +7,14 @@ from msgspec import Meta, Struct
 from ksi_agents.events import AgentName, Labels
 from ksi_models.events import ModelId, ModelSettings
 
-Glob = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")]  # as ksi_tools has them
+Glob = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*?-]{1,200}\Z")]  # as ksi_tools has them
 Globs = Annotated[tuple[Glob, ...], Meta(max_length=1000)]
 Models = Annotated[tuple[ModelId, ...], Meta(min_length=1, max_length=20)]
 Schema = dict[str, Any]
 Count = Annotated[int, Meta(ge=1)]
 Usd = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-ProfileName = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
+ProfileName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z")]
 Route = Annotated[str, Meta(min_length=1, max_length=100)]
 Task = Annotated[str, Meta(min_length=1, max_length=100_000)]
 
@@ -92,7 +92,7 @@ class Wake(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: Task
     cron: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     timezone: Annotated[str, Meta(min_length=1, max_length=100)] = "UTC"
-    event: Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")] | None = None
+    event: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*?-]{1,200}\Z")] | None = None
 
 
 class Probe(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -35,7 +35,12 @@ MAX_DEPTH: Final = 100
 
 
 class Lineage:
-    """Knows of the turns at work here which agent's each is, and which turn asked for it."""
+    """Knows of the turns at work here which agent's each is, and which turn asked for it.
+
+    A mailbox sees who waits for whom among the agents that were spawned, whatever each is at and
+    wherever (``is_awaited_by`` in ``sql/agents``). It doesn't see those in between that nobody
+    spawned: their turns have no mailbox, and are seen here.
+    """
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, tuple[str, str | None]] = OrderedDict()

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from ksi_agents.definition import Definition
 from ksi_agents.events import Document, Format, Problem
-from ksi_agents.fields import Fault, faults_of, written
+from ksi_agents.fields import faults_of
+from ksi_daemon.fields import Fault, written
 from ksi_daemon.yaml_text import BadYaml, Path, YamlDocument, read_yaml_documents
 
 __all__ = ["Parsed", "parsed_of", "read_document"]

@@ -7,10 +7,10 @@ from msgspec import Meta, Struct
 
 from ksi_daemon.protocol.wire import ErrorBody
 
-NAME_PATTERN = "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z"
 AgentName = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Selector = Annotated[str, Meta(min_length=1, max_length=200)]
-Channel = Annotated[str, Meta(pattern="^[a-z0-9]([a-z0-9._:-]{0,61}[a-z0-9])?$")]
+Channel = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9._:-]{0,61}[a-z0-9])?\Z")]
 Prompt = Annotated[str, Meta(min_length=1, max_length=2_000_000)]
 Source = Annotated[str, Meta(min_length=1, max_length=1_000_000)]
 Labels = dict[
@@ -201,7 +201,7 @@ class AgentSpawn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     document: Document | None = None
     name: AgentName | None = None
     labels: Labels = {}
-    conversation_id: Annotated[str, Meta(pattern="^[^\\s\\x00-\\x1f]{1,200}$")] | None = None
+    conversation_id: Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f]{1,200}\Z")] | None = None
     prompt: Prompt | None = None
     wait_s: Wait = 0.0
     request_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
@@ -284,7 +284,7 @@ class Mail(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Spent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an agent has taken, and what is reserved; ``limits`` are those of its definition."""
+    """What an agent, or a run, has taken, what is reserved, and what of its ``limits`` is set."""
 
     requests: int
     tool_calls: int
@@ -428,6 +428,39 @@ class AgentChanged(Struct, frozen=True, kw_only=True, omit_defaults=True):
     was: Phase | None = None
     reason: str = ""
     run_id: str | None = None
+
+
+# -- limits of runs -----------------------------------------------------------------------------
+
+RunId = Annotated[str, Meta(min_length=1, max_length=300)]
+
+
+class RunLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run may take at most, with all that is asked for within it; ``None`` is no bound."""
+
+    requests: Annotated[int, Meta(ge=0)] | None = None
+    tool_calls: Annotated[int, Meta(ge=0)] | None = None
+    tokens: Annotated[int, Meta(ge=0)] | None = None
+    cost_usd: Annotated[float, Meta(ge=0)] | None = None
+
+
+class AgentLimit(Struct, frozen=True, kw_only=True):
+    """Bound what a workflow's run takes, its own calls and those of all turns within it.
+
+    Said again, the newest holds, and what was taken stays. What the run takes counts in the one
+    above it, too: in ``parent_run_id``, or in the run that started it. Without ``limits`` it is
+    counted and not bounded. Turns have the limits of their agents.
+    """
+
+    run_id: RunId
+    limits: RunLimits = RunLimits()
+    parent_run_id: RunId | None = None
+
+
+class AgentSpent(Struct, frozen=True, kw_only=True):
+    """Tell what a run has taken, with all turns within it; what nobody bounds is not counted."""
+
+    run_id: RunId
 
 
 # -- channels -----------------------------------------------------------------------------------

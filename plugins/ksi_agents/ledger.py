@@ -1,6 +1,7 @@
 """Keeps what turns and agents have taken, in Postgres: one round trip for each call."""
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -50,6 +51,7 @@ class Taken(Struct, frozen=True, kw_only=True):
     tokens: int = 0
     usd: float = 0.0
     reserved_usd: float = 0.0
+    bounds: Bounds = Bounds()
 
 
 class Ledger:
@@ -61,6 +63,7 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._daemon = secrets.token_hex(8)
 
     async def open(self, tenant: str, account: str, parent: str | None, bounds: Bounds) -> None:
         """Have an account there, with these bounds."""
@@ -75,25 +78,25 @@ class Ledger:
             _decimal(bounds.usd),
         )
 
-    async def bounds_cost(self, tenant: str, accounts: Sequence[str]) -> bool:
-        """Say whether money has to be reserved for calls that count in these accounts."""
-        return bool(await self._database.fetchval(SQL["bounds_cost"], tenant, list(accounts)))
-
     async def reserve(
         self,
         tenant: str,
         call: str,
         run: str,
         accounts: Sequence[str],
-        wanted_usd: float,
-        least_usd: float,
+        wanted_usd: float | None = None,
+        least_usd: float = 0.0,
     ) -> float | Refusal:
-        """Count a call and reserve money for it; return how much, or which bound was reached."""
+        """Count a call and reserve money for it; return how much, or which bound was reached.
+
+        Where money has to be reserved and it isn't said how much, that is the bound ``price``.
+        """
         row = await self._database.fetchrow(
             SQL["reserve"],
             tenant,
             call,
             run,
+            self._daemon,
             list(accounts),
             _decimal(wanted_usd),
             _decimal(least_usd),
@@ -130,7 +133,17 @@ class Ledger:
             tokens=row["tokens"],
             usd=float(row["usd"]),
             reserved_usd=float(row["reserved_usd"]),
+            bounds=Bounds(
+                requests=row["max_requests"],
+                tool_calls=row["max_tool_calls"],
+                tokens=row["max_tokens"],
+                usd=None if row["max_usd"] is None else float(row["max_usd"]),
+            ),
         )
+
+    async def is_open(self, tenant: str, account: str) -> bool:
+        """Say whether there is such an account."""
+        return await self._database.fetchrow(SQL["spent"], tenant, account) is not None
 
     async def run_closing(self) -> None:
         """Delete the accounts of turns that have long ended, for as long as the plugin runs."""

@@ -9,6 +9,7 @@ from ksi_agents.channels import Channels
 from ksi_agents.definitions import Definitions
 from ksi_agents.life_handlers import LifeHandlers, Spent, nothing_spent
 from ksi_agents.mailbox import Mailbox
+from ksi_agents.missing import Missing
 from ksi_agents.permits import Permits
 from ksi_agents.reconcile import Reconciler
 from ksi_agents.supervision import Supervision
@@ -43,7 +44,7 @@ async def living(
     """
     settings, bus = plugin.settings, plugin.bus
     reconciler = Reconciler(agents, bus, settings)
-    mailbox = Mailbox(settings, agents, bus, news, reconciler)
+    mailbox = Mailbox(settings, agents, bus, news, reconciler, Missing(agents, definitions))
     waking = Waking(bus, agents, plugin.add)
     supervision = Supervision(settings, agents, definitions, permits, waking, bus, reconciler)
     channels = Channels(settings, agents, reconciler)

@@ -25,6 +25,7 @@ from ksi_agents.definition import Definition
 from ksi_agents.definitions import Definitions
 from ksi_agents.inputs import check_input
 from ksi_agents.mailbox import Mailbox
+from ksi_agents.missing import Missing
 from ksi_agents.reconcile import AWAY, Reconciler, about
 from ksi_agents.settings import AgentsSettings
 from ksi_agents.supervision import Supervision
@@ -55,6 +56,8 @@ WAIT_MARGIN_S: Final = 3700.0
 START_S: Final = 10.0  # a start that asks nothing is waited for
 MANY_S: Final = 600.0  # ten thousand at once take their time
 NAME_TRIES: Final = 5
+LEAVE_S: Final = 0.5
+LOOK_AGAIN_S: Final = 5.0  # where a word that was told got lost
 MAX_STEM: Final = 50
 MAX_SHOWN: Final = 100
 ONLY_READS: Final = "restricted"
@@ -105,6 +108,7 @@ class LifeHandlers:
         self._reconciler = reconciler
         self._bus = bus
         self._spent = spent
+        self._missing = Missing(agents, definitions)
         self._sections: dict[str, Callable[[Kept], Awaitable[Any]]] = {
             "conditions": self._conditions,
             "definition": self._definition,
@@ -132,9 +136,8 @@ class LifeHandlers:
         if verdict == "new":
             self._reconciler.tell(structs.replace(kept, phase="Pending"), "")
             self._reconciler.tell(kept, "Pending")
-            self._reconciler.go_on(Going(kept))
         wait_s = request.wait_s if definition.probes else max(request.wait_s, START_S)
-        return agent_of(await self._started(kept, wait_s))
+        return agent_of(await self._started(kept, wait_s, is_new=verdict == "new"))
 
     async def _asked_for(self, request: e.AgentSpawn, context: Context) -> tuple[Definition, int]:
         if (request.definition is None) == (request.document is None):
@@ -191,9 +194,20 @@ class LifeHandlers:
                 ),
                 self._settings.max_agents,
             )
-            if verdict != "exists" or request.name is not None:
+            if verdict != "exists" or (
+                request.name is not None and not await self._leaves(context, request.name)
+            ):
                 break
         return verdict, kept
+
+    async def _leaves(self, context: Context, name: str) -> bool:
+        """Say whether an agent has ended and is only at its last work; wait for that a while."""
+        kept = await self._agents.find(context, name)
+        if kept is None or kept.ended_at is None:
+            return kept is None
+        with self._reconciler.waiters.watching(about(kept)) as news:
+            await asyncio.wait({news}, timeout=LEAVE_S)
+        return True
 
     def _check(
         self, verdict: str, kept: Kept | None, request: e.AgentSpawn, definition: Definition
@@ -215,18 +229,23 @@ class LifeHandlers:
                 details={"kind": "agents", "setting": "agents.max_agents"},
             )
 
-    async def _started(self, kept: Kept, wait_s: float) -> Kept:
-        """Wait for a start's end, and return how the agent is then."""
+    async def _started(self, kept: Kept, wait_s: float, *, is_new: bool) -> Kept:
+        """Have a new agent started, wait for its start's end, and return how it is then."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
         while True:
             with self._reconciler.waiters.watching(about(kept)) as news:
+                if is_new:  # it can't have started before it is told
+                    is_new = False
+                    self._reconciler.go_on(Going(kept))
+                    await asyncio.wait({news}, timeout=min(wait_s, LOOK_AGAIN_S))
+                    continue
                 now = await self._agents.find(_owner_of(kept), kept.name)
                 if now is None or now.id != kept.id:
                     raise NotFound(f"the agent {kept.name} is gone")
                 if now.phase in STARTED or loop.time() >= until:
                     return now
-                await asyncio.wait({news}, timeout=min(until - loop.time(), 5.0))
+                await asyncio.wait({news}, timeout=min(until - loop.time(), LOOK_AGAIN_S))
 
     # -- telling of them ------------------------------------------------------------------------
 
@@ -319,7 +338,7 @@ class LifeHandlers:
     async def _find(self, name: str) -> Kept:
         kept = await self._agents.find(_context(), name)
         if kept is None:
-            raise NotFound(f"there is no agent {name}: see agent:list (ksi agent list --all)")
+            raise await self._missing.error(_context(), name)
         return kept
 
     # -- giving them work -----------------------------------------------------------------------
@@ -453,11 +472,17 @@ class LifeHandlers:
             there = {each.name for each in chosen}
             missing = [n for n in which.names if not _GLOB.search(n) and n not in there]
             if missing:
+                if len(missing) == 1 and not await self._has_ended(context, missing[0]):
+                    raise await self._missing.error(context, missing[0])
                 raise NotFound(
                     f"there is no agent {', '.join(missing)} that has not ended: see agent:list "
                     "(ksi agent list)"
                 )
         return chosen
+
+    async def _has_ended(self, context: Context, name: str) -> bool:
+        kept = await self._agents.find(context, name)
+        return kept is not None and kept.ended_at is not None
 
     # -- by itself ------------------------------------------------------------------------------
 

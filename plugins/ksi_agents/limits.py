@@ -7,7 +7,7 @@ be, and settled after it. So a limit holds in the middle of a turn, whoever else
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -69,6 +69,7 @@ class Bounding:
         self._ledger = ledger
         self._bus = bus
         self._runs: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._priced: set[str] = set()  # those of them whose calls have to be paid
 
     # -- which accounts -------------------------------------------------------------------------
 
@@ -94,43 +95,78 @@ class Bounding:
         if of_agent.is_any:
             await self._ledger.open(tenant, agent, None, of_agent)
             accounts.append(agent)
-        self._runs[run] = tuple(accounts)
-        self._runs.move_to_end(run)
-        while len(self._runs) > MAX_RUNS:
-            self._runs.popitem(last=False)
+        self._note(run, tuple(accounts))
+
+    async def limit(self, tenant: str, run: str, parent_run: str | None, bounds: Bounds) -> None:
+        """Have a run of a workflow bounded, and what is called within it count from now on."""
+        above = None if parent_run is None else account_of_run(parent_run)
+        await self._ledger.open(tenant, account_of_run(run), above, bounds)
+        self._note(run, (account_of_run(run),))
 
     def forget(self, run: str) -> None:
         """Forget a turn that has ended."""
         self._runs.pop(run, None)
+        self._priced.discard(run)
 
-    def _accounts(self, event: Event) -> tuple[str, ...]:
+    def _note(self, run: str, accounts: tuple[str, ...]) -> None:
+        self._runs[run] = accounts
+        self._runs.move_to_end(run)
+        self._priced.discard(run)  # it may be bounded otherwise now
+        while len(self._runs) > MAX_RUNS:
+            self.forget(next(iter(self._runs)))
+
+    async def _accounts(self, event: Event) -> tuple[str, ...]:
+        """Return the accounts that a call counts in; of a run that is not known here, once."""
         run = event.context.run
-        return () if run is None else self._runs.get(run, ())
+        if run is None:
+            return ()
+        known = self._runs.get(run)
+        if known is None:
+            account = account_of_run(run)
+            is_open = await self._ledger.is_open(tenant_of(event), account)
+            known = (account,) if is_open else ()
+            self._note(run, known)
+        return known
 
     # -- calls ----------------------------------------------------------------------------------
 
     @event_interceptor("model:call", order=ORDER)
     async def bound_model_call(self, event: Event, proceed: Proceed) -> Any:
         """Count a call of a model, and let no turn spend more than it may."""
-        accounts = self._accounts(event)
+        accounts = await self._accounts(event)
         if not accounts:
             return await proceed(event)
         call = event.data
         assert isinstance(call, ModelCall)
-        tenant, run = event.context.tenant or "default", event.context.run
-        assert run is not None
-        price = None
-        if await self._ledger.bounds_cost(tenant, accounts):
-            price = await self._price(call)
-        number = secrets.token_hex(12)
-        wanted = (0.0, 0.0) if price is None else (price.most_usd, price.least_usd)
-        granted = await self._ledger.reserve(tenant, number, run, accounts, *wanted)
-        if isinstance(granted, Refusal):
-            raise refused(granted)
+        tenant, number = tenant_of(event), secrets.token_hex(12)
+        price, granted = await self._reserve(event, number, accounts, call)
         if price is not None and granted < price.most_usd:
             call = shortened(call, price, granted)
         chunks = await proceed(structs.replace(event, data=call))
         return self._settled(chunks, tenant, number, accounts)
+
+    async def _reserve(
+        self, event: Event, number: str, accounts: tuple[str, ...], call: ModelCall
+    ) -> tuple[Price | None, float]:
+        """Have a call counted, and paid where an account bounds its cost.
+
+        Whether one does is known of the run's earlier calls; of the first it is told in answer.
+        """
+        tenant, run = tenant_of(event), event.context.run
+        assert run is not None
+        price = None
+        if run in self._priced:
+            with suppress(Denied):  # perhaps nobody asks for it any more
+                price = await self._price(call)
+        while True:
+            wanted = (None, 0.0) if price is None else (price.most_usd, price.least_usd)
+            granted = await self._ledger.reserve(tenant, number, run, accounts, *wanted)
+            if not isinstance(granted, Refusal):
+                return price, granted
+            if granted.bound != "price":
+                raise refused(granted)
+            price = await self._price(call)
+            self._priced.add(run)
 
     async def _settled(
         self, chunks: AsyncGenerator[Any], tenant: str, number: str, accounts: tuple[str, ...]
@@ -157,9 +193,9 @@ class Bounding:
     @event_interceptor("tool:call", order=ORDER)
     async def bound_tool_call(self, event: Event, proceed: Proceed) -> Any:
         """Count a call of a tool, and let no agent make more than it may."""
-        accounts = self._accounts(event)
+        accounts = await self._accounts(event)
         if accounts:
-            tenant = event.context.tenant or "default"
+            tenant = tenant_of(event)
             refusal = await self._ledger.count_tool_call(tenant, accounts)
             if refusal is not None:
                 raise refused(refusal)
@@ -198,6 +234,11 @@ class Bounding:
         )
 
 
+def tenant_of(event: Event) -> str:
+    """Return in whose name an event is."""
+    return event.context.tenant or "default"
+
+
 def _question_tokens(call: ModelCall, described: ModelDescribed) -> float:
     if call.range is not None:
         return described.context_tokens
@@ -224,7 +265,7 @@ def refused(refusal: Refusal) -> Failed:
     """Return the error that tells whose bound was reached, and where it is set."""
     kind, _, whose = refusal.account.partition("#")[0].partition(":")
     name = refusal.bound if kind == "run" else f"total_{refusal.bound}"
-    who = f"the turn {whose}" if kind == "run" else f"the agent {whose}"
+    who = f"the run {whose}" if kind == "run" else f"the agent {whose}"
     if refusal.bound == "cost_usd":
         message = (
             f"{who} has spent or reserved {refusal.taken:.6g} of {refusal.most:.6g} US dollars: "
@@ -235,7 +276,10 @@ def refused(refusal: Refusal) -> Failed:
             f"{who} has made {refusal.taken:g} {NAMES[refusal.bound]}, and may make "
             f"{refusal.most:g} (limits.{name})"
         )
-    return Failed(message, details={"kind": refusal.bound, "setting": f"limits.{name}"})
+    details = {"kind": refusal.bound, "setting": f"limits.{name}"}
+    if kind == "run":
+        details["run_id"] = whose
+    return Failed(message, details=details)
 
 
 def bounds_of_turn(limits: Limits) -> Bounds:

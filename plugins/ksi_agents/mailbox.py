@@ -25,6 +25,7 @@ from ksi_agents.events import (
     MailStatus,
 )
 from ksi_agents.inputs import check_input
+from ksi_agents.missing import Missing
 from ksi_agents.reconcile import Reconciler
 from ksi_agents.settings import AgentsSettings
 from ksi_completion.events import (
@@ -84,6 +85,7 @@ class Mailbox:
         bus: Has the turns.
         news: Tells other daemons of messages that somebody waits for there.
         reconciler: Sees to it that a message is given.
+        missing: Says of an agent that is not there what to do.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Mailbox:
         bus: Bus,
         news: News,
         reconciler: Reconciler,
+        missing: Missing,
     ) -> None:
         self._settings = settings
         self._agents = agents
         self._bus = bus
         self._news = news
         self._reconciler = reconciler
+        self._missing = missing
         self._me = secrets.token_hex(4)
         self._asking: defaultdict[Key, set[asyncio.Future[AgentAnswered | None]]] = defaultdict(set)
         self._runs: dict[Key, str] = {}
@@ -129,7 +133,7 @@ class Mailbox:
             asker=None,
             max_mailbox=self._settings.max_mailbox,
         )
-        going = self._accepted(posted, message_id)
+        going = await self._accepted(context, posted, message_id)
         self._begin(posted, going)
         before = 0 if posted.verdict == "given" else max(going.agent.waiting - 1, 0)
         return AgentSent(
@@ -157,7 +161,7 @@ class Mailbox:
             asker=self._me,
             max_mailbox=self._settings.max_mailbox,
         )
-        going = self._accepted(posted, message_id)
+        going = await self._accepted(context, posted, message_id)
         with self._awaiting((going.agent.tenant, going.agent.id, posted.number)) as answer:
             self._begin(posted, going)
             if posted.verdict == "given":
@@ -177,10 +181,10 @@ class Mailbox:
         if posted.verdict == "given":
             self._reconciler.go_on(going, was="Ready")
 
-    def _accepted(self, posted: Posted, message_id: str) -> Going:
+    async def _accepted(self, context: Context, posted: Posted, message_id: str) -> Going:
         name, bound = posted.to, self._settings.max_mailbox
         if posted.verdict == "not_found" or posted.going is None:
-            raise NotFound(f"there is no agent {name}: see agent:list (ksi agent list --all)")
+            raise await self._missing.error(context, name)
         if posted.verdict == "other":
             raise Conflict(f"the message_id {message_id} was that of another message to {name}")
         if posted.verdict == "ended":

@@ -14,6 +14,7 @@ from ksi_agents.limits import Bounding, account_of_agent
 from ksi_agents.permits import Permits
 from ksi_agents.profiles import Profiles
 from ksi_agents.routing import Routing
+from ksi_agents.runs import Budgets, spent_of
 from ksi_agents.settings import AgentsSettings
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
@@ -50,6 +51,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         DefinitionHandlers(definitions),
         Profiles(definitions, agents, permits, bounding, Routing(definitions), lineage),
         bounding,
+        Budgets(ledger, bounding, bus),
     )
     await news.listen()
     plugin.start_task("teller", news.run, FOR_EVER)
@@ -70,18 +72,6 @@ def _spent(agents: Agents, ledger: Ledger) -> Callable[[str, str], Awaitable[Spe
             return None
         taken = await ledger.taken(tenant, account_of_agent(name, known.id))
         definition = await agents.definition_of(known, tenant)
-        limits = definition.limits
-        return Spent(
-            requests=taken.requests,
-            tool_calls=taken.tool_calls,
-            tokens=taken.tokens,
-            cost_usd=taken.usd,
-            reserved_usd=taken.reserved_usd,
-            limits={
-                field: value
-                for field in limits.__struct_fields__
-                if (value := getattr(limits, field)) is not None
-            },
-        )
+        return spent_of(taken, definition.limits)
 
     return spent

@@ -3,7 +3,7 @@
 from typing import Final
 
 from ksi_agents.agents import Agents, Known
-from ksi_agents.definition import Definition
+from ksi_agents.definition import Definition, Limits
 from ksi_agents.definitions import Definitions
 from ksi_agents.delegation import Lineage
 from ksi_agents.limits import Bounding, account_of_agent
@@ -50,6 +50,9 @@ class Profiles:
         context = current_context()
         tenant = context.tenant if context is not None else "default"
         name = asked.agent
+        if not name:
+            await self._within(tenant, asked)
+            return None
         if asked.version is None and asked.prompt:
             name = await self._routing.chosen(tenant, name, asked.prompt)
         found = await self._find(tenant, name, asked.version)
@@ -74,6 +77,12 @@ class Profiles:
             is_told=definition.memory.read,
             is_remembered=definition.memory.write,
         )
+
+    async def _within(self, tenant: str, asked: CompletionAgent) -> None:
+        """Have a turn that no declared agent has count in the run that it is part of."""
+        if asked.run_id is not None:
+            nobody = account_of_agent("")
+            await self._bounding.open(tenant, nobody, Limits(), asked.run_id, asked.parent_run_id)
 
     @event_observer("completion:result")
     async def ended(self, event: Event) -> None:

@@ -9,8 +9,8 @@ from ksi_daemon.protocol import ErrorBody
 from ksi_journal.events import JournalRecord
 
 CheckpointId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
-Reason = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
-SubscriptionName = Annotated[str, Meta(max_length=200, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Reason = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*\Z")]
+SubscriptionName = Annotated[str, Meta(max_length=200, pattern=r"^[A-Za-z0-9_.:-]+\Z")]
 Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from ksi_daemon.protocol.wire import ErrorBody
 from ksi_models.events import Message, ModelSettings, Part, Role, ToolSchema, Usage
 
-ConversationId = Annotated[str, Meta(pattern="^[^\\s\\x00-\\x1f]{1,200}$")]
+ConversationId = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f]{1,200}\Z")]
 RunId = Annotated[str, Meta(min_length=1, max_length=200)]
 RequestKey = Annotated[str, Meta(min_length=1, max_length=200)]
 Prompt = Annotated[str, Meta(min_length=1, max_length=2_000_000)]
@@ -370,6 +370,7 @@ class CompletionAgent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``version`` is the one that the turn was accepted with; none is the newest. Once the turn is
     taken up ``run_id`` is its run, and ``parent_run_id`` the one within which it was asked for.
+    Within another run a turn is told of that has no declared agent, too: ``agent`` is empty then.
     """
 
     agent: str

@@ -234,17 +234,19 @@ class Turns:
         return await self._keep(work, response)
 
     async def _identify(self, work: Work) -> None:
-        """Find out who has the turn, where its agent is a declared one."""
-        if work.profile is not None or work.agent_version is None:
+        """Find out who has the turn, and say within which run it is."""
+        is_declared = work.agent_version is not None
+        if work.is_identified or not (is_declared or work.parent_run):
             return
         asked = CompletionAgent(
-            agent=work.row["agent"],
+            agent=work.row["agent"] if is_declared else "",
             version=work.agent_version,
             run_id=work.run,
             parent_run_id=work.parent_run,
         )
         with acting_as(work.context):
             work.profile = await self._profiles.find(asked)
+        work.is_identified = True
 
     async def _ask(self, work: Work) -> ModelResponse:
         """Call the model until it answers, for a while."""

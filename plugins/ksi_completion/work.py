@@ -59,6 +59,7 @@ class Work:
         calls: The tool calls of that step.
         done: Which of them have come to something.
         profile: What is declared of its agent.
+        is_identified: Whether that was asked.
         tools: What the model was offered, by name: whether a call has no effects and may be made
             beside others.
         stopping: Why it is to be cancelled, once it is.
@@ -76,6 +77,7 @@ class Work:
         self.offered_at = 0.0
         self.stopping: str | None = None
         self.profile: AgentProfile | None = None
+        self.is_identified = False
         self.is_paused = False
         self._scope: asyncio.Timeout | None = None
 

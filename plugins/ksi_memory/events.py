@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Table = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,62}$")]
+Table = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}\Z")]
 Key = Annotated[str, Meta(min_length=1, max_length=1000)]
 # Of something to be remembered: what is too long is refused by itself, and the rest is remembered.
 GivenKey = Annotated[str, Meta(description="At most 1,000 bytes.")]
@@ -647,10 +647,10 @@ class ContentUpload(Struct, frozen=True, kw_only=True, omit_defaults=True):
     there already is left as it is; ``offset`` is where the piece begins.
     """
 
-    upload_id: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,100}$")]
+    upload_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
     name: Key | None = None
     size_bytes: Annotated[int, Meta(ge=0)] | None = None
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     media_type: Annotated[str, Meta(max_length=200)] | None = None
     offset: Annotated[int, Meta(ge=0)] = 0
     data: bytes | None = None

@@ -28,7 +28,7 @@ Query = Annotated[
 Key = Annotated[
     str, Meta(min_length=1, max_length=1000, description="As it is shown in square brackets.")
 ]
-Table = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,62}$", description="Where more bear it.")]
+Table = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}\Z", description="Where more bear it.")]
 
 
 class MemoryTools:

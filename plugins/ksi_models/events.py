@@ -266,6 +266,26 @@ class ModelListed(Struct, frozen=True, kw_only=True):
     hint: str | None = None
 
 
+class ModelSlots(Struct, frozen=True, kw_only=True):
+    """Tell how busy the providers are that were asked something since the daemon started."""
+
+
+class ProviderLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How many calls a provider answers, how many wait for it, and whether it is left alone."""
+
+    name: str
+    running: int
+    waiting: int
+    max_concurrent: int
+    state: Literal["closed", "open", "half_open"] = "closed"
+
+
+class SlotsListed(Struct, frozen=True, kw_only=True):
+    """How busy the providers are, by name."""
+
+    providers: tuple[ProviderLoad, ...]
+
+
 class ModelDescribe(Struct, frozen=True, kw_only=True):
     """Tell which model an id or alias means now; without one, which is the default."""
 

@@ -28,6 +28,7 @@ ERRORS: Final[dict[Kind, type[KsiError]]] = {
     "refused": InvalidData,
     "invalid": InvalidData,
     "answer_too_long": Failed,
+    "over_limit": Failed,
     "broken": Failed,
 }
 

@@ -106,6 +106,21 @@ class Handlers:
         )
         return info, [self._catalogue.describe(provider.name, each, default) for each in models]
 
+    @event_handler("model:slots", scope="models:read")
+    def slots(self, request: e.ModelSlots) -> e.SlotsListed:
+        """Tell how busy the providers are: what runs, what waits, and the bound."""
+        loads = [
+            e.ProviderLoad(
+                name=name,
+                running=lane.slots.running,
+                waiting=lane.slots.waiting,
+                max_concurrent=lane.slots.max_concurrent,
+                state=lane.circuit.state,
+            )
+            for name, lane in self._lanes.all()
+        ]
+        return e.SlotsListed(providers=tuple(loads))
+
     @event_handler("model:describe", scope="models:read")
     async def describe(self, request: e.ModelDescribe) -> e.ModelDescribed:
         """Tell which model an id or alias means now, and how much it can read."""

@@ -40,6 +40,10 @@ class Lanes:
         )
         return Lane(slots, Circuit(common.circuit_failures, common.circuit_open_s))
 
+    def all(self) -> list[tuple[str, Lane]]:
+        """List the ways that were asked for so far, by provider."""
+        return sorted(self._lanes.items())
+
     def open(self) -> list[str]:
         """Name the providers that are left alone, each with the reason."""
         return [

@@ -32,6 +32,7 @@ Kind = Literal[
     "malformed",
     "stalled",
     "answer_too_long",
+    "over_limit",
     "broken",
 ]
 # Their models call no tools.

@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 from ksi_daemon.settings import Positive, Seconds, Secret, variable
 
 Above = Annotated[float, Meta(gt=0)]
+Bound = Annotated[int, Meta(ge=0)]
 Chain = str | tuple[str, ...]
 
 # Where providers' own programs look for their keys. Nobody else's: another plugin may need those.
@@ -60,6 +61,10 @@ class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         context_tokens: What its models can read, where nothing better is known.
         max_output_tokens: What its models can write, where nothing better is known.
         headers: Further headers of each request; they are masked as keys are.
+        memory_mb: What a call's process may hold of memory, with all that it starts. This and the
+            two below are of ``claude-cli``, whose calls are processes; 0 is no limit.
+        cpu_s: The CPU time that it may take, with all that it starts.
+        open_files: The files that it may have open.
     """
 
     kind: Literal["", "openai-compatible", "pydantic-ai"] = ""
@@ -72,6 +77,9 @@ class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     context_tokens: Positive | None = None
     max_output_tokens: Positive | None = None
     headers: dict[str, Secret] = {}
+    memory_mb: Bound | None = None
+    cpu_s: Bound | None = None
+    open_files: Bound | None = None
 
 
 class ModelsSettings(Struct, frozen=True, kw_only=True):

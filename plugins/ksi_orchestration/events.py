@@ -81,6 +81,16 @@ class PatternValidated(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
 
 
+class OrchestrationSchema(Struct, frozen=True, kw_only=True):
+    """Give the JSON Schema of patterns, for editors."""
+
+
+class PatternSchemaGiven(Struct, frozen=True, kw_only=True):
+    """The JSON Schema of a pattern."""
+
+    json_schema: dict[str, Any]
+
+
 # -- orchestrations -----------------------------------------------------------------------------
 
 
@@ -137,8 +147,8 @@ class Orchestration(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An orchestration, and how it stands.
 
     ``reason`` says why it ended: ``done``, ``turns``, ``time``, ``cost``, ``stopped``, ``failed``.
-    ``cost_usd`` counts what is known; ``is_cost_known`` is false where a price was not. ``result``
-    is told by ``orchestration:status`` alone.
+    ``cost_usd`` counts what is known; ``is_cost_known`` is false where a price was not. Lists and
+    streams leave out the ``result``.
     """
 
     id: str
@@ -224,7 +234,8 @@ class Utterance(
 ):
     """What was said, or that a member could not answer; numbered from 1.
 
-    ``member`` is ``person`` where a person said it. ``to`` are the members that hear it.
+    ``member`` is ``person`` where a person said it. ``to`` are the members that hear it. ``after``
+    is the number of the last thing said that its prompt could tell of.
     """
 
     number: int
@@ -234,6 +245,7 @@ class Utterance(
     agent: str | None = None
     to: tuple[str, ...] = ()
     text: str = ""
+    after: int = 0
     item: str | None = None
     run_id: str | None = None
     model: str | None = None

@@ -25,7 +25,8 @@ class Role(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         agent: The agent that has the role, unless who starts it names another.
-        prompt: What it is told with its first turn: who it is here.
+        prompt: What it is told with its first turn: who it is here. ``{{ topic }}``,
+            ``{{ member }}``, ``{{ role }}`` and ``{{ everyone }}`` can stand in it.
         model: The model or alias it works with, or several: the first that answers; otherwise its
             agent's.
         count: How many have the role; more than one are called ROLE-1, ROLE-2 and so on.
@@ -40,8 +41,10 @@ class Role(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Route(Struct, frozen=True, kw_only=True, rename={"sender": "from"}):
     """Who hears what a role says. The first route that fits a sender counts.
 
+    Whom none fits, all others hear; nobody is told what it said itself.
+
     Attributes:
-        sender: A role, ``person``, or ``*``.
+        sender: A role, ``person``, or ``*`` for whoever it is.
         to: Roles, ``all``, or ``!sender`` (all others).
     """
 
@@ -69,9 +72,10 @@ class Until(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ends a stage: whichever comes first.
 
     Attributes:
-        rounds: So many rounds; in one, each member has had a turn.
+        rounds: So many rounds of a talk; in one, each member has had a turn, or where there is a
+            moderator one was called and has spoken. A talk always has it.
         says: A member said this, in whatever case, as words of their own.
-        agreement: All members said this, each in its newest turn.
+        agreement: All members said this, each in its newest turn of the stage.
         condition: What a role's newest answer holds.
         event: An event that matches this glob was seen.
         wall_s: So much time has gone by since the stage began.
@@ -92,7 +96,7 @@ class OnFailure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         retries: So often it is asked again.
-        substitute: The agent that is asked after that, in the member's place.
+        substitute: The agent that is asked after that, once, in the member's place.
         then: What is done if that fails, too: go on without its turn, or end.
     """
 
@@ -110,19 +114,21 @@ class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True):
             the one before. ``parallel``: all have one turn at once. ``map``: each item of a list is
             worked on, by the members in turn. ``vote``: each chooses one of the options.
             ``judge``: one says what comes of it.
-        members: The roles that take part; all, unless given.
+        members: The roles that take part; all but the moderator and who breaks a tie, unless given.
         prompt: What they are told in each turn: ``{{ topic }}``, ``{{ heard }}`` (what they have
-            not heard yet), ``{{ role }}``, ``{{ round }}``, ``{{ rounds }}``, ``{{ item }}``,
-            ``{{ results.NAME }}``, ``{{ transcript }}`` (all that was said).
+            not been told yet), ``{{ transcript }}`` (all that was said), ``{{ results.NAME }}``,
+            ``{{ role }}``, ``{{ member }}`` (one's own name), ``{{ members }}`` (of the stage),
+            ``{{ everyone }}``, ``{{ round }}``, ``{{ rounds }}``; in a map ``{{ item }}``, in a
+            vote ``{{ options }}``. How to vote, to pass, or to call the next one is added to it.
         turns: Who is next in a talk. ``alternate``: two members by turns; ``round-robin``: each
             after the other; ``moderator``: whom the moderator names; ``free``: all at once who have
-            heard something new, and who has nothing to say passes.
+            heard something new, and who has nothing to say answers PASS.
         moderator: The role that names the next one.
         over: Of a map: the name of the stage whose result is the list; the topic's lines otherwise.
-        options: Of a vote: what can be chosen; otherwise ``results.NAME`` of the stage ``over``, or
-            the members that spoke before.
+        options: Of a vote: what can be chosen; otherwise the list that is the result of the stage
+            ``over``, or the members that spoke before.
         tie: Of a vote: who decides between equals; otherwise the first of them wins.
-        output: A JSON Schema that each answer is held to.
+        output: A JSON Schema that each answer is held to; not the moderator's.
         until: What ends it.
         on_failure: What is done when a turn fails; otherwise what the pattern says.
     """

@@ -14,6 +14,7 @@ from ksi_postgres.children import run_program
 from ksi_postgres.memory import buffers_mb
 from ksi_postgres.place import PORT, SUPERUSER, Place, sync_folder, write_atomically
 from ksi_postgres.settings import PostgresSettings
+from ksi_postgres.setup import SCRAM_ITERATIONS
 
 INITDB_TIMEOUT_S: Final = 120.0
 MIN_FREE_BYTES: Final = 200 * 1024 * 1024
@@ -39,6 +40,7 @@ FIXED: Final = {
     "port": str(PORT),
     "unix_socket_permissions": "0700",
     "password_encryption": "scram-sha-256",
+    "scram_iterations": str(SCRAM_ITERATIONS),
     "logging_collector": "off",  # the daemon takes the output, see ServerLog
     "log_destination": "stderr",
     "lc_messages": "C",  # the daemon waits for a line
@@ -156,6 +158,7 @@ def initdb_arguments(data: Path, password_file: Path, *, fsync: bool) -> list[st
         f"--username={SUPERUSER}",
         f"--pwfile={password_file}",
         "--auth=scram-sha-256",
+        f"--set=scram_iterations={SCRAM_ITERATIONS}",
         "--data-checksums",
         "--encoding=UTF8",
         "--locale-provider=builtin",

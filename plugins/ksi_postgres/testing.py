@@ -76,21 +76,34 @@ _numbers = itertools.count(1)
 
 async def fresh_database(server: TestServer, template: str = TEMPLATE) -> Logins:
     """Make a database of a template, for its caller alone; ``template0`` is an empty one."""
-    name = f"t_{os.getpid()}_{next(_numbers)}_{secrets.token_hex(2)}"
     connection = await asyncpg.connect(server.logins("postgres").admin)
     try:
-        query = await connection.fetchval(
-            "SELECT format('CREATE DATABASE %I TEMPLATE %I STRATEGY FILE_COPY', $1::text, "
-            "$2::text)",
-            name,
-            template,
-        )
-        await connection.execute(query)
-        if template != "template0":
-            await _open(connection, name)
+        return server.logins(await _create(connection, template))
     finally:
         await connection.close()
-    return server.logins(name)
+
+
+async def drop_database(server: TestServer, logins: Logins) -> None:
+    """Drop a database, and end who uses it."""
+    connection = await asyncpg.connect(server.logins("postgres").admin)
+    try:
+        await _drop(connection, logins)
+    finally:
+        await connection.close()
+
+
+async def _create(connection: asyncpg.Connection, template: str) -> str:
+    """Make a database, and return its name."""
+    name = f"t_{os.getpid()}_{next(_numbers)}_{secrets.token_hex(2)}"
+    query = await connection.fetchval(
+        "SELECT format('CREATE DATABASE %I TEMPLATE %I STRATEGY FILE_COPY', $1::text, $2::text)",
+        name,
+        template,
+    )
+    await connection.execute(query)
+    if template != "template0":
+        await _open(connection, name)
+    return name
 
 
 async def _open(connection: asyncpg.Connection, name: str) -> None:
@@ -100,17 +113,12 @@ async def _open(connection: asyncpg.Connection, name: str) -> None:
     await connection.execute(SQL["close_database"])
 
 
-async def drop_database(server: TestServer, logins: Logins) -> None:
-    """Drop a database, and end who uses it."""
+async def _drop(connection: asyncpg.Connection, logins: Logins) -> None:
     name = logins.admin.partition("?")[0].rpartition("/")[2]
-    connection = await asyncpg.connect(server.logins("postgres").admin)
-    try:
-        query = await connection.fetchval(
-            "SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text)", name
-        )
-        await connection.execute(query)
-    finally:
-        await connection.close()
+    query = await connection.fetchval(
+        "SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text)", name
+    )
+    await connection.execute(query)
 
 
 async def _make_template(server: TestServer) -> None:
@@ -144,6 +152,28 @@ class _Loop:
         self._loop.close()
 
 
+class _Maker:
+    """Makes the tests' databases by one connection: one for each would cost as much as they do."""
+
+    def __init__(self, loop: _Loop, server: TestServer) -> None:
+        self._loop = loop
+        self._server = server
+        url = server.logins("postgres").admin
+        self._connection: asyncpg.Connection = loop.run(asyncpg.connect(url))
+
+    def make(self, template: str) -> Logins:
+        """Make a database of a template."""
+        return self._server.logins(self._loop.run(_create(self._connection, template)))
+
+    def drop(self, logins: Logins) -> None:
+        """Drop one, and end who uses it."""
+        self._loop.run(_drop(self._connection, logins))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._loop.run(self._connection.close())
+
+
 @pytest.fixture(scope="session")
 def _postgres_loop() -> Iterator[_Loop]:
     loop = _Loop()
@@ -174,14 +204,19 @@ def database_template() -> str:
     return TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def _database_maker(_postgres_loop: _Loop, postgres_server: TestServer) -> Iterator[_Maker]:
+    maker = _Maker(_postgres_loop, postgres_server)
+    yield maker
+    maker.close()
+
+
 @pytest.fixture
-def database_logins(
-    _postgres_loop: _Loop, postgres_server: TestServer, database_template: str
-) -> Iterator[Logins]:
+def database_logins(_database_maker: _Maker, database_template: str) -> Iterator[Logins]:
     """A database of the test's own, migrated, and how to reach it."""
-    logins = _postgres_loop.run(fresh_database(postgres_server, database_template))
+    logins = _database_maker.make(database_template)
     yield logins
-    _postgres_loop.run(drop_database(postgres_server, logins))
+    _database_maker.drop(logins)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Start, stop and look at the daemon: commands that also work when it is down."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -143,7 +141,7 @@ def problems_of(health: dict[str, Any]) -> tuple[str, ...]:
 
 def welcome(report: StartReport) -> str:
     """Say that the daemon is ready, and what to do next."""
-    ksi = command_name()
+    ksi = output.command_name()
     how = "runs already" if report.already_running else "is ready"
     next_steps = (
         (f"{ksi} status", "how it is"),
@@ -163,16 +161,6 @@ def welcome(report: StartReport) -> str:
             *(f"  {command.ljust(width)}  {what}" for command, what in next_steps),
         )
     )
-
-
-def command_name() -> str:
-    """Return how this user calls ``ksi``: by its name, or by its path if it is not on the PATH."""
-    script = Path(sys.executable).with_name("ksi")
-    found = shutil.which("ksi")
-    if not script.exists() or (found and Path(found).resolve() == script.resolve()):
-        return "ksi"
-    here = Path.cwd()
-    return str(script.relative_to(here) if script.is_relative_to(here) else script)
 
 
 def stop(*, timeout_s: StopTimeout = process.STOP_TIMEOUT_S, as_json: JsonFlag = False) -> None:
@@ -220,7 +208,7 @@ def restart(
 
 
 def status(*, as_json: JsonFlag = False) -> None:
-    """Tell whether the daemon runs, how it is, and where it lives.
+    """Tell whether the daemon runs, how it is and where it lives.
 
     Exit codes: 0 running, 1 it does not answer, 3 not running.
     """
@@ -257,8 +245,9 @@ def status_text(report: StatusReport) -> str:
     short = " (the home's path is too long for one)" if report.socket_is_short else ""
     places = [("home", report.home), ("socket", report.socket + short), ("log", report.log)]
     if not report.running:
-        return f"KSI is not running; start it with: {command_name()} start\n" + output.fields(
-            places
+        return (
+            f"KSI is not running; start it with: {output.command_name()} start\n"
+            + output.fields(places)
         )
     if report.state == "silent":
         first = f"KSI runs (pid {report.pid}) but does not answer; end it with: ksi stop"

@@ -11,13 +11,13 @@ from ksi_daemon.protocol.wire import ErrorBody
 Effects = Literal["read_only", "idempotent", "effectful"]
 CallStatus = Literal["done", "failed", "waiting", "in_doubt", "dropped"]
 # What every provider of models takes; asked for may be what is none: a model may make up a name.
-ToolName = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
-AskedName = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
+ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+AskedName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,128}\Z")]
 Globs = Annotated[
-    tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9_.:*?-]{1,200}$")], ...], Meta(max_length=1000)
+    tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:*?-]{1,200}\Z")], ...], Meta(max_length=1000)
 ]
 CLIENT_TOOL: Final = "client_tool"  # stands for every tool of a client
-Subject = Annotated[str, Meta(pattern="^(agent|conversation):.{1,200}$")]
+Subject = Annotated[str, Meta(pattern=r"^(agent|conversation):.{1,200}\Z")]
 CallId = Annotated[str, Meta(min_length=1, max_length=300)]
 
 

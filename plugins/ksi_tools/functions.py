@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
+from ksi_daemon.schemas import with_common_patterns
 from ksi_tools.events import Effects
 from ksi_tools.schemas import flattened
 from ksi_tools.threads import in_thread
@@ -170,4 +171,5 @@ def parameters_of(kind: Any) -> dict[str, Any]:
         )
     except TypeError as error:
         raise InvalidData(f"{kind}: {error}") from error
-    return flattened(schema, dict(components))
+    parameters: dict[str, Any] = with_common_patterns(flattened(schema, dict(components)))
+    return parameters

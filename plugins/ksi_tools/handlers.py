@@ -278,7 +278,7 @@ class Handlers:
             raise Denied(HOW_NOT[verdict].format(subject=request.subject))
         if verdict != "ok":
             raise InvalidData(HOW_NOT[verdict].format(subject=request.subject))
-        return await self._permitted(context.tenant, request.subject)
+        return await self._permitted(context.tenant, request.subject, words)
 
     async def _forget(self, context: Context, request: e.ToolPermit) -> e.ToolPermitted:
         if not _is_owner(context):
@@ -293,8 +293,12 @@ class Handlers:
         """Tell what an agent or a conversation may call."""
         return await self._permitted(_context().tenant, request.subject)
 
-    async def _permitted(self, tenant: str, subject: str) -> e.ToolPermitted:
-        words = await self._permissions.find(tenant, subject)
+    async def _permitted(
+        self, tenant: str, subject: str, words: Permission | None = None
+    ) -> e.ToolPermitted:
+        """Tell what a subject may call, by the words that have just been said of it, or were."""
+        if words is None:
+            words = await self._permissions.find(tenant, subject)
         tools = list(self._tools.all(tenant))
         allowed = await self._permissions.of_subject(tenant, subject, tools)
         return e.ToolPermitted(

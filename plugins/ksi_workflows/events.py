@@ -11,7 +11,7 @@ RunStatus = Literal[
     "waiting", "queued", "delayed", "running", "finished", "failed", "cancelled", "quarantined"
 ]
 RunId = Annotated[str, Meta(min_length=1, max_length=200)]
-GivenId = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,100}$")]
+GivenId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,100}\Z")]
 Key = Annotated[str, Meta(min_length=1, max_length=200)]
 Name = Annotated[str, Meta(min_length=1, max_length=150)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]

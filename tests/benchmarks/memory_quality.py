@@ -40,6 +40,7 @@ ANSWERABLE: Final = "answerable"
 POOLED: Final = "pooled"
 TABLE: Final = "moments"
 DEPTH: Final = 1000  # all candidates: with their features they can be weighed anew
+FEW: Final = 10  # from fewer candidates, as people ask
 BATCH: Final = 1000
 
 _DATE: Final = re.compile(
@@ -158,12 +159,14 @@ async def _load(database: Database, tenant: str, dialogues: Iterable[Dialogue]) 
                 raise SystemExit(f"{dialogue.name}: {told.refused[0]}")
 
 
-async def _ranked(search: Search, dialogues: Sequence[Dialogue], pooled: bool) -> list[Ranked]:
+async def _ranked(
+    search: Search, dialogues: Sequence[Dialogue], pooled: bool, limit: int = DEPTH
+) -> list[Ranked]:
     made = []
     for dialogue in dialogues:
         whose = Whose(POOLED if pooled else dialogue.name)
         for asked in dialogue.questions:
-            found = await search.search(whose, asked.text, tables=[TABLE], limit=DEPTH)
+            found = await search.search(whose, asked.text, tables=[TABLE], limit=limit)
             hits = tuple((hit.key, str(hit.id), hit.features) for hit in found.results)
             made.append(Ranked(asked, dialogue.name, hits))
     return made
@@ -295,6 +298,10 @@ async def _lines(
     lines += _told("two ranks fused, and no more", [(r.asked, fused(r)) for r in plain])
     pooled = await _ranked(search, dialogues, pooled=True)
     lines += _told("the whole pipeline, pooled", [(r.asked, order(r, ALL)) for r in pooled])
+    few = await _ranked(search, dialogues, pooled=True, limit=FEW)
+    lines += _told(
+        f"the whole pipeline, pooled, {FEW} asked for", [(r.asked, order(r, ALL)) for r in few]
+    )
     return lines
 
 

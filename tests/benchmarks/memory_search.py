@@ -39,6 +39,7 @@ QUEUED: Final = 6000
 PACE_S: Final = 0.4  # what a batch of 256 takes a fast model on two cores
 MAY: Final = datetime(2022, 5, 1, tzinfo=UTC)
 WORDS: Final = 20_000
+VOCABULARY: Final = 1  # the seed of the words
 PEOPLE: Final = ("ann", "bob")
 
 PUT_ITEMS: Final = """
@@ -72,16 +73,17 @@ EXACT: Final = """
 
 
 class Speech:
-    """Says sentences of made-up words, some of them far more often than others."""
+    """Says sentences of the same made-up words, some of them far more often than others."""
 
     def __init__(self, seed: int) -> None:
-        self._dice = random.Random(seed)
+        self._dice = random.Random(VOCABULARY)
         syllables = [one + two for one in "bcdfghjklmnprstvwz" for two in "aeiou"]
         words: set[str] = set()
         while len(words) < WORDS:
             words.add("".join(self._dice.choices(syllables, k=self._dice.randint(2, 4))))
         self._words = sorted(words)
         self._shares = list(accumulate(1 / (rank + 8) for rank in range(WORDS)))
+        self._dice = random.Random(seed)
 
     def say(self, least: int, most: int) -> str:
         """Return a sentence."""

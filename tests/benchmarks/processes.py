@@ -39,6 +39,11 @@ class Target:
         ran_ns = Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[0]
         return int(ran_ns) / 1e9
 
+    def kill(self) -> None:
+        """End it by kill -9."""
+        self._process.kill()
+        self._process.wait()
+
     def end(self) -> None:
         """End it and wait until it is gone."""
         self._process.terminate()

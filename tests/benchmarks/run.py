@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import agents
 import bench_http
 import bench_journal
 import bench_store
@@ -27,6 +28,7 @@ import workflows
 from report import Figure
 
 BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
+    "agents": agents.measure,
     "completion": completion.measure,
     "exchange": exchange.measure,
     "fanout": fanout.measure,

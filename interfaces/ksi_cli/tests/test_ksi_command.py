@@ -88,7 +88,8 @@ def test_without_arguments_it_lists_the_commands_in_eighty_columns(ksi: KsiComma
 
 
 def test_the_summaries_of_our_commands_are_short_enough_for_their_list(lonely: KsiCommand) -> None:
-    groups = ("service", "token", "model", "tool", "conversation", "turn", "agent", "key")
+    groups = ["service", "token", "model", "tool", "conversation", "turn", "agent"]
+    groups += ["key", "orchestration", "pattern"]
     for words in ([], *([group, "--help"] for group in groups)):
         assert "..." not in lonely(*words).out.replace("[ARGS]...", "")
 

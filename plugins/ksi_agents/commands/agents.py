@@ -227,11 +227,34 @@ def logs(
     before: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="What happened before this entry.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the agent has ended.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what happened to an agent, the newest last."""
+    if follow:
+        if before is not None:
+            raise UsageError("--before is what was, and --follow is what comes: leave one out")
+        _follow(name, limit, as_json=as_json)
+        return
     ask = {"name": name, "limit": limit, "before": before}
     show_answer("agent:logs", ask, e.LogsListed, logs_text, as_json=as_json)
+
+
+def _follow(name: str, lines: int, *, as_json: bool) -> None:
+    from ksi_agents.commands.following import follow  # noqa: PLC0415  it brings asyncio
+
+    def show(entry: e.LogEntry) -> None:
+        output.show(entry, entry_text, as_json=as_json)
+        sys.stdout.flush()
+
+    follow(name, lines, show)
+
+
+def entry_text(entry: e.LogEntry) -> str:
+    """Lay out one thing that happened."""
+    return f"{entry.number:>5}  {_time(entry.at)}  {entry.kind:10}  {entry.message}"
 
 
 def logs_text(listed: e.LogsListed) -> str:

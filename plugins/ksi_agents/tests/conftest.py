@@ -1,11 +1,10 @@
 """Daemons with agents; for tests that use ``script``, with a model that does as it is told."""
 
-from importlib.metadata import entry_points
-
 import pytest
 
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
 
@@ -27,7 +26,7 @@ def ksi_plugins(request: pytest.FixtureRequest, ksi_plugins: list[EntryPoint]) -
     """Agents and what they need, where a double stands for the models."""
     if "script" not in request.fixturenames:
         return ksi_plugins
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, request.getfixturevalue("script").plugin()]
 
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ksi_agents.commands.agents import agent
-from ksi_cli.connection import connect
+from ksi_agents.commands.following import followed
+from ksi_agents.events import LogEntry
+from ksi_cli.connection import connect, connect_async
 from ksi_cli.output import UsageError
 from ksi_client import Conflict, NotFound
 from ksi_daemon.testing import DaemonProcess
@@ -108,6 +111,55 @@ def test_an_agent_is_shown_with_what_is_asked_of_it(run: Command) -> None:
         run("get", "bob", "--show", "mailbax")
     with pytest.raises(NotFound, match="there is no agent eve"):
         run("get", "eve")
+
+
+@pytest.mark.usefixtures("run")
+async def test_a_log_is_followed_until_its_agent_has_ended() -> None:
+    shown: list[LogEntry] = []
+    async with connect_async() as client:
+        await client.request("agent:spawn", {"document": {"text": CLERK}, "name": "bob"})
+        async with aclosing(followed(client, "bob", 1)) as entries:
+            shown.append(await anext(entries))
+            await client.request("agent:ask", {"agent": "bob", "prompt": "hello"})
+            shown.append(await anext(entries))
+            await client.request("agent:terminate", {"which": {"names": ["bob"]}})
+            shown.extend([entry async for entry in entries])
+
+    assert [entry.kind for entry in shown] == ["ready", "message", "terminated"]
+
+
+def test_the_log_of_an_agent_that_has_ended_has_an_end(run: Command) -> None:
+    run("spawn", "--file", "clerk.md", "--name", "bob")
+    run("terminate", "bob")
+
+    followed = run("logs", "bob", "--follow")
+
+    assert [line.split()[3] for line in followed.stdout.splitlines()] == [
+        "spawned",
+        "ready",
+        "terminated",
+    ]
+    with pytest.raises(UsageError, match="leave one out"):
+        run("logs", "bob", "--follow", "--before", "3")
+    with pytest.raises(NotFound, match="there is no agent eve"):
+        run("logs", "eve", "--follow")
+
+
+def test_a_definition_is_no_agent_yet_and_what_to_type_is_told(run: Command) -> None:
+    with pytest.raises(NotFound, match="ksi agent spawn general --name general"):
+        run("ask", "general", "hello")
+    run("spawn", "general", "--name", "general")
+    assert run("ask", "general", "hello").stdout == "hello\n"
+
+    run("spawn", "--file", "clerk.md", "--name", "bobby")
+    for words in (
+        ("ask", "boby", "hello"),
+        ("send", "boby", "x"),
+        ("get", "boby"),
+        ("pause", "boby"),
+    ):
+        with pytest.raises(NotFound, match="did you mean bobby"):
+            run(*words)
 
 
 def test_messages_wait_for_a_paused_agent(run: Command) -> None:

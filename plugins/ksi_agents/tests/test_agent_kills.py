@@ -5,13 +5,14 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ksi_agents.tests.helpers import document
 from ksi_client import AsyncClient, Busy, Unavailable
-from ksi_daemon.testing import DaemonProcess
+from ksi_daemon.testing import DaemonProcess, write_entry_points
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
@@ -176,6 +177,37 @@ async def test_an_agent_killed_while_it_starts_is_started(
     assert made["phase"] == "Starting"
     assert [mail["status"] for mail in shown["mailbox"]] == ["succeeded"]
     assert shown["agent"].get("restarts", 0) == 0
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install the plugin ``stage`` for daemons in other processes; the plugins to load."""
+    write_entry_points(tmp_path, stage="ksi_agents.tests.stage_plugin")
+    folders = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+    return f"{PLUGINS},stage"
+
+
+async def test_what_a_run_may_take_it_may_after_a_kill_and_no_more(
+    fleet: Fleet, daemon: DaemonProcess, stage: str
+) -> None:
+    await fleet.start(daemon, stage)
+    async with fleet.client(daemon) as client:
+        await spawn(client, "bob", model="test/lorem-20-50ms")
+        lines = [("bob", "1"), ("bob", "2"), ("model", "3"), ("bob", "4")]
+        args = {"lines": lines, "limits": {"requests": 3}}
+        run = (await request(client, "workflow:start", {"name": "play", "args": args}))["run_id"]
+        at_work = "SELECT requests = 2 FROM ksi_agents.account WHERE id = $1"
+        await fleet.until(at_work, f"run:{run}")
+
+        await asyncio.to_thread(daemon.kill)  # within the second call, which is made again
+        await fleet.start(daemon, stage)
+        outcome = await request(client, "workflow:result", {"run_id": run, "timeout_s": 30})
+        spent = await request(client, "agent:spent", {"run_id": run})
+
+    refused = [text.endswith("may make 3 (limits.requests)") for text in outcome["output"]]
+    assert refused == [False, False, True, True]
+    assert (spent["requests"], spent["limits"]) == (3, {"requests": 3})
 
 
 async def test_another_daemon_goes_on_where_one_died(fleet: Fleet, daemon: DaemonProcess) -> None:

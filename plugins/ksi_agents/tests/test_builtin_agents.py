@@ -1,6 +1,5 @@
 """The agents that are built in, each at work with a model that does as it is told."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from ksi_agents.standing import Standing
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.events import ModelCall, ToolResultPart
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "memory", "agents")
@@ -23,7 +23,7 @@ def ksi_settings_of_memory() -> list[str]:
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """Agents, memory and what they need, with a double for the models."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, script.plugin()]
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from ksi_client import AsyncClient, Busy, Conflict, InvalidData, LocalTransport,
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.testing import module_plugin, running_daemon
+from ksi_daemon.testing import installed_plugins, module_plugin, running_daemon
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
 from ksi_postgres.news import News
@@ -70,7 +69,7 @@ def seen() -> Seen:
 @pytest.fixture
 def ksi_plugins(seen: Seen) -> list[EntryPoint]:
     needed = ("postgres", "models")
-    installed = [point for point in entry_points(group="ksi") if point.name in needed]
+    installed = installed_plugins(*needed)
     return [*installed, defining(seen)]
 
 
@@ -624,4 +623,6 @@ async def test_documents_are_checked_without_being_kept(client: AsyncClient) -> 
 async def test_the_schema_is_given(client: AsyncClient) -> None:
     given = await client.request("agent:schema", {})
 
-    assert given["json_schema"]["properties"]["name"]["pattern"] == e.NAME_PATTERN
+    assert given["json_schema"]["properties"]["name"]["pattern"] == (
+        "^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+    )

@@ -1,7 +1,7 @@
 """Agents have others work for them: by the tool ``ask_agent``, and by a router."""
 
 import json
-from importlib.metadata import entry_points
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,10 +10,11 @@ from ksi_agents.definition import Definition
 from ksi_agents.routing import best
 from ksi_agents.tests.helpers import ask, document, spawned
 from ksi_client import AsyncClient
-from ksi_completion.tests.doubles import Script, calling
+from ksi_completion.tests.doubles import Script, calling, response
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Failed
-from ksi_models.events import ModelCall, ToolResultPart
+from ksi_daemon.testing import installed_plugins
+from ksi_models.events import ModelCall, ModelChunk, TextPart, ToolResultPart
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
 
@@ -21,7 +22,7 @@ NEEDED = ("postgres", "workflows", "tools", "completion", "agents")
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """Agents and what they need, with a double for the models."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, script.plugin()]
 
 
@@ -140,3 +141,28 @@ async def test_one_that_waits_already_is_not_asked_by_way_of_another(
     refused = told(script.calls[2])
     assert refused.is_error
     assert "a circle" in refused.content
+
+
+async def test_definitions_that_ask_one_another_in_a_circle_end_by_their_depth(
+    client: AsyncClient, script: Script
+) -> None:
+    async def hand_on(request: ModelCall) -> AsyncIterator[ModelChunk]:
+        """Ask the other one, and say what came of it."""
+        (last,) = request.messages[-1].parts
+        if isinstance(last, ToolResultPart):
+            yield response((TextPart(last.content),))
+        else:
+            other = "ping" if "pong" in (request.system or "") else "pong"
+            yield response(asking(other, "And you?"))
+
+    await apply(client, name="ping", prompt="You are ping.", tools=["ask_agent"])
+    await apply(client, name="pong", prompt="You are pong.", tools=["ask_agent"])
+    script.say(*[hand_on] * 100)
+
+    result = await have(client, "ping", "Who begins?")
+
+    turns = await client.request("completion:list", {})
+    assert [turn["status"] for turn in turns["turns"]] == ["succeeded"] * 6  # the first, and five
+    assert len(script.calls) == 12
+    assert "as many turns as may wait for one another already" in result["text"]
+    assert "answer without asking another agent" in result["text"]

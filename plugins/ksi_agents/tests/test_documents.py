@@ -122,7 +122,7 @@ def test_every_unknown_field_is_named_with_its_line_and_the_nearest_that_there_i
     [
         ("description: x", "1: : it has no name"),
         ("name: A b", "1: name: a name is made of small letters"),
-        ("name: |\n  a\n", "1: name: it ends with a line break"),
+        ("name: |\n  a\n", "1: name: a name is made of small letters"),
         ("name: a\nname: b", "2: name: it stands twice"),
         ("- 1", "1: : a definition is a mapping of fields"),
         ("name: a\nlimits:\n  requests: many", "3: limits.requests: expected `int | null`"),

@@ -416,6 +416,20 @@ async def test_an_agent_terminated_at_work_is_cancelled_with_all_that_waits(
         await change(client, "restart", "bob")
 
 
+async def test_the_name_of_one_terminated_at_work_is_free_at_once(
+    client: AsyncClient, script: Script
+) -> None:
+    script.gate = asyncio.Event()
+    await spawned(client)
+    await send(client)
+    await script.began.wait()
+    await change(client, "terminate", "bob")
+
+    again = await spawned(client)
+
+    assert again["phase"] == "Ready"
+
+
 async def test_what_one_terminated_was_at_is_cancelled_by_whoever_sweeps(
     client: AsyncClient, script: Script, database_logins: Logins
 ) -> None:

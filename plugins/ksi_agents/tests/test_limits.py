@@ -2,21 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 from msgspec import structs
 
 from ksi_agents.definition import Limits
-from ksi_agents.ledger import Ledger
+from ksi_agents.ledger import Bounds, Ledger
 from ksi_agents.limits import Bounding, account_of_agent, account_of_run
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as, event_handler
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Context, Denied, Failed
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_models.events import (
     Message,
     ModelCall,
@@ -109,6 +108,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.shop = Shop()
+        self.database: Database
         self.ledger: Ledger
         self.bounding: Bounding
         self.bus: Bus
@@ -142,13 +142,14 @@ def ksi_plugins(bench: Bench) -> list[EntryPoint]:
     @hookimpl
     async def ksi_lifespan(plugin: Any) -> AsyncIterator[None]:
         bench.bus = plugin.bus
-        bench.ledger = Ledger(plugin.service(Database))
+        bench.database = plugin.service(Database)
+        bench.ledger = Ledger(bench.database)
         bench.bounding = Bounding(bench.ledger, plugin.bus)
         plugin.add(bench.shop, bench.bounding)
         yield
 
     described = hookimpl(lambda: PluginInfo(requires=("postgres",)))
-    installed = [each for each in entry_points(group="ksi") if each.name == "postgres"]
+    installed = installed_plugins("postgres")
     return [*installed, module_plugin("bench", ksi_plugin=described, ksi_lifespan=ksi_lifespan)]
 
 
@@ -249,7 +250,7 @@ async def test_what_is_asked_for_within_a_turn_counts_in_it(bench: Bench) -> Non
     await bench.ask("grandchild")
 
     assert await bench.spent(account_of_run("parent")) == (0.0199, 0.0)
-    with pytest.raises(Failed, match="the turn parent"):
+    with pytest.raises(Failed, match="the run parent"):
         await bench.ask("child")
 
 
@@ -277,11 +278,42 @@ async def test_what_a_dead_daemon_had_reserved_is_taken_as_spent_when_the_turn_g
     bench: Bench,
 ) -> None:
     await bench.open(Limits(cost_usd=1.0))
-    accounts = (account_of_run("r"),)
-    assert await bench.ledger.reserve("default", "lost", "r", accounts, 0.25, 0.25) == 0.25
+    accounts, dead = (account_of_run("r"),), Ledger(bench.database)
+    assert await dead.reserve("default", "lost", "r", accounts, 0.25, 0.25) == 0.25
     await bench.ask()
 
     assert await bench.spent(account_of_run("r")) == (0.26, 0.0)
+
+
+async def test_calls_that_a_run_makes_at_once_are_each_paid_once(bench: Bench) -> None:
+    bench.shop.gate, bench.shop.awaited = asyncio.Event(), 3
+    await bench.bounding.limit("default", "play", None, Bounds(usd=1.0))
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(bench.ask("play"))
+
+    assert await bench.spent(account_of_run("play")) == (0.03, 0.0)
+
+
+async def test_a_bound_of_cost_that_comes_later_holds_and_one_that_is_gone_does_not(
+    bench: Bench,
+) -> None:
+    bench.shop.price_usd = None
+    await bench.bounding.limit("default", "play", None, Bounds(requests=9))
+    await bench.open(Limits(), "turn", "play")
+    await bench.ask("turn")
+
+    await bench.bounding.limit("default", "play", None, Bounds(usd=1.0))
+    with pytest.raises(Denied, match="not known"):
+        await bench.ask("turn")
+    bench.shop.price_usd = 1.0
+    await bench.ask("turn")
+    await bench.bounding.limit("default", "play", None, Bounds())
+    bench.shop.price_usd = None
+    await bench.ask("turn")
+
+    assert await bench.spent(account_of_run("play")) == (0.03, 0.0)
+    assert (await bench.ledger.taken("default", account_of_run("play"))).requests == 3
 
 
 async def test_a_life_has_so_many_requests_whatever_its_turns_have(bench: Bench) -> None:
@@ -310,6 +342,18 @@ async def test_calls_of_tools_are_counted_too(bench: Bench) -> None:
 
     with pytest.raises(Failed, match=r"limits\.total_tool_calls"):
         await bench.use()
+
+
+async def test_calls_of_tools_within_a_turn_count_in_it(bench: Bench) -> None:
+    await bench.open(Limits(tool_calls=2), "parent")
+    await bench.open(Limits(), "child", "parent")
+    await bench.open(Limits(), "grandchild", "child")
+    await bench.use("grandchild")
+    await bench.use("parent")
+
+    with pytest.raises(Failed, match=r"the run parent has made 2 calls of tools"):
+        await bench.use("child")
+    assert (await bench.ledger.taken("default", account_of_run("grandchild"))).tool_calls == 1
 
 
 async def test_calls_of_turns_without_limits_are_let_through_as_they_are(bench: Bench) -> None:

@@ -160,6 +160,44 @@ async def test_a_mailbox_that_is_full_refuses_with_the_bound_and_keeps_what_it_h
     assert said(script) == [f"m{number}" for number in range(MAILBOX)]
 
 
+FLOOD = 10_000  # what a mailbox takes unless it is said otherwise
+
+
+@pytest.mark.parametrize("ksi_settings", [["agents.sweep_s=0.1"]])
+async def test_a_flooded_mailbox_is_worked_off_from_its_head_and_floods_nobody_else(
+    client: AsyncClient, script: Script, database_logins: Logins
+) -> None:
+    await spawned(client)
+    await spawned(client, "eve")
+    await change(client, "pause", "bob")
+    await send(client, "m1")
+    await run_sql(
+        database_logins,
+        "INSERT INTO ksi_agents.mail (tenant, agent, number, message_id, status, prompt, context, "
+        "is_awaited) SELECT m.tenant, m.agent, n, 'id-' || n, m.status, 'm' || n, m.context, false "
+        "FROM ksi_agents.mail m, generate_series(2, $1::bigint) n",
+        FLOOD,
+    )
+    await run_sql(
+        database_logins,
+        "UPDATE ksi_agents.agent SET waiting = $1::int, last_mail = $1::int WHERE name = 'bob'",
+        FLOOD,
+    )
+
+    with pytest.raises(Busy, match="10000 messages wait in the mailbox of bob"):
+        await send(client, "one too many")
+    assert (await ask(client, "hello", "eve"))["status"] == "succeeded"
+    assert len(await mails(client)) == 100
+    script.calls.clear()
+    await change(client, "resume", "bob")
+    await until(client, lambda _: len(script.calls) >= 3)
+    await change(client, "terminate", "bob")
+
+    assert said(script)[:3] == ["m1", "m2", "m3"]
+    ended = await until(client, lambda it: it.get("run_id") is None)
+    assert (ended["phase"], ended["waiting"]) == ("Terminated", 0)
+
+
 async def test_agents_that_would_wait_for_one_another_are_told_at_once(
     client: AsyncClient, script: Script
 ) -> None:

@@ -216,3 +216,21 @@ async def test_an_agent_terminated_between_restarts_is_not_started_again(
     await asyncio.sleep(0.5)  # longer than the pause
 
     assert (await get(client))["phase"] == "Terminated"
+
+
+async def test_an_agent_that_answers_nonsense_where_a_schema_was_asked_for_has_failed(
+    client: AsyncClient, script: Script
+) -> None:
+    schema = {"type": "object", "required": ["age"], "properties": {"age": {"type": "integer"}}}
+    await spawned(client, fields={**restarting(), "output": schema})
+    script.say("a banana", '{"age": "old"}', '{"age": 7} or so', '{"age": 8}')
+
+    nonsense = await ask(client, "How old?")
+    sense = await ask(client, "How old?")
+
+    assert nonsense["status"] == "failed"
+    assert "output" not in nonsense
+    assert "does not fit the output_schema" in nonsense["error"]["message"]
+    assert nonsense["error"]["details"]["setting"] == "completion.output_retries"
+    assert (sense["status"], sense["output"]) == ("succeeded", {"age": 8})
+    assert (await get(client))["restarts"] == 1

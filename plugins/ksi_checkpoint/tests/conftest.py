@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from ksi_client import AsyncClient, LocalTransport
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
-from ksi_daemon.testing import module_plugin, running_daemon, write_entry_points
+from ksi_daemon.testing import installed_plugins, module_plugin, running_daemon, write_entry_points
 from ksi_postgres.logins import Logins
 from ksi_postgres.testing import settings_for
 
@@ -25,7 +24,7 @@ Run = Callable[..., AbstractAsyncContextManager[AsyncClient]]
 @pytest.fixture
 def installed() -> list[EntryPoint]:
     """The checkpoints, and what they need."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

@@ -418,7 +418,7 @@ class Model:
 def test_whatever_a_reader_does_everything_comes_once_acknowledged_never_again(
     quick_daemon: DaemonProcess,
 ) -> None:
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(OPERATIONS)
     def check(operations: list[tuple[str, int]]) -> None:
         client = Client(quick_daemon.socket)

@@ -1,14 +1,13 @@
 """Daemons with turns, and a model and tools that do as they are told."""
 
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from ksi_completion.tests.doubles import Script, Toolbox
 from ksi_daemon.loader import EntryPoint
-from ksi_daemon.testing import write_entry_points
+from ksi_daemon.testing import installed_plugins, write_entry_points
 
 SOURCES = Path(__file__).parent
 NEEDED = ("postgres", "workflows", "completion")
@@ -35,7 +34,7 @@ def toolbox() -> Toolbox:
 @pytest.fixture
 def ksi_plugins(script: Script, toolbox: Toolbox) -> list[EntryPoint]:
     """Turns and what they need, with doubles for models and tools."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     return [*installed, script.plugin(), toolbox.plugin()]
 
 

@@ -1,7 +1,6 @@
 """A plugin that answers for conversations alone, and ways to fill them."""
 
 from collections.abc import AsyncIterator, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 import asyncpg
@@ -15,7 +14,7 @@ from ksi_completion.settings import CompletionSettings
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_models.events import Part, TextPart, ToolCallPart, ToolResultPart
 from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
@@ -35,7 +34,7 @@ class Started:
 
 
 def postgres() -> EntryPoint:
-    (found,) = [point for point in entry_points(group="ksi") if point.name == "postgres"]
+    (found,) = installed_plugins("postgres")
     return found
 
 

@@ -1,6 +1,5 @@
 """Turns with the claude command, which calls no tools yet, in a daemon with the real models."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_completion.tests.test_turns import ask, ended
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.testing import FakeClaude
 
 NEEDED = ("postgres", "workflows", "models", "tools", "completion")
@@ -16,7 +16,7 @@ NEEDED = ("postgres", "workflows", "models", "tools", "completion")
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """Turns with the real models and tools."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
-POINTS = int(os.environ.get("FAULT_KILLS", "20"))
+POINTS = int(os.environ.get("FAULT_KILLS", "12"))
 TURNS = 2  # that are begun before each kill, each at a point of its own then
 REPORT = os.environ.get("FAULT_REPORT_TURNS", "")
 CALLS = ("look 1", "pay 1", "set 1", "pay 2", "look 2")

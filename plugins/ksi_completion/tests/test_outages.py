@@ -6,7 +6,6 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from ksi_client import AsyncClient
 from ksi_completion.tests.test_kills import CALLS, SETTINGS, Errands, assert_sound
 from ksi_completion.tests.test_turns import ask, ended, text_of
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.fakes.openai_server import FakeOpenAI, Reply
 from ksi_models.testing import settings_for_fake
 from ksi_postgres.embedded import EmbeddedServer
@@ -97,7 +97,7 @@ async def test_turns_succeed_and_no_effect_is_had_twice_though_postgres_is_kille
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """Turns with the real models and tools."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

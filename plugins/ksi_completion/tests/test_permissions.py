@@ -1,6 +1,5 @@
 """Tests that what may be called in a conversation holds in its copies, with the real tools."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -8,12 +7,13 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_completion.tests.conversing import Started, conversing
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 
 
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     needed = ("postgres", "workflows", "tools")
-    installed = [point for point in entry_points(group="ksi") if point.name in needed]
+    installed = installed_plugins(*needed)
     return [*installed, conversing(Started())]
 
 

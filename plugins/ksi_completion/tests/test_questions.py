@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from ksi_daemon.daemon import Daemon
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_models.events import ToolResultPart
 from ksi_postgres.database import Database
 from ksi_tools.api import Tools, tool
@@ -43,7 +42,7 @@ async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
 
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    installed = installed_plugins(*NEEDED)
     lamps = module_plugin("lamps", ksi_plugin=info, ksi_lifespan=lifespan)
     return [*installed, script.plugin(), lamps]
 

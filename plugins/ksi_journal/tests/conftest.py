@@ -1,7 +1,6 @@
 """What the journal's tests share."""
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import pytest
@@ -12,7 +11,7 @@ from ksi_daemon.event_system import event_handler
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Denied, Failed
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_journal.journal import Journal
 
 
@@ -60,7 +59,7 @@ async def lifespan(plugin: Plugin) -> Any:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The store, the journal, and a plugin whose events it records."""
-    installed = [p for p in entry_points(group="ksi") if p.name in ("postgres", "journal")]
+    installed = installed_plugins("postgres", "journal")
     return [*installed, module_plugin("agents", ksi_lifespan=_hook(lifespan))]
 
 

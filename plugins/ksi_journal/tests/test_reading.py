@@ -25,7 +25,7 @@ from ksi_postgres.logins import Logins
 from ksi_postgres.testing import SETTINGS
 
 EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 NAMES = ("agent:run", "agent:say", "tool:call", "tool_x:call", "a%b:call", "a:b:c")

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from msgspec import Struct
 
 from ksi_client import AsyncClient, LocalTransport
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
-from ksi_daemon.testing import module_plugin, running_daemon
+from ksi_daemon.testing import installed_plugins, module_plugin, running_daemon
 from ksi_memory.events import Item
 from ksi_memory.items.store import Items
 from ksi_memory.querying.finding import Finding
@@ -92,7 +91,7 @@ async def asking_daemon(
         ksi_plugin=hookimpl(lambda: PluginInfo(requires=("postgres",))),
         ksi_lifespan=hookimpl(lifespan),
     )
-    postgres = [point for point in entry_points(group="ksi") if point.name == "postgres"]
+    postgres = installed_plugins("postgres")
     chosen = settings_for(logins)
     async with (
         running_daemon(home, *postgres, asking, settings=chosen) as daemon,

@@ -1,12 +1,12 @@
 """Has conversations with a model that says what a test wants, and waits until they are read."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import asyncpg
 
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_postgres.logins import Logins
 
 SETTINGS = ["memory.embedder=none", "memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
@@ -15,7 +15,7 @@ NEEDED = {"postgres", "workflows", "tools", "completion", "memory"}
 
 def needed() -> list[EntryPoint]:
     """Return the memory and what it needs but for the models, for which a script stands."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 async def talk(

@@ -1,11 +1,10 @@
 """The memory asked in a daemon with all its plugins: what is upserted is searched and walked."""
 
-from importlib.metadata import entry_points
-
 import pytest
 
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_memory.events import MemoryFound
 
 PLUGINS = ("postgres", "workflows", "tools", "models", "completion", "memory")
@@ -19,7 +18,7 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
-    return [point for point in entry_points(group="ksi") if point.name in PLUGINS]
+    return installed_plugins(*PLUGINS)
 
 
 @pytest.fixture

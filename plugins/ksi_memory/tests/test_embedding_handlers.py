@@ -1,13 +1,13 @@
 """Vectors as a client meets them: made behind, told in answers, made anew."""
 
 import asyncio
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, Denied, InvalidData
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 
 NEEDED = {"postgres", "workflows", "tools", "models", "completion", "memory"}
 ITEMS = (
@@ -31,7 +31,7 @@ def ksi_settings() -> list[str]:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The memory, and what it needs."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 async def embedded(client: AsyncClient, model: str, vectors: int) -> dict[str, Any]:

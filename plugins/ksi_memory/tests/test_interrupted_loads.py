@@ -8,7 +8,6 @@ import select
 import subprocess
 import sys
 import time
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.testing import installed_plugins
 from ksi_memory.tests.loading import NEEDED, told_new
 
 FILES = 1200
@@ -36,7 +36,7 @@ def database_template(engine_template: str) -> str:
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
     """The memory, and what it needs."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

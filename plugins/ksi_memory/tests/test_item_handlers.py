@@ -1,6 +1,5 @@
 """The events of the memory, as a client sends them."""
 
-from importlib.metadata import entry_points
 from typing import Any
 
 import asyncpg
@@ -8,6 +7,7 @@ import pytest
 
 from ksi_client import AsyncClient, Conflict, Denied, InvalidData, NotFound
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_postgres.logins import Logins
 
 ELSEWHERE = {"tenant": "elsewhere"}
@@ -29,7 +29,7 @@ def ksi_settings() -> list[str]:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The memory, and what it needs."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 async def upsert(client: AsyncClient, table: str, *items: dict[str, Any]) -> Any:

@@ -1,7 +1,6 @@
 """The command ``ksi upsert``."""
 
 import asyncio
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ksi_cli.output import UsageError
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
+from ksi_daemon.testing import installed_plugins
 from ksi_memory import events as e
 from ksi_memory.commands import upsert as load_commands
 from ksi_memory.tests.loading import NEEDED, item
@@ -26,7 +26,7 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import hashlib
 import re
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient, NotFound
+from ksi_daemon.testing import installed_plugins
 from ksi_memory import events as e
 from ksi_memory.loading.moments import MAX_GONE, MAX_LOADED, Came, LoadMoment
 from ksi_memory.tests.loading import NEEDED, item, load, skipped
@@ -24,7 +24,7 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

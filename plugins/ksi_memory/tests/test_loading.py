@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from ksi_client import AsyncClient, Denied, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.events import Grants
+from ksi_daemon.testing import installed_plugins
 from ksi_memory import events as e
 from ksi_memory.tests.loading import NEEDED, item, load, skipped, told_new
 from ksi_postgres.database import Database
@@ -46,7 +46,7 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

@@ -294,6 +294,23 @@ async def test_the_pipeline_is_the_one_that_was_measured(
             assert len(found.results) == 60  # all were candidates
 
 
+async def test_few_that_are_asked_for_are_the_first_of_many(
+    items: Items, embedding: Embedding, search: Search
+) -> None:
+    await items.upsert(ALL, "moments", invented(4, 300))
+    await drain(embedding)
+    shares = []
+
+    for question in QUESTIONS:
+        few = await search.search(ALL, question)
+        many = await search.search(ALL, question, limit=50)  # of more candidates, all weighed alike
+        assert few.truncated
+        shares.append(len(set(keys(few)) & set(keys(many)[:10])) / 10)
+        assert keys(few)[0] == keys(many)[0], question
+
+    assert sum(shares) / len(shares) >= 0.9
+
+
 # -- what a search is held to ---------------------------------------------------------------------
 
 

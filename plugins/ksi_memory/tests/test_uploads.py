@@ -6,7 +6,6 @@ import hashlib
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from ksi_client import AsyncClient, Busy, Conflict, InvalidData, NotFound, Unavailable
 from ksi_daemon.protocol.events import Grants
+from ksi_daemon.testing import installed_plugins
 from ksi_memory.events import ContentUpload
 from ksi_memory.loading.uploads import SQL, Uploads
 from ksi_memory.settings import MemorySettings
@@ -34,7 +34,7 @@ def database_template(engine_template: str) -> str:
 
 @pytest.fixture
 def ksi_plugins() -> list[Any]:
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

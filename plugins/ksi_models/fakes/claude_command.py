@@ -4,9 +4,12 @@
 and ``test/echo``: a user's message that is a script is followed, anything else is repeated. The
 model's name says what goes wrong: ``hang``, ``stall``, ``polite`` (it stalls, and cleans up when it
 is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``, ``endless``, ``child`` (it leaves
-processes behind that ignore being ended), ``tool`` (it uses one of its own), ``result`` (it has
-used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its
-options), ``whole`` (it does not stream).
+processes behind that ignore being ended), ``deaf`` (it ignores being ended), ``eat`` (it takes all
+memory), ``eat-away`` (a process does that which has left its group), ``spin`` (it takes CPU time),
+``spin-apart`` (its children do), ``leak`` (it opens files), ``quit`` (it ends with a code),
+``mutter`` (it complains at length), ``tool`` (it uses one of its own), ``result`` (it has used
+one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options),
+``whole`` (it does not stream).
 
 Sessions and a log of how it was called are in its folder of configuration.
 """
@@ -35,6 +38,14 @@ SLEEPER: Final = (
     "os.setsid() if sys.argv[1] == 'away' else None; print(os.getpid(), flush=True); "
     "time.sleep(600)"
 )
+# Takes 20 MB every few milliseconds, and touches them.
+EATER: Final = """
+import time
+kept = []
+while True:
+    kept.append(b"x" * 20_000_000)
+    time.sleep(0.02)
+"""
 
 
 class Fake:
@@ -210,6 +221,50 @@ class Fake:
             pids.append(int(child.stdout.readline()))
         self.tell_text(json.dumps({"pids": [os.getpid(), *pids]}))
         time.sleep(600)
+
+    def fail_deaf(self) -> None:
+        """Stop in the middle, and ignore being ended."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.fail_stall()
+
+    def fail_eat(self) -> None:
+        """Take more and more memory."""
+        sys.stderr.write("reading it all\n")
+        sys.stderr.flush()
+        exec(EATER)  # noqa: S102  the same as its child does
+
+    def fail_eat_away(self) -> None:
+        """Have a process in a session of its own take more and more memory."""
+        subprocess.Popen([sys.executable, "-c", EATER], start_new_session=True)
+        time.sleep(600)
+
+    def fail_spin(self) -> None:
+        """Take CPU time and nothing else."""
+        while True:
+            pass
+
+    def fail_spin_apart(self) -> None:
+        """Have one child after another take some CPU time."""
+        while True:
+            subprocess.run([sys.executable, "-S", "-c", "sum(range(5_000_000))"], check=True)
+
+    def fail_leak(self) -> None:
+        """Open files and close none."""
+        kept: list[Any] = []
+        try:
+            while True:
+                kept.append(open(os.devnull))  # noqa: PTH123, SIM115  that is the fault
+        except OSError as error:
+            sys.exit(f"{error.strerror} at {len(kept)}")
+
+    def fail_quit(self) -> None:
+        """End with a code of its own."""
+        sys.stderr.write("first of all\nthis\nthat\nand sk-ant-api03-secretsecret\n")
+        sys.exit(3)
+
+    def fail_mutter(self) -> None:
+        """Complain at length, and have a secret in the middle of that."""
+        sys.exit(f"sk-ant-api03-{'secret' * 800}\nno more")
 
     def fail_tool(self) -> None:
         """Use a tool."""

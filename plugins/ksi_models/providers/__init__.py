@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from ksi_daemon.protocol import InvalidData
 from ksi_models.keys import Keys, variables_of
 from ksi_models.provider import Provider
 from ksi_models.providers import pydantic, replay
-from ksi_models.providers.claude_cli import ClaudeCLI
+from ksi_models.providers.claude_cli import CPU_S, MEMORY_MB, OPEN_FILES, ClaudeCLI
 from ksi_models.providers.extractive import Extractive
+from ksi_models.providers.guarded import ProcessBounds, can_measure
 from ksi_models.providers.scripted import ScriptedProvider
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
@@ -16,6 +19,7 @@ OPENAI_URL: Final = "https://api.openai.com/v1"
 # Where servers on this machine listen by themselves.
 PORTS: Final = {"ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234}
 BUILTIN: Final = ("builtin", "replay")
+BOUNDS: Final = ("memory_mb", "cpu_s", "open_files")
 
 
 class Providers:
@@ -27,7 +31,8 @@ class Providers:
         home: ``KSI_HOME``.
 
     Raises:
-        InvalidData: ``models.cassette`` is no name of a file.
+        InvalidData: ``models.cassette`` is no name of a file, or there is a limit that nobody can
+            keep.
     """
 
     def __init__(self, settings: ModelsSettings, keys: Keys, home: Path) -> None:
@@ -40,6 +45,7 @@ class Providers:
             raise InvalidData(
                 "models.cassette is a name of letters, digits, dots, dashes and underscores"
             )
+        check_bounds(settings)
 
     def find(self, name: str) -> Provider | None:
         """Return the provider of that name, if there is one."""
@@ -115,6 +121,7 @@ class Providers:
             self._home / "claude",
             self._keys,
             self._settings.max_answer_bytes,
+            bounds_of(self._settings.providers.get("claude-cli", ProviderSettings())),
         )
 
     def _wire(self, name: str, own: ProviderSettings) -> Provider:
@@ -130,3 +137,33 @@ class Providers:
             max_output_tokens=own.max_output_tokens,
         )
         return openai_wire.OpenAIWire(name, place, self._keys)
+
+
+def bounds_of(own: ProviderSettings) -> ProcessBounds:
+    """Return what a process of the claude command may take."""
+    bounds = ProcessBounds(
+        memory_mb=MEMORY_MB if own.memory_mb is None else own.memory_mb or None,
+        cpu_s=CPU_S if own.cpu_s is None else own.cpu_s or None,
+        open_files=OPEN_FILES if own.open_files is None else own.open_files or None,
+    )
+    return bounds if can_measure() else structs.replace(bounds, memory_mb=None)
+
+
+def check_bounds(settings: ModelsSettings) -> None:
+    """Refuse limits that nobody would keep.
+
+    Raises:
+        InvalidData: They are of a provider without processes, or memory can't be measured here.
+    """
+    for name, own in settings.providers.items():
+        given = [bound for bound in BOUNDS if getattr(own, bound) is not None]
+        if given and name != "claude-cli":
+            raise InvalidData(
+                f"models.providers.{name}.{given[0]} bounds nothing: its calls are no processes of "
+                "ours, only those of claude-cli are"
+            )
+        if own.memory_mb and not can_measure():
+            raise InvalidData(
+                f"models.providers.{name}.memory_mb can't be kept on this system, which doesn't "
+                "tell what processes hold: take it away"
+            )

@@ -1,6 +1,7 @@
 """Asks the ``claude`` command, with all of its own tools switched off."""
 
 import asyncio
+import math
 import os
 import re
 import shutil
@@ -26,13 +27,20 @@ from ksi_models.providers.claude_messages import (
     user_line,
 )
 from ksi_models.providers.errors import brief
-from ksi_models.providers.guarded import GuardedProcess
+from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
 
 MODELS: Final = ("sonnet", "opus", "haiku", "default")
 MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@\[\]-]{0,99}")
 CONTEXT_TOKENS: Final = 200_000
 MAX_SESSIONS: Final = 1000
 LINGER_S: Final = 5.0  # it writes its session down after it has answered
+# What one call takes is a tenth of this: what it takes more than this is a mistake.
+MEMORY_MB: Final = 2048
+CPU_S: Final = 300
+OPEN_FILES: Final = 1024
+SETTING: Final = "models.providers.claude-cli"
+NO_MORE_FILES: Final = re.compile(r"EMFILE|too many open files", re.IGNORECASE)
+LAST_LINES: Final = 3
 PROMPT: Final = ".prompt"
 SYSTEM: Final = "You are a helpful assistant."
 THINKING: Final = {"off": "0", "low": "4000", "medium": "10000", "high": "31999"}
@@ -82,6 +90,9 @@ FLAGS: Final = (
 )
 
 
+BOUNDS: Final = ProcessBounds(memory_mb=MEMORY_MB, cpu_s=CPU_S, open_files=OPEN_FILES)
+
+
 class Session(Struct, frozen=True):
     """What the command knows of a conversation, and the process that wrote that down."""
 
@@ -100,6 +111,7 @@ class ClaudeCLI:
         folder: A folder of our own that it runs in.
         keys: May have a login for it.
         max_answer_bytes: How long an answer may be.
+        bounds: What the process of a call may take.
     """
 
     name = "claude-cli"
@@ -111,12 +123,14 @@ class ClaudeCLI:
         folder: Path,
         keys: Keys,
         max_answer_bytes: int = 8 * 1024 * 1024,
+        bounds: ProcessBounds = BOUNDS,
     ) -> None:
         self._command = command
         self._config_folder = config_folder
         self._folder = folder
         self._keys = keys
         self._max_answer_bytes = max_answer_bytes
+        self._bounds = bounds
         self._sessions: OrderedDict[tuple[str, str, str], Session] = OrderedDict()
         self._running: set[GuardedProcess] = set()
         self._is_cleared = False
@@ -212,6 +226,7 @@ class ClaudeCLI:
                 secrets=await self._login(),
                 folder=self._own_folder(),
                 max_line_bytes=2 * self._max_answer_bytes,
+                bounds=self._bounds,
             )
         except OSError as error:
             raise ProviderError(
@@ -241,15 +256,12 @@ class ClaudeCLI:
         """Say why it ended before its answer did."""
         process.end()
         await process.until_gone()
-        said = brief(process.complaints, self._keys.redacted)
+        said = brief(last_lines(self._keys.redacted(process.complaints)), self._keys.redacted)
         if "No conversation found" in said and reader.answer.is_empty:
             return _NoSession()
         if "unknown option" in said:
             return ProviderError("refused", f"the claude command is too old; update it: {said}")
-        told = f": {said}" if said else ""
-        return ProviderError(
-            "cut_off", f"the claude command ended with {process.code}, without an answer{told}"
-        )
+        return died(process.ended, self._bounds, said)
 
     async def _leave(self, process: GuardedProcess, *, is_done: bool) -> None:
         """End a process; one that has answered is given the time to end by itself."""
@@ -334,6 +346,50 @@ class ClaudeCLI:
         if question.settings.thinking is not None:
             environ["MAX_THINKING_TOKENS"] = THINKING[question.settings.thinking]
         return environ
+
+
+class OverLimit(ProviderError):
+    """A process took more than a setting allows."""
+
+    def __init__(self, message: str, bound: str) -> None:
+        super().__init__("over_limit", f"{message} ({SETTING}.{bound})")
+        self.setting = f"{SETTING}.{bound}"
+
+
+def died(ended: Ended, bounds: ProcessBounds, said: str) -> ProviderError:
+    """Return the error that tells why a process ended before its answer did, and what it said."""
+    told = f"; it said: {said}" if said else ""
+    if ended.broken == "memory_mb":
+        return OverLimit(
+            f"the claude command was ended, as it held {math.ceil(ended.memory_mb)} MB of memory "
+            f"and may hold {bounds.memory_mb}{told}",
+            "memory_mb",
+        )
+    if ended.broken == "cpu_s":
+        return OverLimit(
+            f"the claude command was ended, as it took {ended.cpu_s:g} s of CPU time and may take "
+            f"{bounds.cpu_s}{told}",
+            "cpu_s",
+        )
+    if bounds.open_files is not None and NO_MORE_FILES.search(said):
+        return OverLimit(
+            f"the claude command ended, as it may have {bounds.open_files} files open and wanted "
+            f"more{told}",
+            "open_files",
+        )
+    if ended.signal is None:
+        how = f"ended with the exit code {ended.code}"
+    elif ended.signal == "SIGKILL":
+        how = "was ended by SIGKILL, and not by us: perhaps by the kernel, for want of memory,"
+    else:
+        how = f"was ended by {ended.signal}"
+    return ProviderError("cut_off", f"the claude command {how} without an answer{told}")
+
+
+def last_lines(text: str) -> str:
+    """Return the last lines of a text in one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(lines[-LAST_LINES:])
 
 
 class _NoSession(Exception):

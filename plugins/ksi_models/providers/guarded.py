@@ -3,50 +3,101 @@
 import asyncio
 import contextlib
 import os
+import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Literal, cast
+
+import msgspec
+from msgspec import Struct
 
 GUARD: Final = str(Path(__file__).with_name("guard.py"))
 TAIL_BYTES: Final = 4096
 GONE_TIMEOUT_S: Final = 8.0  # a second of grace, five for what left the group
+REPORT_BYTES: Final = 4096
+
+
+class ProcessBounds(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a command may take with all that it starts, and how many files each may have open."""
+
+    memory_mb: int | None = None
+    cpu_s: int | None = None
+    open_files: int | None = None
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """How a command has ended, and what it took.
+
+    Attributes:
+        code: Its exit code, or the negative number of the signal that ended it.
+        broken: The bound for which it was ended.
+        memory_mb: What it held at most, as far as that was measured.
+        cpu_s: The time that it took, as far as that was measured.
+    """
+
+    code: int
+    broken: Literal["memory_mb", "cpu_s"] | None = None
+    memory_mb: float = 0.0
+    cpu_s: float = 0.0
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that ended it."""
+        if self.code >= 0:
+            return None
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-self.code).name
+        return f"signal {-self.code}"
+
+
+UNBOUNDED: Final = ProcessBounds()
 
 
 class _Pipes(asyncio.SubprocessProtocol):
     """Keeps the end of what the command complains about, and hands on what it says."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, lifeline: socket.socket) -> None:
         self.output = asyncio.StreamReader(limit=limit)
         self.tail = b""
+        self.is_cut = False
         self.gone = asyncio.Event()
+        self.report = b""
+        self._lifeline = lifeline
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             self.output.feed_data(data)
         else:
-            self.tail = (self.tail + data)[-TAIL_BYTES:]
+            tail = self.tail + data
+            self.is_cut = self.is_cut or len(tail) > TAIL_BYTES
+            self.tail = tail[-TAIL_BYTES:]
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
             self.output.feed_eof()
 
     def process_exited(self) -> None:
+        with contextlib.suppress(OSError):  # the guard itself was killed, and told nothing
+            self.report = self._lifeline.recv(REPORT_BYTES)
+        self._lifeline.close()
         self.gone.set()
 
 
 class GuardedProcess:
     """A command with a guard: it ends, with all that it started, when `end` is called.
 
-    It also ends when the daemon does, however that happens: the guard sees its pipe closed.
+    It also ends when the daemon does, however that happens: the guard sees its line closed.
     """
 
     def __init__(
-        self, transport: asyncio.SubprocessTransport, pipes: _Pipes, lifeline: int
+        self, transport: asyncio.SubprocessTransport, pipes: _Pipes, lifeline: socket.socket
     ) -> None:
         self._transport = transport
         self._pipes = pipes
-        self._lifeline: int | None = lifeline
+        self._lifeline = lifeline
+        self._is_ending = False
 
     @classmethod
     async def start(
@@ -57,6 +108,7 @@ class GuardedProcess:
         folder: Path,
         max_line_bytes: int,
         secrets: Mapping[str, str] | None = None,
+        bounds: ProcessBounds = UNBOUNDED,
     ) -> "GuardedProcess":
         """Start it; it reads each secret from the file whose number that variable holds.
 
@@ -69,21 +121,23 @@ class GuardedProcess:
             numbers = {
                 name: _filled_pipe(opened, secret) for name, secret in (secrets or {}).items()
             }
-            watched, lifeline = os.pipe()
-            opened.callback(os.close, watched)
-            guard = [sys.executable, "-I", "-S", GUARD, str(watched)]
+            watched, lifeline = socket.socketpair()
+            opened.enter_context(watched)
+            lifeline.setblocking(False)
+            said = msgspec.json.encode(bounds).decode()
+            guard = [sys.executable, "-I", "-S", GUARD, str(watched.fileno()), said]
             try:
                 transport, pipes = await asyncio.get_running_loop().subprocess_exec(
-                    lambda: _Pipes(max_line_bytes),
+                    lambda: _Pipes(max_line_bytes, lifeline),
                     *guard,
                     *command,
                     env={**environ, **{name: str(number) for name, number in numbers.items()}},
                     cwd=folder,
-                    pass_fds=(watched, *numbers.values()),
+                    pass_fds=(watched.fileno(), *numbers.values()),
                     start_new_session=True,
                 )
-            except BaseException:  # also when cancelled: nobody else knows the pipe
-                os.close(lifeline)
+            except BaseException:  # also when cancelled: nobody else knows the line
+                lifeline.close()
                 raise
         output = transport.get_pipe_transport(1)  # uvloop's is a ReadTransport in all but name
         pipes.output.set_transport(cast(asyncio.ReadTransport, output))
@@ -97,12 +151,18 @@ class GuardedProcess:
     @property
     def complaints(self) -> str:
         """The end of what it wrote to its error output."""
-        return self._pipes.tail.decode(errors="replace").strip()
+        tail = self._pipes.tail
+        if self._pipes.is_cut:  # a line without its beginning may hold half a key
+            tail = tail.partition(b"\n")[2]
+        return tail.decode(errors="replace").strip()
 
     @property
-    def code(self) -> int | None:
-        """Its exit code, once it has ended."""
-        return self._transport.get_returncode()
+    def ended(self) -> Ended:
+        """How it ended, once it has; where its guard could not tell that, how the guard did."""
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(self._pipes.report, type=Ended)
+        code = self._transport.get_returncode()
+        return Ended(code=-signal.SIGKILL if code is None else code)
 
     def write_and_close(self, data: bytes) -> None:
         """Give it all of its input."""
@@ -121,9 +181,10 @@ class GuardedProcess:
 
     def end(self) -> None:
         """Have it ended, with all that it has started; does not wait for that."""
-        if self._lifeline is not None:
-            lifeline, self._lifeline = self._lifeline, None
-            os.close(lifeline)
+        if not self._is_ending:
+            self._is_ending = True
+            with contextlib.suppress(OSError):  # it has ended
+                self._lifeline.shutdown(socket.SHUT_WR)
 
     async def until_gone(self, timeout_s: float = GONE_TIMEOUT_S) -> bool:
         """Wait until it has ended; the guard of one that doesn't is killed after `end`."""
@@ -131,10 +192,10 @@ class GuardedProcess:
             async with asyncio.timeout(timeout_s):
                 await self._pipes.gone.wait()
         is_gone = self._pipes.gone.is_set()
-        if not is_gone and self._lifeline is None:
+        if not is_gone and self._is_ending:
             with contextlib.suppress(ProcessLookupError):
                 self._transport.kill()  # the kernel tells the command, where it can
-        if is_gone or self._lifeline is None:
+        if is_gone or self._is_ending:
             self._transport.close()
         return is_gone
 
@@ -149,3 +210,8 @@ def _filled_pipe(opened: contextlib.ExitStack, secret: str) -> int:
     finally:
         os.close(write)
     return read
+
+
+def can_measure() -> bool:
+    """Say whether this system tells what processes hold of memory."""
+    return Path("/proc/self/status").exists()

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 
 from ksi_models.events import FilePart, Message, TextDelta, TextPart, ToolSchema, Usage
 from ksi_models.provider import ProviderError
-from ksi_models.providers.claude_cli import ClaudeCLI
+from ksi_models.providers.claude_cli import BOUNDS, ClaudeCLI
+from ksi_models.providers.guarded import ProcessBounds
 from ksi_models.testing import FakeClaude
 from ksi_models.tests.questions import ask, assistant, failing, keys, question, said, user
 
@@ -28,11 +30,11 @@ async def claude(fake_claude: FakeClaude, tmp_path: Path) -> AsyncIterator[Claud
     await made.close()
 
 
-def make(fake: FakeClaude, home: Path, **environ: str) -> ClaudeCLI:
+def make(fake: FakeClaude, home: Path, bounds: ProcessBounds = BOUNDS, **environ: str) -> ClaudeCLI:
     folder = home / "claude"
-    return ClaudeCLI(
-        str(fake.command), str(fake.config_folder), folder, keys(None, None, **environ), 1_000_000
-    )
+    known = keys(None, None, **environ)
+    command, config = str(fake.command), str(fake.config_folder)
+    return ClaudeCLI(command, config, folder, known, 1_000_000, bounds)
 
 
 def is_alive(pid: int) -> bool:
@@ -217,7 +219,10 @@ async def test_one_that_acts_by_itself_is_ended(
 @pytest.mark.parametrize(
     ("model", "kind", "told"),
     [
-        ("crash", "cut_off", "ended with 137, without an answer: it broke"),
+        ("crash", "cut_off", "SIGKILL, and not by us: perhaps by the kernel"),
+        ("crash", "cut_off", "without an answer; it said: it broke"),
+        ("quit", "cut_off", "with the exit code 3 without an answer; it said: this / that / and"),
+        ("mutter", "cut_off", "without an answer; it said: no more"),
         ("garbage", "malformed", "can't be read"),
         ("binary", "malformed", "can't be read"),
         ("huge-line", "malformed", "longer than"),
@@ -234,6 +239,75 @@ async def test_each_fault_has_its_kind(claude: ClaudeCLI, model: str, kind: str,
     assert error.kind == kind
     assert told in error.message
     assert "secretsecret" not in error.message
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is taken")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("model", "bounds", "told"),
+    [
+        ("eat", {"memory_mb": 150}, "of memory and may hold 150; it said: reading it all"),
+        ("eat-away", {"memory_mb": 150}, "of memory and may hold 150"),
+        ("spin", {"cpu_s": 1}, "s of CPU time and may take 1"),
+        ("spin-apart", {"cpu_s": 1}, "s of CPU time and may take 1"),
+        (
+            "leak",
+            {"open_files": 64},
+            "64 files open and wanted more; it said: Too many open files",
+        ),
+    ],
+)
+async def test_what_takes_too_much_is_ended_and_says_of_what(
+    fake_claude: FakeClaude, tmp_path: Path, model: str, bounds: dict[str, int], told: str
+) -> None:
+    claude = make(fake_claude, tmp_path, ProcessBounds(**bounds))
+
+    error = await failing(claude, question(model=model))
+
+    assert error.kind == "over_limit"
+    assert all(int(many) < 64 for many in re.findall(r"open files at (\d+)", error.message))
+    assert told in error.message
+    assert f"models.providers.claude-cli.{next(iter(bounds))}" in error.message
+    assert started_by(fake_claude) == []
+
+
+@on_linux
+@pytest.mark.parametrize("model", ["sonnet", "child"])
+async def test_what_stays_in_its_bounds_is_left_alone(
+    fake_claude: FakeClaude, tmp_path: Path, model: str
+) -> None:
+    bounds = ProcessBounds(memory_mb=500, cpu_s=60, open_files=64)
+    claude = make(fake_claude, tmp_path, bounds)
+
+    async with aclosing(claude.stream(question("Hello", model=model))) as answer:
+        assert isinstance(await anext(answer), TextDelta)
+        assert started_by(fake_claude) != []
+    await claude.close()
+
+    assert started_by(fake_claude) == []
+
+
+@on_linux
+async def test_one_that_ignores_being_ended_is_killed(
+    claude: ClaudeCLI, fake_claude: FakeClaude
+) -> None:
+    async with aclosing(claude.stream(question(model="deaf"))) as answer:
+        await anext(answer)
+
+    assert started_by(fake_claude) == []
+
+
+def started_by(fake: FakeClaude) -> list[int]:
+    """Return the processes that still run of what a command started: they have its environment."""
+    mark = f"CLAUDE_CONFIG_DIR={fake.config_folder}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return [pid for pid in found if is_alive(pid)]
 
 
 async def test_without_the_command_it_says_what_to_do(tmp_path: Path) -> None:

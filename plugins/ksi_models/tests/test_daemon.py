@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from ksi_client import AsyncClient, InvalidData, NotFound
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.events import Message, ModelCall, ModelChunk, ModelListed, ModelResponse, TextPart
 
 SAID = {"role": "user", "parts": [{"kind": "text", "text": "hello"}]}
@@ -19,7 +19,7 @@ SAID = {"role": "user", "parts": [{"kind": "text", "text": "hello"}]}
 def ksi_plugins() -> list[EntryPoint]:
     """What the daemon loads."""
     wanted = ("postgres", "models")
-    return [point for point in entry_points(group="ksi") if point.name in wanted]
+    return installed_plugins(*wanted)
 
 
 async def test_a_model_is_asked_over_the_socket(

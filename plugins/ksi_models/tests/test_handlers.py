@@ -13,6 +13,8 @@ from ksi_models.events import (
     ModelDescribe,
     ModelList,
     ModelPrices,
+    ModelSlots,
+    ProviderLoad,
     Usage,
 )
 from ksi_models.handlers import next_step
@@ -87,6 +89,20 @@ async def test_one_provider_that_breaks_does_not_spoil_the_list(bench: Make) -> 
     made = bench(Broken("a"), there("b", "x"))
 
     assert [m.id for m in (await made.handlers.list_all(ModelList())).models] == ["b:x"]
+
+
+async def test_it_is_told_how_busy_those_are_that_were_asked_so_far(bench: Make) -> None:
+    made = bench(there("a", "x"), there("b", "y"), there("c", "z"), max_concurrent=2)
+    for _ in range(3):
+        made.lanes.of("b").slots.ask("somebody")
+    made.lanes.of("a")
+
+    listed = made.handlers.slots(ModelSlots())
+
+    assert listed.providers == (
+        ProviderLoad(name="a", running=0, waiting=0, max_concurrent=2),
+        ProviderLoad(name="b", running=2, waiting=1, max_concurrent=2),
+    )
 
 
 async def test_the_list_may_be_of_one_provider(bench: Make) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from ksi_client import AsyncClient, Failed, LocalTransport, TimedOut
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_models.events import (
     Message,
     ModelCall,
@@ -35,7 +35,7 @@ FAST = [
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """What the daemon loads."""
-    return [point for point in entry_points(group="ksi") if point.name in ("postgres", "models")]
+    return installed_plugins("postgres", "models")
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ksi_daemon.protocol import InvalidData
 from ksi_models import providers as providers_module
 from ksi_models.fakes.openai_server import FakeOpenAI
-from ksi_models.providers import Providers
+from ksi_models.providers import Providers, bounds_of
+from ksi_models.providers.guarded import ProcessBounds, can_measure
 from ksi_models.providers.local import LocalServer
 from ksi_models.providers.openai_wire import OpenAIWire, Place
 from ksi_models.providers.pydantic import PydanticAI
@@ -125,3 +127,22 @@ def test_what_is_slow_to_import_is_imported_late() -> None:
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert told.stdout == "set()\n"
+
+
+def test_limits_of_processes_are_the_claude_command_s_and_zero_is_none() -> None:
+    assert bounds_of(ProviderSettings()).cpu_s == 300
+    assert bounds_of(ProviderSettings(cpu_s=5, open_files=0)) == ProcessBounds(
+        memory_mb=2048 if can_measure() else None, cpu_s=5
+    )
+
+
+def test_a_limit_that_nobody_can_keep_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidData, match=r"models\.providers\.openai\.cpu_s bounds nothing"):
+        make(settings(openai=ProviderSettings(cpu_s=5)))
+
+    monkeypatch.setattr(providers_module, "can_measure", lambda: False)
+    with pytest.raises(InvalidData, match="memory_mb can't be kept on this system"):
+        make(settings(**{"claude-cli": ProviderSettings(memory_mb=5)}))
+    make(settings(**{"claude-cli": ProviderSettings(cpu_s=5)}))

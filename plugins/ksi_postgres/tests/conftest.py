@@ -3,19 +3,18 @@
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from ksi_daemon.loader import EntryPoint
-from ksi_daemon.testing import DaemonProcess, memory_folder
+from ksi_daemon.testing import DaemonProcess, installed_plugins, memory_folder
 
 
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The store alone."""
-    return [point for point in entry_points(group="ksi") if point.name == "postgres"]
+    return installed_plugins("postgres")
 
 
 @pytest.fixture

@@ -72,6 +72,8 @@ WITHOUT_TENANT: Final = {
     "ksi_agents.forget_blueprints": "deletes what no agent runs by any more, whosever",
     "ksi_agents.forget_ended": "deletes agents that ended long ago, whosever",
     "ksi_http.find_key": "a key by its id, which says itself whose it is",
+    "ksi_orchestration.due": "takes orchestrations that somebody is to look after, whosever",
+    "ksi_orchestration.forget_ended": "deletes orchestrations that ended long ago, whosever",
     "ksi_memory.claim_waiting": "takes what waits for vectors, with whose it is, for the worker",
     "ksi_memory.complete_embedder": "notes that a model's vectors are all there",
     "ksi_memory.dreaming_tenants": "names the tenants whose memory has changed, for the schedule",

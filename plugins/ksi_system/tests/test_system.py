@@ -18,7 +18,7 @@ from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import PROTOCOL_VERSION, Denied, Event
 from ksi_daemon.settings import Secret
-from ksi_daemon.testing import ModuleEntryPoint, module_plugin, running_daemon
+from ksi_daemon.testing import ModuleEntryPoint, installed_plugins, module_plugin, running_daemon
 
 
 class WeatherGet(Struct, frozen=True, kw_only=True):
@@ -338,9 +338,8 @@ async def test_shutdown_stops_the_daemon(ksi_home: Path) -> None:
 
 
 def system_only() -> list[EntryPoint]:
-    from importlib.metadata import entry_points  # noqa: PLC0415  only here
 
-    return [point for point in entry_points(group="ksi") if point.name == "system"]
+    return installed_plugins("system")
 
 
 async def test_the_log_level_is_set_for_a_while(client: AsyncClient) -> None:

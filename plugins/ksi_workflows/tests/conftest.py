@@ -1,7 +1,6 @@
 """Daemons with the durable engine, on a fresh database each."""
 
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
-from ksi_daemon.testing import write_entry_points
+from ksi_daemon.testing import installed_plugins, write_entry_points
 from ksi_workflows.workflows import Workflows
 
 SOURCES = Path(__file__).parent
@@ -25,7 +24,7 @@ def database_template(engine_template: str) -> str:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The engine, and what it needs."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ksi_daemon.testing import DaemonProcess
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet, Traces, begun, outcome_of, start_count
 
-POINTS = int(os.environ.get("FAULT_KILLS", "20"))
+POINTS = int(os.environ.get("FAULT_KILLS", "12"))
 RUNS = 4  # at once, each at a point of its own when their daemon is killed
 REPORT = os.environ.get("FAULT_REPORT", "")
 STEPS = 20

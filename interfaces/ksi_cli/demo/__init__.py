@@ -1,0 +1,1 @@
+"""``ksi demo``: what KSI is, shown in two minutes on a daemon of its own."""

@@ -1,0 +1,1 @@
+"""What the monitor shows, a module for each screen."""
