@@ -148,7 +148,7 @@ def payload_of(request: web.Request, got: Got) -> Any:
     Raises:
         InvalidData: It names what there isn't, or not as it has to be.
     """
-    known = {*got.kind.__struct_fields__} - got.fixed.keys()  # type: ignore[attr-defined]
+    known = {field.name for field in msgspec.structs.fields(got.kind)} - got.fixed.keys()
     for name in request.query:
         if name not in known or name in request.match_info:
             raise InvalidData(f"there is no parameter {name!r}{did_you_mean(name, known)}")
