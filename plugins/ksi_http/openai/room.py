@@ -212,8 +212,8 @@ class Room:
                 details={"kind": "not_waiting"},
             )
         (run,) = runs
-        found = await self._app.request(
-            caller, "completion:status", {"run_id": run}, result_type=CompletionAccepted
+        found: CompletionAccepted = await self._look(
+            caller, "completion:status", {"run_id": run}, CompletionAccepted
         )
         if news.said:
             text = "\n\n".join(part.get("text", "") for part in news.said)
@@ -228,8 +228,8 @@ class Room:
     async def _answered(self, caller: "Caller", thread: Thread, news: News) -> Asked | None:
         """Take what the user says for the answer that a turn of the conversation waits for."""
         asked = CompletionList(conversation_id=thread.conversation, status=("paused",), limit=1)
-        listed = await self._app.request(
-            caller, "completion:list", asked, result_type=CompletionListed
+        listed: CompletionListed = await self._look(
+            caller, "completion:list", asked, CompletionListed
         )
         for turn in listed.turns:
             text = "\n\n".join(part.get("text", "") for part in news.said)
@@ -243,17 +243,17 @@ class Room:
     # -- conversations --------------------------------------------------------------------------
 
     async def _conversation(self, caller: "Caller", name: str) -> Conversation | None:
-        async with self._app.connections.taken() as client:
-            try:
-                found: Conversation = await client.request(
-                    "conversation:get",
-                    {"conversation_id": name},
-                    result_type=Conversation,
-                    context=caller.context,
-                )
-            except NotFound:
-                return None
+        asked = {"conversation_id": name}
+        try:
+            found: Conversation = await self._look(caller, "conversation:get", asked, Conversation)
+        except NotFound:
+            return None
         return found
+
+    async def _look(self, caller: "Caller", event: str, data: Any, kind: type) -> Any:
+        """Ask in a caller's name for what a chat needs, whether or not the key may read chats."""
+        async with self._app.connections.taken() as client:
+            return await client.request(event, data, result_type=kind, context=caller.context)
 
     async def _thread(
         self,

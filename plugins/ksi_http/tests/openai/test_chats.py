@@ -169,6 +169,20 @@ async def test_a_client_may_name_its_conversation(
     assert [each["conversation_id"] for each in await conversations(client)] == ["mine"]
 
 
+async def test_a_key_that_may_write_alone_is_enough(
+    chat: openai.AsyncOpenAI, script: Script, make_key: Callable[..., Any]
+) -> None:
+    script.say("First.", "Second.")
+    writer = chat.with_options(api_key=await make_key("chat:write"))
+    await writer.chat.completions.create(model=MODEL, messages=[user("one")])
+
+    second = await writer.chat.completions.create(
+        model=MODEL, messages=[user("one"), assistant("First."), user("two")]
+    )
+
+    assert second.choices[0].message.content == "Second."
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_client_s_tools_are_called_and_answered(
     chat: openai.AsyncOpenAI, script: Script, stream: bool
