@@ -20,7 +20,8 @@ def patched(state: Any, patch: list[dict[str, Any]]) -> Any:
     """Apply a patch of changes to objects, as a client does (RFC 6902)."""
     whole = {"": state}
     for operation in patch:
-        *steps, last = ["", *operation["path"].split("/")[1:]]
+        steps: list[str] = ["", *operation["path"].split("/")[1:]]
+        last = steps.pop()
         at: Any = whole
         for step in steps:
             at = at[step.replace("~1", "/").replace("~0", "~")]
