@@ -55,10 +55,9 @@ def changed(state: Any, changes: Any) -> Any:
 
 def operations(before: Any, after: Any, path: str = "") -> Iterator[Operation]:
     """Yield what makes one state of another, as a patch has it (RFC 6902)."""
-    if before == after and type(before) is type(after):
-        return
     if not (isinstance(before, dict) and isinstance(after, dict)):
-        yield {"op": "replace", "path": path, "value": after}
+        if msgspec.json.encode(before) != msgspec.json.encode(after):  # in Python 0 is False
+            yield {"op": "replace", "path": path, "value": after}
         return
     for key in before.keys() - after.keys():
         yield {"op": "remove", "path": f"{path}/{_escaped(key)}"}

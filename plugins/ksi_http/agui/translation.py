@@ -17,11 +17,12 @@ from ksi_daemon.protocol import InvalidData
 from ksi_http.agui import events as a
 
 Kind = Literal["t", "r"]  # text, or what the model thinks
+Open = Literal["t", "r", "p"]  # and the place for that, which is opened before and closed after
 Snapshot = Callable[[], a.MessagesSnapshot]
 
 _PLACE: Final = re.compile(
     r"(?P<attempt>\d{1,9})\.(?P<offset>\d{1,15})\.(?P<index>\d{1,9})\."
-    r"(?P<open>s?(?:[tr]\d{1,9}-\d{1,9}-\d{1,9})?)~(?P<run>[^\s~]{1,200})"
+    r"(?P<open>s?(?:[trp]\d{1,9}-\d{1,9}-\d{1,9})?)~(?P<run>[^\s~]{1,200})"
 )
 
 
@@ -137,7 +138,7 @@ class Translation:
         self._step = 1
         self._is_in_step = False
         self._opened = 0  # messages of the step
-        self._open: tuple[Kind, str] | None = None
+        self._open: tuple[Open, str] | None = None
         self._offset = 0
         self._index = 0
         self._attempt = 1
@@ -186,8 +187,8 @@ class Translation:
         self._is_in_step = place.open.startswith("s")
         written = place.open.removeprefix("s")
         if written:
-            kind: Kind = "t" if written[0] == "t" else "r"
-            self._open = (kind, f"{self.run}-{written[1:]}")
+            kinds: dict[str, Open] = {"t": "t", "r": "r", "p": "p"}
+            self._open = (kinds[written[0]], f"{self.run}-{written[1:]}")
 
     @property
     def place(self) -> Place:
@@ -211,7 +212,7 @@ class Translation:
     def _open_message(self, kind: Kind, start: int) -> Iterator[Sent]:
         self._opened += 1
         name = f"{self.run}-{self._step}-{self._opened}-{self._attempt}"
-        self._open = (kind, name)
+        self._open = ("t" if kind == "t" else "p", name)
         role: Literal["assistant", "reasoning"] = "assistant" if kind == "t" else "reasoning"
         self.messages.append(Message(name, role, start))
         owner = self.owner
@@ -220,6 +221,7 @@ class Translation:
             yield self._at_place(start_of)
             return
         yield self._at_place(a.ReasoningStart(message_id=name, subagent_run_id=owner))
+        self._open = ("r", name)
         begun = a.ReasoningMessageStart(message_id=name, role="reasoning", subagent_run_id=owner)
         yield self._at_place(begun)
 
@@ -231,7 +233,9 @@ class Translation:
             self._open = None
             yield self._at_place(a.TextMessageEnd(message_id=name, subagent_run_id=owner))
             return
-        yield self._at_place(a.ReasoningMessageEnd(message_id=name, subagent_run_id=owner))
+        if kind == "r":
+            self._open = ("p", name)
+            yield self._at_place(a.ReasoningMessageEnd(message_id=name, subagent_run_id=owner))
         self._open = None
         yield self._at_place(a.ReasoningEnd(message_id=name, subagent_run_id=owner))
 
@@ -399,7 +403,7 @@ def _is_void(chunk: c.CompletionChunk, place: Place) -> bool:
     """Say whether a client has had something in the place of a chunk that is void since."""
     if isinstance(chunk, c.AcceptedChunk | c.StatusChunk | c.Completion):
         return False
-    return chunk.attempt > place.attempt and chunk.offset < place.offset
+    return chunk.attempt > place.attempt and (chunk.offset, 0) < _key(place)
 
 
 def _split(chunk: c.CompletionChunk, offset: int) -> Sequence[c.CompletionChunk]:
