@@ -16,7 +16,7 @@ from ksi_daemon.testing import DaemonProcess, write_entry_points
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
-KILLS = int(os.environ.get("FAULT_KILLS", "6"))
+KILLS = int(os.environ.get("FAULT_KILLS", "4"))
 AGENTS = 4
 MESSAGES = 3  # to each agent, before each kill
 WORK_S = 0.25  # about what one message takes

@@ -82,7 +82,7 @@ async def test_a_schedule_for_once_starts_its_workflow_and_is_over(
 
 
 async def first_run(client: AsyncClient, name: str) -> str:
-    """Wait until a schedule has noted the run that it has started, which it does after its start."""
+    """Wait until a schedule has noted a run, which it does after it has started it."""
     async with asyncio.timeout(10):
         while True:
             listed = (await client.request("workflow:schedules"))["schedules"]

@@ -16,7 +16,7 @@ from ksi_memory.tests.conversations.killing import ask
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet
 
-KILLS = int(os.environ.get("FAULT_KILLS_MEMORY", "5"))
+KILLS = int(os.environ.get("FAULT_KILLS_MEMORY", "3"))
 MESSAGES = 400
 SETTINGS = (
     "daemon.plugins=system,postgres,workflows,models,tools,completion,memory",

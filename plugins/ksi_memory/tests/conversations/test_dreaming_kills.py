@@ -14,7 +14,7 @@ from ksi_memory.tests.conversations.killing import ask
 from ksi_postgres.logins import Logins
 from ksi_workflows.tests.daemons import Fleet, outcome_of
 
-KILLS = int(os.environ.get("FAULT_KILLS_MEMORY", "5"))
+KILLS = int(os.environ.get("FAULT_KILLS_MEMORY", "3"))
 DAYS = 12
 UNCOVERED = 8  # conversations that the dream itself sums up
 PEOPLE = ("Clara", "Bruno", "Dora", "Emil", "Frida", "Gustav")
