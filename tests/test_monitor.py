@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ksi_daemon.daemon import Daemon
 from ksi_daemon.event_system import event_contributor, event_handler
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import Failed
-from ksi_daemon.testing import module_plugin, running_daemon
+from ksi_daemon.testing import installed_plugins, module_plugin, running_daemon
 from ksi_system.events import HealthChecked
 from ksi_tui.app import Monitor
 from ksi_tui.model.known import Known
@@ -42,7 +41,7 @@ def database_template(engine_template: str) -> str:
 def ksi_plugins(request: pytest.FixtureRequest) -> list[EntryPoint]:
     """Agents and what they need, where a test has to do with them; else what fails and floods."""
     if "with_agents" in request.fixturenames:
-        return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+        return installed_plugins(*NEEDED)
 
     @event_handler("try:fail")
     def fail() -> None:

@@ -321,7 +321,7 @@ class Watcher:
         except (Denied, NotFound):
             return  # there is no journal, or it is not for this watcher
         self.known.begin_anew()
-        self.known.feed.fill([_recorded(each) for each in reversed(earlier.records)])
+        self.known.feed.fill([recorded(each) for each in reversed(earlier.records)])
         for each in called:
             self._count(each.at.timestamp(), each.payload, each.agent)
         for each in failed:
@@ -374,7 +374,8 @@ def _published_severity(event: Event) -> Any:
     return severity_of(event.name, None)
 
 
-def _recorded(record: JournalRecord) -> Seen:
+def recorded(record: JournalRecord) -> Seen:
+    """Return an event as the journal has it, without its payload."""
     return Seen(
         at=record.at,
         name=record.event,

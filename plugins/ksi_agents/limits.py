@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from ksi_agents.definition import Limits
+from ksi_agents.events import RunLimits
 from ksi_agents.ledger import Bounds, Ledger, Refusal
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import event_interceptor
@@ -282,7 +283,7 @@ def refused(refusal: Refusal) -> Failed:
     return Failed(message, details=details)
 
 
-def bounds_of_turn(limits: Limits) -> Bounds:
+def bounds_of_turn(limits: Limits | RunLimits) -> Bounds:
     """Return what one turn may take, with all that is asked for within it."""
     return Bounds(
         requests=limits.requests,

@@ -4,7 +4,7 @@ from typing import Final
 
 from ksi_agents.events import AgentLimit, AgentSpent, RunLimits, Spent
 from ksi_agents.ledger import Bounds, Ledger, Taken
-from ksi_agents.limits import Bounding, account_of_run
+from ksi_agents.limits import Bounding, account_of_run, bounds_of_turn
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.principals import TOKEN_PREFIX
@@ -43,7 +43,9 @@ class Budgets:
         above = request.parent_run_id or run.parent_run_id
         if above == run.run_id:
             raise InvalidData("a run is not part of itself (parent_run_id)")
-        await self._bounding.limit(context.tenant, run.run_id, above, bounds_of(request.limits))
+        await self._bounding.limit(
+            context.tenant, run.run_id, above, bounds_of_turn(request.limits)
+        )
         return await self._spent(context.tenant, run.run_id)
 
     @event_handler("agent:spent", scope="agents:read")
@@ -66,16 +68,6 @@ class Budgets:
     async def _spent(self, tenant: str, run_id: str) -> Spent:
         taken = await self._ledger.taken(tenant, account_of_run(run_id))
         return spent_of(taken, limits_of(taken.bounds))
-
-
-def bounds_of(limits: RunLimits) -> Bounds:
-    """Return what an account may take by such limits."""
-    return Bounds(
-        requests=limits.requests,
-        tool_calls=limits.tool_calls,
-        tokens=limits.tokens,
-        usd=limits.cost_usd,
-    )
 
 
 def limits_of(bounds: Bounds) -> RunLimits:

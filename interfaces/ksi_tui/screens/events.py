@@ -4,6 +4,7 @@ import contextlib
 from typing import Any, ClassVar, Final
 
 import msgspec
+from msgspec.structs import replace
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -19,7 +20,7 @@ from ksi_tui.model.known import Known
 from ksi_tui.screens import looks
 from ksi_tui.screens.base import MonitorScreen, entitle
 from ksi_tui.screens.overview import EVENT_COLUMNS, event_rows, shown_of
-from ksi_tui.watcher import Watcher
+from ksi_tui.watcher import Watcher, recorded
 from ksi_tui.widgets.rows import Cell, Column, Row, Rows
 from ksi_tui.work import begin
 
@@ -198,22 +199,11 @@ class EventDialog(ModalScreen[None]):
 
 
 def _whole(event_id: str, seen: Seen | None, record: Any, payload: str) -> Seen:
-    base = seen or Seen(at=record.at, name=record.event, id=event_id)
-    return Seen(
-        at=base.at,
-        name=record.event,
-        id=event_id,
-        severity=severity_of(record.event, record.outcome),
-        parent=record.parent,
-        origin=record.origin,
-        agent=record.agent,
-        conversation=record.conversation,
-        run=record.run,
-        outcome=record.outcome,
-        message=record.message,
-        duration_s=record.duration_s,
-        payload=payload or base.payload,
+    base = seen or recorded(record)
+    known: Seen = replace(
+        recorded(record), at=base.at, id=event_id, payload=payload or base.payload
     )
+    return known
 
 
 def described(seen: Seen) -> tuple[Content, str]:

@@ -1,7 +1,6 @@
 """Who follows a turn hears of the turns that are asked for within it."""
 
 import asyncio
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -11,13 +10,13 @@ from ksi_agents.tests.test_delegation import NEEDED, asking
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 
 
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """Agents and what they need, with a double for the models."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, script.plugin()]
+    return [*installed_plugins(*NEEDED), script.plugin()]
 
 
 async def children(client: AsyncClient, run: str, **more: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from msgspec.structs import asdict
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_http import keys
 from ksi_http.events import HttpKey
 from ksi_http.handlers import Handlers
@@ -91,5 +90,5 @@ def with_postgres(odd: Odd) -> list[EntryPoint]:
         plugin.add(odd)
         yield
 
-    needed: list[Any] = [p for p in entry_points(group="ksi") if p.name in ("postgres", "http")]
+    needed: list[Any] = installed_plugins("postgres", "http")
     return [*needed, module_plugin("odd", ksi_lifespan=ksi_lifespan)]

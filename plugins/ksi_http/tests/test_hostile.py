@@ -282,7 +282,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_its_stream_ends(
     assert await still_answers(http)
 
 
-@pytest.mark.parametrize("http_settings", [{"write_timeout_s": 0.2}])
+@pytest.mark.parametrize("http_settings", [{"write_timeout_s": 0.2, "requests_per_s": 0.0}])
 async def test_answers_that_nobody_reads_do_not_pile_up(http: HttpServer) -> None:
     body = json.dumps({"text": "x" * 1000, "times": 1000}).encode()
     async with raw(http) as client:

@@ -1,7 +1,6 @@
 """What the OpenAPI page says is so: made-up requests to all routes are answered as it says."""
 
 import asyncio
-from importlib.metadata import entry_points
 from typing import Any
 
 import hypothesis
@@ -18,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_http.testing import HttpServer
 
 NEEDED = ("postgres", "workflows", "tools", "models", "completion", "agents", "memory", "http")
@@ -49,7 +49,7 @@ def http_settings() -> dict[str, Any]:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """Everything that has routes."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 def tried(document: dict[str, Any], url: str, headers: dict[str, str]) -> tuple[int, list[str]]:

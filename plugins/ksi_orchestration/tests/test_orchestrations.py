@@ -1,5 +1,6 @@
 """Orchestrations with a daemon: members take turns, and what they said is kept."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -14,6 +15,13 @@ from ksi_orchestration.tests.helpers import (
     start,
     state,
 )
+
+
+async def steps_of(client: AsyncClient, run: str) -> list[str]:
+    """Return the names of the steps that a run has done."""
+    return [
+        each["name"] for each in (await client.request("workflow:steps", {"run_id": run}))["steps"]
+    ]
 
 
 async def test_members_speak_in_turn_and_each_hears_the_others(
@@ -122,13 +130,15 @@ async def test_it_pauses_after_the_turn_that_runs_and_goes_on_where_it_was(
     paused = await change(client, "pause", which)
     again = await change(client, "pause", which)
     gate.set()
-    await client.request("orchestration:transcript", {"id": which, "wait_s": 10})
+    run = paused["run_id"]
+    async with asyncio.timeout(20):
+        while (await steps_of(client, run)).count("advance") < 2:
+            pass  # the second says that it waits
     during = await state(client, which)
     resumed = await change(client, "resume", which)
     told = await ended(client, which)
-    run = {"run_id": told["orchestration"]["run_id"]}
-    await client.request("workflow:result", run)
-    steps = [each["name"] for each in (await client.request("workflow:steps", run))["steps"]]
+    await client.request("workflow:result", {"run_id": run})
+    steps = await steps_of(client, run)
 
     assert [each["status"] for each in (paused, again, during)] == ["paused"] * 3
     assert during["turns"] == 1

@@ -1,11 +1,10 @@
 """A daemon that has turns and agents, with a model that says what a test wants."""
 
-from importlib.metadata import entry_points
-
 import pytest
 
 from ksi_completion.tests.doubles import Script
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents", "http")
 
@@ -19,8 +18,7 @@ def script() -> Script:
 @pytest.fixture
 def ksi_plugins(script: Script) -> list[EntryPoint]:
     """What runs need."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, script.plugin()]
+    return [*installed_plugins(*NEEDED), script.plugin()]
 
 
 @pytest.fixture(scope="session")

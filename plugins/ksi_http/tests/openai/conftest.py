@@ -1,7 +1,6 @@
 """A daemon that has turns and agents, with a model that says what a test wants."""
 
 from collections.abc import AsyncIterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import openai
@@ -12,7 +11,7 @@ from ksi_daemon.event_system import event_handler
 from ksi_daemon.hookspecs import hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.protocol import NotFound
-from ksi_daemon.testing import module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_http.testing import HttpServer
 from ksi_models.events import ModelDescribe, ModelDescribed, ModelInfo, ModelList, ModelListed
 
@@ -57,8 +56,7 @@ def ksi_plugins(script: Script) -> list[EntryPoint]:
         plugin.add(script)
         yield
 
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, module_plugin("models", ksi_lifespan=ksi_lifespan)]
+    return [*installed_plugins(*NEEDED), module_plugin("models", ksi_lifespan=ksi_lifespan)]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 import aiohttp
@@ -11,6 +10,7 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
+from ksi_daemon.testing import installed_plugins
 from ksi_http.testing import HttpServer
 
 NEEDED = ("postgres", "workflows", "tools", "models", "completion", "agents", "memory", "http")
@@ -37,7 +37,7 @@ def http_settings() -> dict[str, Any]:
 @pytest.fixture
 def ksi_plugins() -> list[EntryPoint]:
     """The memory, agents, and what they need."""
-    return [point for point in entry_points(group="ksi") if point.name in NEEDED]
+    return installed_plugins(*NEEDED)
 
 
 async def upload(

@@ -2,43 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script
-from ksi_daemon.loader import EntryPoint
 from ksi_http.testing import HttpServer
 from ksi_http.v1.runs import agent_of, conversation_of
-
-NEEDED = ("postgres", "workflows", "tools", "completion", "agents", "http")
-
-
-@pytest.fixture
-def script() -> Script:
-    """The model."""
-    return Script()
-
-
-@pytest.fixture
-def ksi_plugins(script: Script) -> list[EntryPoint]:
-    """What runs need."""
-    installed = [point for point in entry_points(group="ksi") if point.name in NEEDED]
-    return [*installed, script.plugin()]
-
-
-@pytest.fixture(scope="session")
-def database_template(engine_template: str) -> str:
-    """Copy a database that has the engine's tables."""
-    return engine_template
-
-
-@pytest.fixture
-def ksi_settings_of_models() -> list[str]:
-    """The double of the models has no settings."""
-    return []
 
 
 def event(**more: Any) -> dict[str, Any]:
