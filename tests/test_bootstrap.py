@@ -96,6 +96,43 @@ def test_without_a_network_there_is_one_clear_message(checkout: Checkout) -> Non
     assert "installing what it needs failed: where packages come from can't be reached" in told
 
 
+@pytest.mark.parametrize(
+    ("settings", "can_be_had", "works", "tools"),
+    [
+        ("", True, True, ["uv"]),
+        ("global.extra-index-url='https://more.example'", True, True, ["uv"]),
+        ("", True, False, ["uv", "pip"]),
+        ("", False, True, ["pip"]),
+        ("global.index-url='https://ours.example'", True, True, ["pip"]),
+        (":env:.index-url='https://ours.example'", True, True, ["pip"]),
+    ],
+)
+def test_uv_is_had_through_pip_where_it_asks_the_same_index_and_else_pip_installs(
+    bootstrap: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    can_be_had: bool,
+    works: bool,
+    tools: list[str],
+) -> None:
+    used: list[str] = []
+
+    def told(*command: str) -> str | None:
+        return settings if "config" in command else ("uv 1.0" if can_be_had else None)
+
+    def run(doing: str, handle: int, *command: str) -> None:
+        used.append("uv" if command[0].endswith("/uv") else "pip")
+        if used[-1] == "uv" and not works:
+            raise bootstrap.Unusable("it did not work")
+
+    monkeypatch.setattr(bootstrap, "uv", lambda: None)
+    monkeypatch.setattr(bootstrap, "run_quietly", told)
+    monkeypatch.setattr(bootstrap, "run", run)
+    bootstrap.install(0, developing=False)
+
+    assert used == tools
+
+
 def test_help_and_typing_mistakes_need_no_environment(checkout: Checkout) -> None:
     told, bare, typo = checkout.run("--help"), checkout.run(), checkout.run("strat")
 

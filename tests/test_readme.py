@@ -88,7 +88,6 @@ def test_a_newcomer_sees_what_the_readme_shows(checkout: Checkout) -> None:
     checkout.copy_tree()
     newcomer = Newcomer(checkout)
 
-    checkout.use_uv()  # pip takes a minute, as it did for the environment of these tests
     for block in blocks_in("console"):
         newcomer.follow(block.text)
     for block in blocks_in("text"):
