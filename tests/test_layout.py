@@ -168,6 +168,7 @@ OFFERED = {
     "ksi_completion": {"tokens"},
     "ksi_models": {"api", "testing"},
     "ksi_tools": {"api", "testing"},
+    "ksi_http": {"rooms", "testing"},
 }
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -52,7 +54,9 @@ REVOKED: Final = "http:key_revoked"
 
 Routes = Callable[["Sidecar"], list[AbstractRouteDef]]
 
-# What is answered, each room by itself; the generated routes take what is left.
+ENTRY_POINTS: Final = "ksi.http"
+
+# What is answered, each room by itself.
 ROOMS: Final[tuple[Routes, ...]] = (
     probes.routes,
     openapi.routes,
@@ -60,8 +64,18 @@ ROOMS: Final[tuple[Routes, ...]] = (
     openai.routes,
     v1.routes,
     rest.routes,
-    generated.routes,
 )
+
+
+def all_rooms() -> Iterator[Routes]:
+    """Yield this server's own rooms, those that plugins bring, and what takes the routes left."""
+    yield from ROOMS
+    for each in sorted(entry_points(group=ENTRY_POINTS), key=attrgetter("name")):
+        try:
+            yield each.load()
+        except Exception as error:  # the boundary to other people's code
+            log.error("a room can't be opened", exc_info=error, extra={"room": each.name})
+    yield generated.routes
 
 
 class Sidecar:
@@ -228,25 +242,25 @@ class Sidecar:
                 await asyncio.sleep(AGAIN_S)
 
 
-def make_application(app: Sidecar, rooms: Iterable[Routes] = ROOMS) -> web.Application:
+def make_application(app: Sidecar) -> web.Application:
     """Make the aiohttp application of all routes."""
     guard = guards.Guard(app)
     application = web.Application(middlewares=[guard.stand_before], client_max_size=0)
     application.on_response_prepare.append(guards.prepared)
-    for room in rooms:
+    for room in all_rooms():
         application.add_routes(room(app))
     return application
 
 
 @asynccontextmanager
-async def serving(app: Sidecar, rooms: Iterable[Routes] = ROOMS) -> AsyncIterator[tuple[str, int]]:
+async def serving(app: Sidecar) -> AsyncIterator[tuple[str, int]]:
     """Answer requests; yields the address and the port.
 
     Raises:
         Conflict: The port is taken.
         NotFound: There is no such address here.
     """
-    runner = web.AppRunner(make_application(app, rooms), handler_cancellation=True)
+    runner = web.AppRunner(make_application(app), handler_cancellation=True)
     await app.exposed.refresh()
     await runner.setup()
     try:

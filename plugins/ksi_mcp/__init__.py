@@ -1,0 +1,1 @@
+"""The Model Context Protocol, both ways: KSI's tools for other programs, and theirs for agents."""
