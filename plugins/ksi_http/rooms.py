@@ -8,9 +8,9 @@ A room is a function that returns routes; it is named by an entry point of the g
     def routes(app: Sidecar) -> list[AbstractRouteDef]:
         return [web.post("/weather/webhook", Room(app).take)]
 
-It runs in the server's process and reaches the daemon through ``app.request`` and ``app.stream``, in
-the name of the request's caller alone. Import late what takes long to import: the server is ready
-when all rooms are there.
+It runs in the server's process and reaches the daemon through ``app.request`` and ``app.stream``,
+in the name of the request's caller alone. Import late what takes long to import: the server is
+ready when all rooms are there.
 """
 
 from ksi_http.sidecar.app import Sidecar
