@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,7 +258,8 @@ async def _value(value: Any) -> Any:
 
 async def test_a_key_is_forgotten_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("ksi_daemon.idempotency.time.monotonic", lambda: now)
+    # A clock of its own: what other modules take for the time stays the time.
+    monkeypatch.setattr(idempotency, "time", SimpleNamespace(monotonic=lambda: now))
     async with asyncio.TaskGroup() as tasks:
         ledger = Ledger(tasks)
         await ledger.once(("t", "p", None, "k"), b"d", lambda: _value(1))

@@ -355,13 +355,17 @@ async def test_what_an_agent_is_at_is_told_while_it_is_at_it(
     await spawned(client)
     await send(client)
 
-    agent = await until(client, lambda it: it.get("run_id") is not None)
-    shown = await get(client, "bob", "conditions")
+    held = {"type": "Live", "status": "True", "reason": "LeaseHeld"}
+    shown = await until(
+        client,
+        lambda it: any(held.items() <= each.items() for each in it["conditions"]),
+        "bob",
+        "conditions",
+    )
     script.gate.set()
 
+    agent = shown["agent"]
     assert agent["phase"] == "Busy"
-    live = {each["type"]: each for each in shown["conditions"]}["Live"]
-    assert (live["status"], live["reason"]) == ("True", "LeaseHeld")
     turn = await client.request("completion:status", {"run_id": agent["run_id"]})
     assert turn["agent"] == "bob"
     await idle(client)

@@ -381,7 +381,10 @@ async def test_a_turn_is_cancelled_while_a_summary_is_being_made(
     script.window_tokens = 4000
     await fill(database_logins)
 
+    is_asked = asyncio.Event()
+
     async def sum_up(call: ModelCall) -> AsyncIterator[ModelChunk]:
+        is_asked.set()
         await asyncio.Event().wait()
         yield response((TextPart("never"),))
 
@@ -392,6 +395,7 @@ async def test_a_turn_is_cancelled_while_a_summary_is_being_made(
             run = chunk["run_id"]
         elif chunk["kind"] == "status":
             assert chunk["waits_for"] == "summary"
+            await is_asked.wait()
             answer = await client.request("completion:cancel", {"run_id": run})
     after = await ask(client, "or tea?")
 
