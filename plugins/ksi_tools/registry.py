@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, Protocol, Self
+from itertools import count
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 from msgspec import Struct
@@ -17,9 +18,17 @@ from ksi_daemon.schemas import schema_of
 from ksi_tools.events import Effects
 from ksi_tools.functions import tools_of
 from ksi_tools.schemas import checker_of, flattened
-from ksi_tools.tool import NO_ARGUMENTS, Tool, ToolContext, check_tool_name, name_of_event
+from ksi_tools.tool import (
+    MAX_NAME_CHARS,
+    NO_ARGUMENTS,
+    Tool,
+    ToolContext,
+    check_tool_name,
+    name_of_event,
+)
 
-CLIENT = "client "  # what the router calls the provider of an event that a connection serves
+CLIENT: Final = "client "  # what the router calls the provider of an event that is served
+EVERYBODY: Final = ""  # stands for the tenant of what all tenants have
 
 
 class ToolSpec(Struct, frozen=True, kw_only=True):
@@ -68,26 +77,49 @@ class Registration:
 class ProviderRegistration(Registration):
     """The tools of a provider, which may change."""
 
-    def __init__(self, tools: "Tools", provider: ToolProvider) -> None:
+    def __init__(self, tools: "Tools", provider: ToolProvider, tenant: str | None) -> None:
         super().__init__(tools)
         self._provider = provider
+        self._tenant = tenant
 
-    def update(self, specs: Iterable[ToolSpec]) -> None:
+    def update(self, specs: Iterable[ToolSpec], *, are_sound: bool = False) -> None:
         """Have these tools from now on, and no others; all of them, or an error.
 
+        Args:
+            specs: The tools.
+            are_sound: Whether the schemas have been looked at before; they are then compiled when
+                they are first needed.
+
         Raises:
-            Conflict: A name is another's.
+            Conflict: A name is another provider's.
             InvalidData: A name or a schema is not sound.
         """
-        made = [self._tool(spec) for spec in specs]
-        self._tools._replace(self._names, made)
+        made = [self._tool(spec, are_sound=are_sound) for spec in specs]
+        self._tools._provide(self._tenant, self._names, made)
         self._names = {each.name for each in made}
 
-    def _tool(self, spec: ToolSpec) -> Tool:
+    def remove(self) -> None:
+        """Take the tools back."""
+        self._tools._provide(self._tenant, self._names, [])
+        self._names = set()
+
+    def names(self) -> dict[str, str]:
+        """Return under which name each tool is offered, where a plugin has one of the same name."""
+        return self._tools._names_of(self._tenant, self._names)
+
+    def _tool(self, spec: ToolSpec, *, are_sound: bool) -> Tool:
         provider = self._provider
 
         async def execute(arguments: dict[str, Any], context: ToolContext) -> Any:
             return await provider.call_tool(spec.name, arguments, context)
+
+        def check(arguments: dict[str, Any]) -> dict[str, Any]:
+            nonlocal checked
+            if checked is None:
+                checked = checker_of(spec.name, spec.parameters)
+            return checked(arguments)
+
+        checked = None if are_sound else checker_of(spec.name, spec.parameters)
 
         return Tool(
             name=check_tool_name(spec.name),
@@ -95,9 +127,10 @@ class ProviderRegistration(Registration):
             effects=spec.effects,
             provider=provider.name,
             parameters=spec.parameters,
-            check=checker_of(spec.name, spec.parameters),
+            check=check,
             execute=execute,
             timeout_s=spec.timeout_s,
+            tenant=self._tenant,
         )
 
 
@@ -144,6 +177,8 @@ class Tools:
         self._max_output_bytes = max_output_bytes
         self._tools: dict[str, Tool] = {}
         self._events: dict[str, EventSource] = {}
+        self._provided: dict[tuple[str, str], Tool] = {}
+        self._offered: dict[tuple[str, str], Tool] | None = None  # made anew when it is asked for
         self._of_clients: dict[tuple[str, str], EventSource] = {}
         self._made: dict[str, tuple[Route, EventSource, Tool]] = {}
 
@@ -200,11 +235,22 @@ class Tools:
         if source.name in self._tools or (known is not None and known.event != event):
             raise Conflict(f"there is another tool {source.name!r}")
         self._events[source.name] = source
+        self._offered = None
         return Registration(self, [source.name])
 
-    def add_provider(self, provider: ToolProvider) -> ProviderRegistration:
-        """Take on somebody whose tools may change: tell them by the registration's ``update``."""
-        return ProviderRegistration(self, provider)
+    def add_provider(
+        self, provider: ToolProvider, *, tenant: str | None = None
+    ) -> ProviderRegistration:
+        """Take on somebody whose tools may change: tell them by the registration's ``update``.
+
+        Where a plugin has a tool of the same name, that one keeps it, whenever it comes; the
+        provider's is offered with a number behind its name.
+
+        Args:
+            provider: Who calls them.
+            tenant: Whose they are alone; everybody's unless given.
+        """
+        return ProviderRegistration(self, provider, tenant)
 
     def _replace(self, old: set[str], new: list[Tool]) -> None:
         for index, each in enumerate(new):
@@ -216,10 +262,50 @@ class Tools:
         self._tools.update({each.name: each for each in new})
 
     def _forget(self, names: Iterable[str]) -> None:
+        self._offered = None
         for name in names:
             self._tools.pop(name, None)
             self._events.pop(name, None)
             self._made.pop(name, None)
+
+    # -- what providers have --------------------------------------------------------------------
+
+    def _provide(self, tenant: str | None, old: set[str], new: list[Tool]) -> None:
+        whose = tenant or EVERYBODY
+        for index, each in enumerate(new):
+            is_taken = (whose, each.name) in self._provided and each.name not in old
+            if is_taken or any(other.name == each.name for other in new[:index]):
+                raise Conflict(f"there is another tool {each.name!r}")
+        for name in old:
+            del self._provided[whose, name]
+        self._provided.update({(whose, each.name): each for each in new})
+        self._offered = None
+
+    def _names_of(self, tenant: str | None, names: set[str]) -> dict[str, str]:
+        whose = tenant or EVERYBODY
+        by_tool = {id(each.execute): name for (_, name), each in self._all_offered().items()}
+        return {name: by_tool[id(self._provided[whose, name].execute)] for name in names}
+
+    def _all_offered(self) -> dict[tuple[str, str], Tool]:
+        """Return what providers have, by whose it is and the name under which it is offered."""
+        if self._offered is None:
+            self._offered = {}
+            everybodys_first = sorted(self._provided.items(), key=lambda each: each[0][0])
+            renamed = []
+            for (whose, name), each in everybodys_first:
+                if self._is_taken(whose, name):
+                    renamed.append((whose, each))
+                else:
+                    self._offered[whose, name] = each
+            for whose, each in renamed:
+                free = next(n for n in _others(each.name) if not self._is_taken(whose, n))
+                self._offered[whose, free] = msgspec.structs.replace(each, name=free)
+        return self._offered
+
+    def _is_taken(self, whose: str, name: str) -> bool:
+        offered = self._offered or {}
+        is_plugins = name in self._tools or name in self._events
+        return is_plugins or (EVERYBODY, name) in offered or (whose, name) in offered
 
     # -- what connections register --------------------------------------------------------------
 
@@ -236,7 +322,7 @@ class Tools:
         self.prune()
         checker_of(source.name, source.parameters or NO_ARGUMENTS)
         known = self._of_clients.get(key)
-        if self._global(source.name) is not None or (
+        if self._common(source.name, source.tenant) is not None or (
             known is not None and (known.event, known.route) != (source.event, source.route)
         ):
             raise Conflict(f"there is another tool {source.name!r}: choose another name")
@@ -292,7 +378,7 @@ class Tools:
             NotFound: There is none of that name.
             Unavailable: Who provides it is not there just now.
         """
-        found = self._global(name) or self._of_tenant(name, tenant)
+        found = self._common(name, tenant) or self._of_tenant(name, tenant)
         if found is None:
             names = [each.name for each in self.all(tenant)]
             raise NotFound(
@@ -306,16 +392,21 @@ class Tools:
         """Yield the tools that a tenant may have to do with, by name."""
         self.prune()
         named = {*self._tools, *self._events}
+        named |= {name for whose, name in self._all_offered() if whose in (EVERYBODY, tenant)}
         theirs = {name for whose, name in self._of_clients if whose == tenant}
         for name in sorted(named | theirs):
-            found = self._global(name) or self._of_tenant(name, tenant)
+            found = self._common(name, tenant) or self._of_tenant(name, tenant)
             if found is not None and found.provider not in self._router.reasons:
                 yield found
 
-    def _global(self, name: str) -> Tool | None:
+    def _common(self, name: str, tenant: str) -> Tool | None:
+        """Return a tool of a plugin's, or of a provider's that the tenant has."""
         found = self._tools.get(name)
         if found is None and (source := self._events.get(name)) is not None:
             return self._from_event(name, source)
+        if found is None:
+            offered = self._all_offered()
+            found = offered.get((EVERYBODY, name)) or offered.get((tenant, name))
         return found
 
     def _of_tenant(self, name: str, tenant: str) -> Tool | None:
@@ -356,6 +447,13 @@ class Tools:
             tenant=source.tenant,
             event=source.event,
         )
+
+
+def _others(name: str) -> Iterator[str]:
+    """Yield names that stand for one that is taken."""
+    for number in count(2):
+        end = f"_{number}"
+        yield f"{name[: MAX_NAME_CHARS - len(end)]}{end}"
 
 
 async def gathered(chunks: AsyncGenerator[Any], max_bytes: int) -> list[Any]:

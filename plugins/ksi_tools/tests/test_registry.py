@@ -135,8 +135,6 @@ async def test_a_name_is_one_tool_s_alone(run: Run) -> None:
             tools.add(impostor, provider="impostor")
         with pytest.raises(Conflict):
             tools.add_event("x:y", effects="read_only", name="ask_user")
-        with pytest.raises(Conflict):
-            tools.add_provider(Far()).update([ToolSpec(name="ask_user", description="")])
         assert (await names(client)) == ["ask_user", "client_tool", "current_time"]
 
 
@@ -331,6 +329,57 @@ async def test_the_owner_makes_a_plugin_s_event_a_tool(run: Run) -> None:
     assert '"children":[{"name":"y"' in answer["content"]
     assert broken["status"] == "failed"
     assert broken["error"]["code"] == "invalid_data"
+
+
+async def test_a_plugin_s_tool_keeps_its_name_and_a_provider_s_gets_another(run: Run) -> None:
+    @tool(effects="read_only")
+    async def search() -> str:
+        """Search here."""
+        return "here"
+
+    async with run() as client:
+        far, tools = Far(), registry(client)
+        registration = tools.add_provider(far)
+        registration.update([ToolSpec(name="search", description="", effects="read_only")])
+        first = await client.request("tool:call", {"name": "search"})
+        with tools.add(search, provider="work"):
+            second = await client.request("tool:call", {"name": "search"})
+            third = await client.request("tool:call", {"name": "search_2"})
+            told = registration.names()
+            with pytest.raises(Conflict):
+                tools.add_provider(Far()).update([ToolSpec(name="search", description="")])
+        assert registration.names() == {"search": "search"}
+
+    assert told == {"search": "search_2"}
+    assert [each["content"] for each in (first, second, third)] == [
+        '{"far":"search"}',
+        "here",
+        '{"far":"search"}',
+    ]
+
+
+async def test_a_provider_s_tools_may_be_one_tenant_s(run: Run) -> None:
+    async with run() as client:
+        tools = registry(client)
+        for tenant in ("acme", "other"):
+            specs = [ToolSpec(name="search", description=tenant)]
+            tools.add_provider(Far(), tenant=tenant).update(specs)
+        seen = {each.name: each.description for each in tools.all("acme")}
+        with pytest.raises(NotFound):
+            await client.request("tool:call", {"name": "search"})
+
+    assert seen["search"] == "acme"
+
+
+async def test_a_schema_that_was_looked_at_before_is_compiled_when_it_is_needed(run: Run) -> None:
+    async with run() as client:
+        far = Far()
+        spec = ToolSpec(name="odd", description="", parameters={"type": "object", "required": 1})
+        with pytest.raises(InvalidData, match="odd"):
+            registry(client).add_provider(far).update([spec])
+        registry(client).add_provider(far).update([spec], are_sound=True)
+        with pytest.raises(InvalidData, match="odd"):
+            await client.request("tool:call", {"name": "odd"})
 
 
 async def test_a_pattern_that_would_take_for_ever_does_not(run: Run) -> None:
