@@ -9,8 +9,13 @@ from typing import Final
 import msgspec
 
 from ksi_daemon.bus import Bus
-from ksi_daemon.event_system import acting_as, current_context, event_handler
-from ksi_daemon.principals import Principal, is_bearers
+from ksi_daemon.event_system import (
+    acting_as,
+    current_context,
+    event_contributor,
+    event_handler,
+)
+from ksi_daemon.principals import TOKEN_PREFIX, Principal, is_bearers
 from ksi_daemon.protocol import Busy, Context, Denied, NotFound
 from ksi_daemon.protocol.events import Grants
 from ksi_daemon.protocol.names import matches_any
@@ -18,12 +23,14 @@ from ksi_http import events as e
 from ksi_http import keys
 from ksi_http.settings import HttpSettings
 from ksi_http.store import Kept, KeyStore
+from ksi_system.events import PrincipalScoped, PrincipalScopes
 
 USE_NOTED_S: Final = 3600.0
 MAX_NOTED: Final = 10_000
 CONNECTION_S: Final = 24 * 3600.0
 MAX_TOKENS_OF_KEY: Final = 1000
 REVOKED: Final = "http:key_revoked"
+KEY_PRINCIPAL: Final = f"{TOKEN_PREFIX}http-"
 # What else a connection may do beside sending events, and the scopes that let it.
 SUBSCRIBE, PUBLISH, SERVE = "events:read", "events:publish", "events:serve"
 
@@ -112,6 +119,15 @@ class Handlers:
         mine = self._tokens.get(key_id, {})
         self._tokens[key_id] = left = {one: end for one, end in mine.items() if end > now}
         return left
+
+    @event_contributor("principal:scopes")
+    async def scopes(self, request: PrincipalScopes) -> PrincipalScoped:
+        """Tell the scopes of a key."""
+        key_id = request.principal.removeprefix(KEY_PRINCIPAL)
+        kept = None if key_id == request.principal else await self._store.find(key_id)
+        if kept is None:
+            return PrincipalScoped()
+        return PrincipalScoped(scopes=kept.scopes, known=True)
 
     @event_handler("http:key_create")
     async def create(self, request: e.HttpKeyCreate) -> e.HttpKeyCreated:

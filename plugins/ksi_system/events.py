@@ -57,6 +57,19 @@ class HealthChecked(Struct, frozen=True, kw_only=True):
     why: str | None = None
 
 
+class PrincipalScopes(Struct, frozen=True, kw_only=True):
+    """Sent to contributors to ``principal:scopes``: which scopes has whoever bears this name?"""
+
+    principal: str
+
+
+class PrincipalScoped(Struct, frozen=True, kw_only=True):
+    """Globs over scopes; not ``known`` is a principal of somebody else's."""
+
+    scopes: tuple[str, ...] = ()
+    known: bool = False
+
+
 class SystemDiscover(Struct, frozen=True, kw_only=True):
     """List the events that are answered.
 

@@ -12,7 +12,7 @@ import msgspec
 from ksi_daemon import __version__
 from ksi_daemon.bus import Bus
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.event_system import current_context, event_handler
+from ksi_daemon.event_system import current_context, event_contributor, event_handler
 from ksi_daemon.loader import Loaded
 from ksi_daemon.logs import DaemonLogHandler
 from ksi_daemon.principals import TOKEN_PREFIX, Principal, TokenRecord
@@ -248,6 +248,17 @@ class System:
     def list_tokens(self, request: e.TokenList) -> e.TokenListed:
         """List the tokens that are valid, without their secrets."""
         return e.TokenListed(tokens=tuple(map(_describe_token, self._daemon.tokens.records())))
+
+    @event_contributor("principal:scopes")
+    def scopes(self, request: e.PrincipalScopes) -> e.PrincipalScoped:
+        """Tell the scopes of a token: those that all of its name have."""
+        records = [
+            r for r in self._daemon.tokens.records() if r.principal.name == request.principal
+        ]
+        if not records:
+            return e.PrincipalScoped()
+        first, *rest = (set(record.principal.grants.scopes) for record in records)
+        return e.PrincipalScoped(scopes=tuple(sorted(first.intersection(*rest))), known=True)
 
     @event_handler("token:revoke")
     def revoke_token(self, request: e.TokenRevoke) -> e.TokenRevoked:

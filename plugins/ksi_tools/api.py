@@ -14,6 +14,7 @@ In the plugin's lifespan, with ``requires=("tools",)``:
         yield
 """
 
+from ksi_tools.bearers import Scopes, scopes_of
 from ksi_tools.functions import tool
 from ksi_tools.registry import (
     ProviderRegistration,
@@ -21,6 +22,7 @@ from ksi_tools.registry import (
     ToolProvider,
     Tools,
     ToolSpec,
+    gathered,
 )
 from ksi_tools.tool import Progress, ToolContext
 
@@ -28,9 +30,12 @@ __all__ = [
     "Progress",
     "ProviderRegistration",
     "Registration",
+    "Scopes",
     "ToolContext",
     "ToolProvider",
     "ToolSpec",
     "Tools",
+    "gathered",
+    "scopes_of",
     "tool",
 ]

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as, current_context
 from ksi_daemon.principals import is_bearers
@@ -25,6 +27,7 @@ from ksi_daemon.protocol import (
     Unavailable,
 )
 from ksi_postgres.patience import until_there
+from ksi_tools import bearers
 from ksi_tools import events as e
 from ksi_tools.registry import Tools
 from ksi_tools.settings import ToolsSettings
@@ -276,7 +279,10 @@ class Calls:
         intent = execution.intent
         if execution.why_cancelled is not None:
             raise Cancelled(f"{intent.tool.name} was cancelled")
+        if intent.tool.is_for_programs and is_agents(intent.context):
+            raise _denied(intent)
         await self._ready()
+        await self._look_at_scopes(execution)
         verdict, times, known = await self._begun(execution)
         if verdict == "run":
             return await self._done_once(execution, times)
@@ -293,6 +299,14 @@ class Calls:
         if verdict in ("asked", "doubted"):
             self.tell_doubted(known)
         return _told(known)
+
+    async def _look_at_scopes(self, execution: Execution) -> None:
+        """Let whoever came with a key or a token call what its scopes say."""
+        intent = execution.intent
+        if intent.tool.effects != "read_only" and bearers.speaks_for_itself(intent.context):
+            scopes = await bearers.scopes_of(self._bus, intent.context)
+            if bearers.is_covered(intent.tool, scopes):
+                execution.intent = replace(intent, may_all=True)
 
     async def _done_once(self, execution: Execution, times: int) -> e.ToolCalled:
         intent = execution.intent
@@ -455,6 +469,11 @@ def may_call_all(context: Context) -> bool:
     return context.agent is None and context.conversation is None and not is_bearers(context)
 
 
+def is_agents(context: Context) -> bool:
+    """Say whether a call is an agent's, or made in a conversation or by a run."""
+    return (context.agent, context.conversation, context.run) != (None, None, None)
+
+
 def current_cancelling() -> bool:
     """Say whether the task that runs here is being cancelled from outside."""
     task = asyncio.current_task()
@@ -499,7 +518,11 @@ def _denied(intent: Intent) -> Denied:
     whom = " in ".join(subjects) or context.origin
     return Denied(
         f"{whom} may not call {intent.tool.name}, which is {intent.tool.effects}; "
-        "the owner can allow it with tool:permit (ksi tool permit)",
+        + (
+            f"a key needs the scope {bearers.SCOPE}{intent.tool.name}"
+            if bearers.speaks_for_itself(context)
+            else "the owner can allow it with tool:permit (ksi tool permit)"
+        ),
         details={"kind": "not_permitted", "subjects": subjects},
     )
 

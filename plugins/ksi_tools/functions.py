@@ -32,6 +32,7 @@ class Declared(Struct, frozen=True, kw_only=True):
     description: str | None
     timeout_s: float | None
     is_interactive: bool
+    is_for_programs: bool
 
 
 def tool(
@@ -41,6 +42,7 @@ def tool(
     description: str | None = None,
     timeout_s: float | None = None,
     interactive: bool = False,
+    for_programs: bool = False,
 ) -> Callable[[Function], Function]:
     """Make a typed function a tool.
 
@@ -56,6 +58,9 @@ def tool(
         timeout_s: How long a call may take; the setting ``tools.timeout_s`` unless given.
         interactive: Whether a person gives the answer. The function is a plain one then, has no
             effect, and returns the question.
+        for_programs: Whether it is for programs and people that come from outside, and for no agent.
+            The function looks itself at what a key or a token may do (`scopes_of`); otherwise they
+            need the scope ``tools:call:NAME`` for what is not read-only.
     """
 
     def mark(function: Function) -> Function:
@@ -65,6 +70,7 @@ def tool(
             description=description,
             timeout_s=timeout_s,
             is_interactive=interactive,
+            is_for_programs=for_programs,
         )
         setattr(function, _MARK, declared)
         return function
@@ -129,6 +135,7 @@ def tool_of(function: Callable[..., Any], provider: str) -> Tool:
         timeout_s=declared.timeout_s,
         is_interactive=is_interactive,
         question=question if is_interactive else None,
+        is_for_programs=declared.is_for_programs,
     )
 
 

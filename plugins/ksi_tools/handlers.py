@@ -24,8 +24,9 @@ from ksi_daemon.protocol import (
 )
 from ksi_daemon.protocol.names import check_pattern, matches
 from ksi_system.events import HealthCheck, HealthChecked
+from ksi_tools import bearers
 from ksi_tools import events as e
-from ksi_tools.calls import Calls, context_of, may_call_all
+from ksi_tools.calls import Calls, context_of, is_agents, may_call_all
 from ksi_tools.registry import CLIENT, EventSource, Tools
 from ksi_tools.settings import ToolsSettings
 from ksi_tools.store import (
@@ -119,9 +120,15 @@ class Handlers:
         )
 
     async def _allowed(self, context: Context, tools: list[Tool]) -> set[str]:
+        if is_agents(context):
+            tools = [each for each in tools if not each.is_for_programs]
         if may_call_all(context):
             return {each.name for each in tools}
-        return await self._permissions.which(context, tools)
+        allowed = await self._permissions.which(context, tools)
+        if bearers.speaks_for_itself(context):
+            scopes = await bearers.scopes_of(self._bus, context)
+            allowed |= {each.name for each in tools if bearers.is_covered(each, scopes)}
+        return allowed
 
     @event_handler("tool:register")
     def register(self, request: e.ToolRegister) -> e.ToolRegistered:
@@ -299,7 +306,7 @@ class Handlers:
         """Tell what a subject may call, by the words that have just been said of it, or were."""
         if words is None:
             words = await self._permissions.find(tenant, subject)
-        tools = list(self._tools.all(tenant))
+        tools = [each for each in self._tools.all(tenant) if not each.is_for_programs]
         allowed = await self._permissions.of_subject(tenant, subject, tools)
         return e.ToolPermitted(
             subject=subject,

@@ -68,6 +68,8 @@ class Tool(Struct, frozen=True, kw_only=True):
         question: What an interactive tool asks, made of its arguments.
         tenant: Whose it is alone.
         event: The event that does it.
+        is_for_programs: Whether it is for programs and people that come from outside, and for no
+            agent; it looks itself at what a key or a token may do.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Tool(Struct, frozen=True, kw_only=True):
     question: Callable[[Any], str] | None = None
     tenant: str | None = None
     event: str | None = None
+    is_for_programs: bool = False
 
     def info(self, *, is_allowed: bool) -> ToolInfo:
         """Tell of it."""
