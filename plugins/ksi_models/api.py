@@ -1,10 +1,12 @@
-"""What a plugin imports that asks a model and has no use for a stream.
+"""What a plugin imports that asks a model and has no use for a stream, or runs a command.
 
 from ksi_models.api import answer_of, text_of
 
 call = ModelCall(messages=messages, purpose="weather", timeout_s=settings.model_timeout_s)
 response = await answer_of(bus, call, setting="weather.model_timeout_s")
 keep(text_of(response.message))
+
+A `GuardedProcess` is a command that can't outlive the daemon.
 """
 
 import asyncio
@@ -15,6 +17,9 @@ import msgspec
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Failed, TimedOut
 from ksi_models.events import Message, ModelCall, ModelChunk, ModelResponse, TextPart
+from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
+
+__all__ = ["Ended", "GuardedProcess", "ProcessBounds", "answer_of", "text_of"]
 
 
 async def answer_of(bus: Bus, call: ModelCall, *, setting: str) -> ModelResponse:

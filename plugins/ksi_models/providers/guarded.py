@@ -13,10 +13,13 @@ from typing import Final, Literal, cast
 import msgspec
 from msgspec import Struct
 
+from ksi_daemon.confinement import Confined
+
 GUARD: Final = str(Path(__file__).with_name("guard.py"))
 TAIL_BYTES: Final = 4096
 GONE_TIMEOUT_S: Final = 8.0  # a second of grace, five for what left the group
 REPORT_BYTES: Final = 4096
+GO: Final = b"g"
 
 
 class ProcessBounds(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,7 +67,20 @@ class _Pipes(asyncio.SubprocessProtocol):
         self.is_cut = False
         self.gone = asyncio.Event()
         self.report = b""
+        self.guard = 0
+        self.confined: Confined | None = None
         self._lifeline = lifeline
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def until_writable(self) -> None:
+        await self._writable.wait()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
@@ -77,11 +93,15 @@ class _Pipes(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
             self.output.feed_eof()
+        elif fd == 0:
+            self._writable.set()
 
     def process_exited(self) -> None:
         with contextlib.suppress(OSError):  # the guard itself was killed, and told nothing
             self.report = self._lifeline.recv(REPORT_BYTES)
         self._lifeline.close()
+        if self.confined is not None:
+            self.confined.discard(self.guard)
         self.gone.set()
 
 
@@ -109,10 +129,12 @@ class GuardedProcess:
         max_line_bytes: int,
         secrets: Mapping[str, str] | None = None,
         bounds: ProcessBounds = UNBOUNDED,
+        confined: Confined | None = None,
     ) -> "GuardedProcess":
         """Start it; it reads each secret from the file whose number that variable holds.
 
-        So a secret is in no environment and in no file, where others could read it.
+        So a secret is in no environment and in no file, where others could read it. With
+        ``confined``, which a plugin has, no process of it passes for the daemon's owner.
 
         Raises:
             OSError: There are no more processes or files to be had.
@@ -141,6 +163,12 @@ class GuardedProcess:
                 raise
         output = transport.get_pipe_transport(1)  # uvloop's is a ReadTransport in all but name
         pipes.output.set_transport(cast(asyncio.ReadTransport, output))
+        if confined is not None and not pipes.gone.is_set():
+            confined.add(transport.get_pid())
+            pipes.confined = confined
+            pipes.guard = transport.get_pid()
+        with contextlib.suppress(OSError):  # it has ended already
+            lifeline.send(GO)
         return cls(transport, pipes, lifeline)
 
     @property
@@ -166,10 +194,33 @@ class GuardedProcess:
 
     def write_and_close(self, data: bytes) -> None:
         """Give it all of its input."""
-        pipe = cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
         with contextlib.suppress(ConnectionError):
-            pipe.write(data)
-            pipe.close()
+            self._input.write(data)
+            self._input.close()
+
+    async def write(self, data: bytes) -> None:
+        """Give it some of its input, and wait while it has much to read still.
+
+        Raises:
+            BrokenPipeError: It reads nothing any more.
+        """
+        if self._input.is_closing():
+            raise BrokenPipeError("it reads nothing any more")
+        self._input.write(data)
+        await self._pipes.until_writable()
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much of what was written has not even been handed to the kernel yet."""
+        return self._input.get_write_buffer_size()
+
+    @property
+    def _input(self) -> asyncio.WriteTransport:
+        return cast(asyncio.WriteTransport, self._transport.get_pipe_transport(0))
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return what it has said; empty when there is no more."""
+        return await self._pipes.output.read(max_bytes)
 
     async def read_line(self) -> bytes:
         """Return its next line; empty when there are no more.
