@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
+from ksi_mcp.offers import Offers
 from ksi_mcp.settings import McpSettings
 
 
@@ -16,4 +17,7 @@ def ksi_plugin() -> PluginInfo:
 @hookimpl
 async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Bring what other programs may call, and what agents may call of theirs."""
+    offers = Offers(plugin.bus)
+    plugin.add(offers)
+    plugin.offer(offers)
     yield
