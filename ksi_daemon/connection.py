@@ -83,7 +83,9 @@ class Connection(Peer):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See who is at the other end."""
         super().connection_made(transport)
-        if self.principal is NOBODY and sockets.peer_uid(transport) == os.getuid():
+        uid, pid = sockets.peer_of(transport)
+        is_ours = uid == os.getuid() and not self.hub.tokens.confined.holds(pid)
+        if self.principal is NOBODY and is_ours:
             self._become(OWNER)
         self._made(self)
 

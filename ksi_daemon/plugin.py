@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ksi_daemon.bus import Bus
+from ksi_daemon.confinement import Confined
 from ksi_daemon.event_system import declarations_of
 from ksi_daemon.principals import Principal, TokenStore
 from ksi_daemon.protocol import Denied, Unavailable
@@ -75,15 +76,28 @@ class Plugin:
         """Stop what `start_task` started."""
         self._supervisor.stop(f"{self.name}: {name}")
 
-    def issue_token(self, principal: Principal, *, ttl_s: float) -> str:
+    def issue_token(self, principal: Principal, *, ttl_s: float, once: bool = False) -> str:
         """Make a token for a child process; it does not outlive the daemon.
+
+        With ``once`` it is good for one connection.
 
         Raises:
             Denied: The plugin runs in a host, which issues none.
         """
         if self._tokens is None:
             raise Denied("a plugin in a host issues no tokens: send token:create")
-        return self._tokens.issue(principal, ttl_s=ttl_s)
+        return self._tokens.issue(principal, ttl_s=ttl_s, once=once)
+
+    @property
+    def confined(self) -> Confined:
+        """The processes that are not to pass for the owner without a token.
+
+        Raises:
+            Denied: The plugin runs in a host, which does not listen to anybody.
+        """
+        if self._tokens is None:
+            raise Denied("a plugin in a host confines no processes")
+        return self._tokens.confined
 
     def offer(self, service: object) -> None:
         """Let the plugins that require this one call an object, which they find by its class.

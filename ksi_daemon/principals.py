@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import Busy, Context, Denied, InvalidData, NotFound
 from ksi_daemon.protocol.events import Grants
 from ksi_daemon.protocol.names import matches_any
@@ -122,6 +123,7 @@ class TokenRecord(Struct, frozen=True, omit_defaults=True):
     principal: Principal
     created_at: float
     expires_at: float
+    once: bool = False
 
 
 class TokenStore:
@@ -132,17 +134,23 @@ class TokenStore:
 
     Args:
         path: The file for tokens that outlive the daemon; without it none does.
+
+    Attributes:
+        confined: The processes that are nobody without one.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._kept: dict[str, TokenRecord] = {}
         self._passing: dict[str, TokenRecord] = {}
+        self.confined = Confined()
         self.revoked: list[Callable[[str], None]] = []  # called with the id of a revoked token
         if path is not None and path.exists():
             self._kept = {record.id: record for record in _read_records(path)}
 
-    def issue(self, principal: Principal, *, ttl_s: float, keep: bool = False) -> str:
+    def issue(
+        self, principal: Principal, *, ttl_s: float, keep: bool = False, once: bool = False
+    ) -> str:
         """Make a token that names ``principal`` for ``ttl_s`` seconds.
 
         Args:
@@ -150,6 +158,7 @@ class TokenStore:
                 no bearer is taken for the owner, a plugin or its host.
             ttl_s: How long it is valid.
             keep: Whether it outlives the daemon; a child process's token does not.
+            once: Whether it is good for one connection only; one that is kept never is.
 
         Raises:
             InvalidData: ``ttl_s`` is not positive, or is longer than `MAX_TTL_S`.
@@ -163,7 +172,7 @@ class TokenStore:
         if not principal.name.startswith(TOKEN_PREFIX):
             principal = msgspec.structs.replace(principal, name=f"{TOKEN_PREFIX}{principal.name}")
         token_id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), time.time()
-        record = TokenRecord(token_id, _digest(secret), principal, now, now + ttl_s)
+        record = TokenRecord(token_id, _digest(secret), principal, now, now + ttl_s, once)
         if keep:
             self._save({**self._kept, token_id: record})
         else:
@@ -184,6 +193,8 @@ class TokenStore:
         if record is None or not right or record.expires_at <= time.time():
             log.warning("a token was refused", extra={"token_id": token_id[:12]})
             raise Denied("the token is not valid here: it may be mistyped, expired or revoked")
+        if record.once:
+            self._passing.pop(token_id, None)
         return record
 
     def records(self) -> list[TokenRecord]:

@@ -31,17 +31,18 @@ def bind(path: Path) -> socket.socket:
     return listener
 
 
-def peer_uid(transport: asyncio.BaseTransport) -> int | None:
-    """Return the user at the other end of a Unix socket, or ``None`` where nobody can say."""
+def peer_of(transport: asyncio.BaseTransport) -> tuple[int | None, int | None]:
+    """Return the user and the process that connected a Unix socket, as far as anybody can say."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family != socket.AF_UNIX:
-        return None
+        return None, None
     if sys.platform == "linux":
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[1])
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return uid, pid
     # macOS and the BSDs: struct xucred of LOCAL_PEERCRED (1) at SOL_LOCAL (0).
     credentials = sock.getsockopt(0, 1, struct.calcsize("2I"))
-    return int(struct.unpack("2I", credentials)[1])
+    return int(struct.unpack("2I", credentials)[1]), None
 
 
 def clear_the_way(path: Path) -> None:

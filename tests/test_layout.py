@@ -24,7 +24,7 @@ SOURCES = ("ksi_daemon", "ksi_client", "plugins", "interfaces")
 # must raise one says in the same commit why no plugin can do the job.
 KERNEL_LINES = {
     "router": 431,
-    "server": 623,
+    "server": 626,
     "loader": 253,
     "supervisor": 103,
     "protocol": 724,

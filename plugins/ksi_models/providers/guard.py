@@ -1,7 +1,7 @@
 """Runs a command in bounds and leaves nothing of it behind: ``guard.py LIFELINE BOUNDS COMMAND …``.
 
-A script of its own, run by a bare Python. ``LIFELINE`` is a socket: when its other end is closed,
-because the daemon closes it or because the daemon is gone, however it went, the command is ended
+A script of its own, run by a bare Python. ``LIFELINE`` is a socket: the command starts when a byte
+comes, since by then it is known whose its processes are. When the other end is closed, because the daemon closes it or because the daemon is gone, however it went, the command is ended
 with all that it has started. What it ended with is written there. The command has the guard's input
 and outputs.
 
@@ -96,6 +96,8 @@ class Bounds:
 def main(lifeline: int, bounds: Bounds, command: list[str]) -> int:
     """Run the command to its end, or to that of the lifeline; returns its exit code."""
     control(PR_SET_CHILD_SUBREAPER, 1)
+    if not os.read(lifeline, 1):
+        return 127  # nobody wants it any more
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
