@@ -1,4 +1,4 @@
-"""Knows which processes are not to pass for the daemon's owner, though they are of the same user."""
+"""Knows which processes of the daemon's user are not to pass for its owner."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ class Confined:
     """Processes that are somebody only by a token, with all that they have started.
 
     Whoever starts a program that it does not trust adds the process that stays its ancestor for as
-    long as it lives: one that is a child subreaper, so that no descendant can leave it by losing its
+    long as it lives: one that is a child subreaper, which no descendant leaves by losing its
     parent. Only Linux tells who a process's ancestors are: elsewhere nothing is confined. A process
     that kills its ancestor, or reads the memory of the owner's other programs, is not held by this;
     that is what a user of its own is for.

@@ -30,7 +30,7 @@ class Caller:
         self._answers = self._socket.makefile("rb")
 
     def ask(self, event: str, data: dict[str, Any]) -> str | None:
-        """Send an event; return ``None`` where that was denied, else the beginning of the answer."""
+        """Send an event; return ``None`` where that was denied, else how the answer begins."""
         line = json.dumps({"id": 1, "event": event, "data": data})
         self._socket.sendall(line.encode() + b"\n")
         answer = self._answers.readline()

@@ -1,9 +1,9 @@
 """Runs a command in bounds and leaves nothing of it behind: ``guard.py LIFELINE BOUNDS COMMAND …``.
 
 A script of its own, run by a bare Python. ``LIFELINE`` is a socket: the command starts when a byte
-comes, since by then it is known whose its processes are. When the other end is closed, because the daemon closes it or because the daemon is gone, however it went, the command is ended
-with all that it has started. What it ended with is written there. The command has the guard's input
-and outputs.
+comes, since by then it is known whose its processes are. When the other end is closed, because the
+daemon closes it or because the daemon is gone, however it went, the command is ended with all that
+it has started. What it ended with is written there. The command has the guard's input and outputs.
 
 ``BOUNDS`` is JSON: how much memory the command may hold and how much CPU time it may take, together
 with all that it started, and how many files each of these may have open. Memory is measured, since
