@@ -1,0 +1,1 @@
+"""The protocol's own suite, its inspector and its SDK, against KSI."""
