@@ -91,21 +91,19 @@ class ProviderRegistration(Registration):
                 they are first needed.
 
         Raises:
-            Conflict: A name is another provider's.
+            Conflict: Two have one name.
             InvalidData: A name or a schema is not sound.
         """
         made = [self._tool(spec, are_sound=are_sound) for spec in specs]
-        self._tools._provide(self._tenant, self._names, made)
-        self._names = {each.name for each in made}
+        self._tools._provide(self, made)
 
     def remove(self) -> None:
         """Take the tools back."""
-        self._tools._provide(self._tenant, self._names, [])
-        self._names = set()
+        self._tools._provide(self, [])
 
     def names(self) -> dict[str, str]:
-        """Return under which name each tool is offered, where a plugin has one of the same name."""
-        return self._tools._names_of(self._tenant, self._names)
+        """Return under which name each tool is offered: its own may be another's."""
+        return self._tools._names_of(self)
 
     def _tool(self, spec: ToolSpec, *, are_sound: bool) -> Tool:
         provider = self._provider
@@ -177,7 +175,7 @@ class Tools:
         self._max_output_bytes = max_output_bytes
         self._tools: dict[str, Tool] = {}
         self._events: dict[str, EventSource] = {}
-        self._provided: dict[tuple[str, str], Tool] = {}
+        self._provided: dict[ProviderRegistration, list[Tool]] = {}
         self._offered: dict[tuple[str, str], Tool] | None = None  # made anew when it is asked for
         self._of_clients: dict[tuple[str, str], EventSource] = {}
         self._made: dict[str, tuple[Route, EventSource, Tool]] = {}
@@ -243,8 +241,8 @@ class Tools:
     ) -> ProviderRegistration:
         """Take on somebody whose tools may change: tell them by the registration's ``update``.
 
-        Where a plugin has a tool of the same name, that one keeps it, whenever it comes; the
-        provider's is offered with a number behind its name.
+        Where a plugin has a tool of the same name, that one keeps it, whenever it comes, and so
+        does the provider who came first; the other's is offered with a number behind its name.
 
         Args:
             provider: Who calls them.
@@ -270,34 +268,34 @@ class Tools:
 
     # -- what providers have --------------------------------------------------------------------
 
-    def _provide(self, tenant: str | None, old: set[str], new: list[Tool]) -> None:
-        whose = tenant or EVERYBODY
-        for index, each in enumerate(new):
-            is_taken = (whose, each.name) in self._provided and each.name not in old
-            if is_taken or any(other.name == each.name for other in new[:index]):
+    def _provide(self, registration: "ProviderRegistration", tools: list[Tool]) -> None:
+        for index, each in enumerate(tools):
+            if any(other.name == each.name for other in tools[:index]):
                 raise Conflict(f"there is another tool {each.name!r}")
-        for name in old:
-            del self._provided[whose, name]
-        self._provided.update({(whose, each.name): each for each in new})
+        self._provided[registration] = tools
+        if not tools:
+            del self._provided[registration]  # who has some again comes last
         self._offered = None
 
-    def _names_of(self, tenant: str | None, names: set[str]) -> dict[str, str]:
-        whose = tenant or EVERYBODY
+    def _names_of(self, registration: "ProviderRegistration") -> dict[str, str]:
         by_tool = {id(each.execute): name for (_, name), each in self._all_offered().items()}
-        return {name: by_tool[id(self._provided[whose, name].execute)] for name in names}
+        mine = self._provided.get(registration, ())
+        return {each.name: by_tool[id(each.execute)] for each in mine}
 
     def _all_offered(self) -> dict[tuple[str, str], Tool]:
         """Return what providers have, by whose it is and the name under which it is offered."""
         if self._offered is None:
             self._offered = {}
-            everybodys_first = sorted(self._provided.items(), key=lambda each: each[0][0])
+            provided = [each for tools in self._provided.values() for each in tools]
+            provided.sort(key=lambda each: each.tenant or EVERYBODY)
             renamed = []
-            for (whose, name), each in everybodys_first:
-                if self._is_taken(whose, name):
-                    renamed.append((whose, each))
+            for each in provided:
+                if self._is_taken(each.tenant or EVERYBODY, each.name):
+                    renamed.append(each)
                 else:
-                    self._offered[whose, name] = each
-            for whose, each in renamed:
+                    self._offered[each.tenant or EVERYBODY, each.name] = each
+            for each in renamed:
+                whose = each.tenant or EVERYBODY
                 free = next(n for n in _others(each.name) if not self._is_taken(whose, n))
                 self._offered[whose, free] = msgspec.structs.replace(each, name=free)
         return self._offered

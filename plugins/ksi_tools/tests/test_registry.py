@@ -346,11 +346,15 @@ async def test_a_plugin_s_tool_keeps_its_name_and_a_provider_s_gets_another(run:
             second = await client.request("tool:call", {"name": "search"})
             third = await client.request("tool:call", {"name": "search_2"})
             told = registration.names()
+            other = tools.add_provider(Far())
+            other.update([ToolSpec(name="search", description="")])
+            told |= {"other": other.names()["search"]}
             with pytest.raises(Conflict):
-                tools.add_provider(Far()).update([ToolSpec(name="search", description="")])
+                other.update([ToolSpec(name="twice", description="")] * 2)
         assert registration.names() == {"search": "search"}
+        assert other.names() == {"search": "search_2"}
 
-    assert told == {"search": "search_2"}
+    assert told == {"search": "search_2", "other": "search_3"}
     assert [each["content"] for each in (first, second, third)] == [
         '{"far":"search"}',
         "here",
