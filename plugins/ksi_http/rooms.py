@@ -14,10 +14,20 @@ ready when all rooms are there.
 """
 
 from ksi_http.sidecar.app import Sidecar
+from ksi_http.sidecar.bodies import read as read_body
 from ksi_http.sidecar.bodies import read_json
 from ksi_http.sidecar.callers import Caller
 from ksi_http.sidecar.errors import body_of, shown
 from ksi_http.sidecar.openapi import described
 from ksi_http.sidecar.streaming import event_stream
 
-__all__ = ["Caller", "Sidecar", "body_of", "described", "event_stream", "read_json", "shown"]
+__all__ = [
+    "Caller",
+    "Sidecar",
+    "body_of",
+    "described",
+    "event_stream",
+    "read_body",
+    "read_json",
+    "shown",
+]

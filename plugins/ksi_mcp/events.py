@@ -45,16 +45,27 @@ class McpCalling(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class McpWhoami(Struct, frozen=True, kw_only=True):
-    """Ask as whom the daemon sees a connection, and what it may do."""
+    """Ask as whom the daemon sees a connection, what it may do, and how KSI is to be offered."""
+
+
+class McpServing(Struct, frozen=True, kw_only=True):
+    """How KSI is offered to other programs: settings of ``[mcp]``."""
+
+    lists_events: bool = True
+    page_size: int = 250
+    max_sessions: int = 1000
+    session_idle_s: float = 1800.0
+    ask_timeout_s: float = 600.0
 
 
 class McpYou(Struct, frozen=True, kw_only=True):
-    """Who asks, and globs over the scopes that they have."""
+    """Who asks, globs over the scopes that they have, and how KSI is to be offered."""
 
     principal: str
     tenant: str
     user: str | None
     scopes: tuple[str, ...]
+    serving: McpServing
 
 
 # -- what plugins offer -----------------------------------------------------------------------

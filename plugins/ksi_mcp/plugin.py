@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator
 
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
+from ksi_mcp.handlers import Handlers, logs_are_shown
+from ksi_mcp.offering import Offering
 from ksi_mcp.offers import Offers
 from ksi_mcp.settings import McpSettings
+from ksi_tools.api import Tools
 
 
 @hookimpl
@@ -17,7 +20,10 @@ def ksi_plugin() -> PluginInfo:
 @hookimpl
 async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     """Bring what other programs may call, and what agents may call of theirs."""
+    settings: McpSettings = plugin.settings
     offers = Offers(plugin.bus)
-    plugin.add(offers)
+    plugin.add(offers, Handlers(settings, plugin.bus))
     plugin.offer(offers)
-    yield
+    offering = Offering(plugin.bus, plugin.daemon.router)
+    with plugin.service(Tools).add(offering, provider=plugin.name), logs_are_shown():
+        yield

@@ -28,6 +28,14 @@ class Scopes:
         """Say whether the bearer has a scope."""
         return bool(self._answers) and all(matches_any(scope, each) for each in self._answers)
 
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """The globs that are in every answer."""
+        if not self._answers:
+            return ()
+        first, *others = self._answers
+        return tuple(glob for glob in first if all(glob in each for each in others))
+
 
 async def scopes_of(bus: Bus, context: Context) -> Scopes:
     """Return the scopes of whoever caused an event; the owner, and no agent, has all of them."""

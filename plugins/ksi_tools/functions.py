@@ -58,9 +58,9 @@ def tool(
         timeout_s: How long a call may take; the setting ``tools.timeout_s`` unless given.
         interactive: Whether a person gives the answer. The function is a plain one then, has no
             effect, and returns the question.
-        for_programs: Whether it is for programs and people that come from outside, and for no agent.
-            The function looks itself at what a key or a token may do (`scopes_of`); otherwise they
-            need the scope ``tools:call:NAME`` for what is not read-only.
+        for_programs: Whether it is for programs and people that come from outside, and not for
+            agents. The function looks itself at what a key or a token may do (`scopes_of`); other
+            tools need the scope ``tools:call:NAME``, unless they are read-only.
     """
 
     def mark(function: Function) -> Function:

@@ -31,7 +31,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What is answered without a key: whether it is alive, and a page that has nothing of anybody.
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/docs"})
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE"
-EXPOSED_HEADERS: Final = "X-Request-Id, Retry-After"
+EXPOSED_HEADERS: Final = "X-Request-Id, Retry-After, Mcp-Session-Id"
 PREFLIGHT_S: Final = "600"
 COMPRESSED: Final = (errors.JSON, "text/html", "text/plain")
 

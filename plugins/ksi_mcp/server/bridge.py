@@ -1,0 +1,275 @@
+"""Has the SDK answer requests of the HTTP server: ASGI on one side, aiohttp on the other.
+
+The body is read once; after that ``receive`` waits until the client is gone, which ends the
+request. What is told of the caller goes along with each request, so that two requests of one
+session are two callers where they come for two.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+from mcp.server.auth.middleware.auth_context import auth_context_var
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.server.context import ServerRequestContext
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from starlette.types import Message, Scope
+
+from ksi_daemon.protocol import Busy, Failed, KsiError, Unavailable
+from ksi_http.rooms import Caller, Sidecar, read_body, shown
+from ksi_mcp.events import McpServing, McpYou
+from ksi_mcp.server.serving import Serving
+from ksi_system.events import EventDescription
+
+log = logging.getLogger(__name__)
+
+CALLER: Final = "ksi.caller"
+ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
+OPEN_S: Final = 5.0
+AGAIN_S: Final = 2.0
+# Headers that this server sets itself, or that are of one connection.
+OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
+
+_CALLER: Final[ContextVar[Caller | None]] = ContextVar("ksi_mcp_caller", default=None)
+
+
+class HttpReach:
+    """The daemon in the name of a key.
+
+    Args:
+        app: The server.
+        caller: Whom the request is for.
+    """
+
+    def __init__(self, app: Sidecar, caller: Caller) -> None:
+        self._app = app
+        self._caller = caller
+        self.name = name_of(caller)
+
+    def may(self, scope: str) -> bool:
+        """Say whether the key has a scope."""
+        return self._caller.may(scope)
+
+    async def events(self) -> Mapping[str, EventDescription]:
+        """Return the events that may be reached from outside."""
+        with contextlib.suppress(Unavailable):  # what is known does, too
+            await self._app.exposed.are_new(AGAIN_S)
+        return self._app.exposed.events
+
+    async def ask(self, event: str, data: Any = None, *, result_type: Any = None) -> Any:
+        """Send an event in the caller's name, for as long as it takes."""
+        async with self._app.client_for(self._caller) as client:
+            return await client.request(
+                event,
+                data,
+                result_type=result_type,
+                timeout_s=None,
+                context=self._caller.context,
+            )
+
+    async def follow(self, event: str, data: Any, *, result_type: Any) -> AsyncGenerator[Any]:
+        """Send an event in the caller's name, and yield the chunks of its answer."""
+        async with self._app.client_for(self._caller) as client:
+            chunks = client.stream(
+                event, data, result_type=result_type, context=self._caller.context
+            )
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+
+    def shown(self, error: KsiError) -> str:
+        """Return what leaves this process of an error."""
+        return shown(error).message
+
+
+def name_of(caller: Caller) -> str:
+    """Return what tells a caller from others: the key, and whom it is for."""
+    return f"{caller.id} {caller.user or ''}"
+
+
+class Bridge:
+    """Answers the requests of the HTTP server.
+
+    Args:
+        app: The server.
+    """
+
+    def __init__(self, app: Sidecar) -> None:
+        self._app = app
+        self._manager: StreamableHTTPSessionManager | None = None
+        self._is_open = asyncio.Event()
+
+    async def open(self) -> None:
+        """Begin to answer; ends with the server.
+
+        Raises:
+            Unavailable: The daemon is away.
+        """
+        settings = await self._settings()
+        serving = Serving(settings, self._reach_of)
+
+        def schema_of(tool: str) -> dict[str, Any] | None:
+            caller = _CALLER.get()
+            return None if caller is None else serving.catalogues.schema(name_of(caller), tool)
+
+        self._manager = StreamableHTTPSessionManager(
+            serving.server(schema_of),
+            session_idle_timeout=settings.session_idle_s,
+            max_request_body_size=self._app.settings.max_body_bytes,
+            max_sessions=settings.max_sessions,
+        )
+        self._app.begin(self._run(self._manager), "mcp")
+        async with asyncio.timeout(OPEN_S):
+            await self._is_open.wait()
+
+    async def _settings(self) -> McpServing:
+        async with self._app.connections.taken() as client:
+            told: McpYou = await client.request("mcp:whoami", result_type=McpYou)
+        return told.serving
+
+    async def _run(self, manager: StreamableHTTPSessionManager) -> None:
+        async with manager.run():
+            self._is_open.set()
+            await asyncio.Event().wait()
+
+    def _reach_of(self, ctx: ServerRequestContext[Any, Any]) -> HttpReach:
+        assert ctx.request is not None  # every message came with a request
+        return HttpReach(self._app, ctx.request.scope[CALLER])
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request."""
+        assert self._manager is not None
+        caller = self._app.caller(request)
+        body = await read_body(request, self._app.settings)
+        user = _user_of(caller)
+        scope = _scope_of(request, caller, user)
+        exchange = Exchange(self._app, request, body)
+        _CALLER.set(caller)
+        auth_context_var.set(user)  # what is to come back with answers is bound to the key
+        self._app.begin(exchange.run(self._manager, scope), "mcp request")
+        return await exchange.answered()
+
+
+class Exchange:
+    """One request, and its answer.
+
+    Args:
+        app: The server.
+        request: What is answered.
+        body: What came with it.
+    """
+
+    def __init__(self, app: Sidecar, request: web.Request, body: bytes) -> None:
+        self._app = app
+        self._request = request
+        self._body: bytes | None = body
+        self._stack = contextlib.ExitStack()
+        self._is_over = asyncio.Event()
+        self._is_gone = asyncio.Event()
+        self._failure: KsiError | None = None
+        self._head: tuple[int, list[tuple[str, str]]] = (500, [])
+        self.response: web.StreamResponse = web.Response(status=500)
+
+    async def run(self, manager: StreamableHTTPSessionManager, scope: Scope) -> None:
+        """Have the request answered; never raises, since it is in a group with others."""
+        try:
+            with self._stack:  # while it is a stream, it is counted as one
+                await manager.handle_request(scope, self.receive, self.send)
+        except Exception as error:  # the boundary of a task in a shared group
+            log.error("a request of MCP broke", exc_info=error)
+            self._failure = Failed("a request of MCP broke")
+        finally:
+            self._is_over.set()
+
+    async def answered(self) -> web.StreamResponse:
+        """Return the answer. A client that goes is told of: its session is to outlive that."""
+        try:
+            await self._is_over.wait()
+        finally:
+            self._is_gone.set()
+        if self._failure is not None:
+            raise self._failure
+        return self.response
+
+    async def receive(self) -> Message:
+        """Return the body; asked again, wait until the client is gone."""
+        if self._body is None:
+            await self._is_gone.wait()
+            return {"type": "http.disconnect"}
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Take a part of the answer; who is gone gets nothing more."""
+        if self._is_gone.is_set():
+            return
+        try:
+            await self._send(message)
+        except Busy as error:
+            self._failure = error
+            self._is_gone.set()
+        except ConnectionError:
+            self._is_gone.set()
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in message["headers"]]
+            kept = [each for each in headers if each[0].lower() not in OWN_HEADERS]
+            self._head = (message["status"], kept)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if not self.response.prepared:
+            await self._begin(body, is_whole=not more)
+            if not more:
+                return
+        if body:
+            await self.response.write(body)
+        if not more:
+            await self.response.write_eof()
+
+    async def _begin(self, body: bytes, *, is_whole: bool) -> None:
+        status, headers = self._head
+        if is_whole:
+            self.response = web.Response(status=status, body=body)
+        else:
+            self._stack.enter_context(self._app.limits.stream(self._app.caller(self._request).id))
+            self.response = web.StreamResponse(status=status)
+        for name, value in headers:
+            self.response.headers[name] = value
+        if not is_whole:
+            await self.response.prepare(self._request)
+
+
+def _user_of(caller: Caller) -> AuthenticatedUser:
+    """Return whose a session is: a key's, whomever its requests are for."""
+    return AuthenticatedUser(AccessToken(token="", client_id=caller.id, scopes=[]))
+
+
+def _scope_of(request: web.Request, caller: Caller, user: AuthenticatedUser) -> Scope:
+    # The key itself goes no further than the guards.
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in request.headers.items()
+        if name not in (hdrs.AUTHORIZATION, "x-api-key")
+    ]
+    return {
+        "type": "http",
+        "asgi": ASGI,
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": request.scheme,
+        "path": request.path,
+        "raw_path": request.rel_url.raw_path.encode(),
+        "query_string": request.query_string.encode(),
+        "root_path": "",
+        "headers": headers,
+        "client": None,
+        "server": None,
+        "user": user,
+        CALLER: caller,
+    }

@@ -1,0 +1,156 @@
+"""Calls tools for a caller, and has asked what has to be asked of whoever sits there."""
+
+from contextlib import aclosing
+from typing import Any, Final
+from uuid import uuid4
+
+import mcp_types as types
+import msgspec
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from msgspec import Struct
+
+from ksi_daemon.protocol import KsiError
+from ksi_mcp.events import McpCall, McpCalling
+from ksi_mcp.server import asking, results
+from ksi_mcp.server.catalogue import Offered
+from ksi_mcp.server.levels import Levels
+from ksi_mcp.server.reach import Reach
+from ksi_tools.events import ToolAnswer, ToolCall, ToolCalled, ToolResolve
+
+Ctx = ServerRequestContext[Any, Any]
+Answer = types.CallToolResult | types.InputRequiredResult
+
+MAX_ROUNDS: Final = 8
+QUESTION: Final = "question"
+
+
+class State(Struct, frozen=True, omit_defaults=True):
+    """What comes back with the answers of a program that knows no sessions.
+
+    Attributes:
+        call_id: The call that waits for a person's answer.
+        tool: What the tool itself wanted back.
+    """
+
+    call_id: str | None = None
+    tool: str | None = None
+
+
+class Calling:
+    """Makes one call.
+
+    Args:
+        ctx: The request.
+        reach: The daemon, in the caller's name.
+        levels: What of the log is told.
+        ask_timeout_s: How long a person may take to answer, where the call waits for it.
+    """
+
+    def __init__(self, ctx: Ctx, reach: Reach, levels: Levels, ask_timeout_s: float) -> None:
+        self._ctx = ctx
+        self._reach = reach
+        self._levels = levels
+        self._ask_timeout_s = ask_timeout_s
+        self._is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+    async def make(self, offered: Offered, params: types.CallToolRequestParams) -> Answer:
+        """Make a call, or go on with one; what goes wrong with it is told to the model."""
+        arguments = params.arguments or {}
+        if offered.event is not None:
+            arguments = {"event": offered.event, "data": arguments}
+        state = _read_state(params.request_state)
+        answers = asking.plain_answers(params.input_responses)
+        try:
+            if state.call_id is not None and answers:
+                return await self._answered(
+                    offered, arguments, state.call_id, answers.get(QUESTION)
+                )
+            return await self._called(offered, arguments, answers, state.tool)
+        except KsiError as error:
+            return results.of_error(self._reach, error)
+
+    async def _called(
+        self,
+        offered: Offered,
+        arguments: dict[str, Any],
+        answers: dict[str, Any] | None,
+        state: str | None,
+    ) -> Answer:
+        """Call a tool, as often as it asks for something."""
+        for _ in range(MAX_ROUNDS):
+            told = await self._told(offered, arguments, answers, state)
+            if told.asks is None:
+                assert told.called is not None  # else it has not ended
+                return await self._ended(offered, arguments, told.called)
+            asking.check(self._ctx, told.asks, is_modern=self._is_modern)
+            if self._is_modern:
+                return asking.required(told.asks, State(tool=told.state))
+            answers = await asking.answers_of(self._ctx, told.asks, self._ask_timeout_s)
+            state = told.state
+        raise MCPError(types.INTERNAL_ERROR, f"the tool asked {MAX_ROUNDS} times")
+
+    async def _ended(
+        self, offered: Offered, arguments: dict[str, Any], called: ToolCalled
+    ) -> Answer:
+        """Return what came of a call; a person who is to answer is asked here, if that can be."""
+        if called.status != "waiting" or not asking.can_elicit(self._ctx):
+            return results.of_called(called)
+        asks = {QUESTION: asking.question(called.content)}
+        if self._is_modern:
+            return asking.required(asks, State(call_id=called.call_id))
+        answers = await asking.answers_of(self._ctx, asks, self._ask_timeout_s)
+        return await self._answered(offered, arguments, called.call_id, answers.get(QUESTION))
+
+    async def _answered(
+        self, offered: Offered, arguments: dict[str, Any], call_id: str, answer: Any
+    ) -> Answer:
+        """Put a person's answer down as the call's result; without one the call is dropped."""
+        content = asking.answer_in(answer)
+        if content is None:
+            resolve = ToolResolve(call_id=call_id, verdict="drop")
+            await self._reach.ask("tool:resolve", resolve)
+        else:
+            await self._reach.ask("tool:answer", ToolAnswer(call_id=call_id, content=content))
+        ask = ToolCall(name=offered.tool, arguments=arguments, call_id=call_id)
+        return results.of_called(await self._reach.ask("tool:call", ask, result_type=ToolCalled))
+
+    async def _told(
+        self,
+        offered: Offered,
+        arguments: dict[str, Any],
+        answers: dict[str, Any] | None,
+        state: str | None,
+    ) -> McpCalling:
+        """Have a tool called, tell of its progress, and return the last that it says."""
+        call = McpCall(
+            name=offered.tool,
+            arguments=arguments,
+            call_id=uuid4().hex,
+            logs=self._levels.wants_any(self._ctx),
+            capabilities=asking.capabilities_of(self._ctx),
+            answers=answers,
+            state=state,
+        )
+        said = self._reach.follow("mcp:call", call, result_type=McpCalling)
+        last = McpCalling()
+        async with aclosing(said):
+            async for last in said:
+                if last.called is None and last.asks is None:
+                    await self._tell(last)
+        return last
+
+    async def _tell(self, said: McpCalling) -> None:
+        session = self._ctx.session
+        if said.level is not None:
+            await self._levels.tell(self._ctx, said.level, said.data)
+        elif said.done is not None:
+            await session.report_progress(said.done, said.total, said.message or None)
+        else:
+            await session.report_progress(0.0, said.total, said.message)
+
+
+def _read_state(state: str | None) -> State:
+    """Return what was sent along to come back: what comes was sealed, so it is ours."""
+    return State() if state is None else msgspec.json.decode(state, type=State)
