@@ -5,11 +5,13 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from ksi_daemon.protocol import InvalidData
 from ksi_http.agui.state import TOOL
 
 NO_ANSWER: Final = "The person did not answer."
+QUESTION: Final = "ask_user"
 CONVERSATION: Final = Meta(pattern=r"\A[^\s\x00-\x1f]{1,200}\Z")
 
 Id = Annotated[str, Meta(min_length=1, max_length=500)]
@@ -132,6 +134,36 @@ def news_of(given: RunAgentInput) -> News:
             details={"path": "$.messages"},
         )
     return News(said=said, answers=answers, resumed=resumed, before=given.messages[:end])
+
+
+def open_calls(given: RunAgentInput) -> dict[str, str]:
+    """Return the calls that the front end knows no result of: their tools, by their ids."""
+    calls = {
+        call.id: call.function.name for each in given.messages for call in each.tool_calls or ()
+    }
+    done = {each.tool_call_id for each in given.messages}
+    return {call: tool for call, tool in calls.items() if call not in done}
+
+
+def taken_as_answers(news: News, calls: dict[str, str]) -> News:
+    """Return what a user says as the answer to what was left open, so that the turn can go on.
+
+    A question is answered by it. A tool of the front end's was not used; the agent is told that,
+    and reads what the user says.
+
+    Args:
+        news: What the user says.
+        calls: Those that the turn has made, and that have no result.
+    """
+    said = prompt_of(news.said)
+    answered = {
+        call: Resume(interrupt_id=call, status="resolved", payload=said)
+        if tool == QUESTION
+        else Resume(interrupt_id=call, status="cancelled")
+        for call, tool in calls.items()
+    }
+    is_answer = QUESTION in calls.values()
+    return replace(news, resumed=answered, said=() if is_answer else news.said)
 
 
 def _answer_of(message: InputMessage) -> str:

@@ -1,19 +1,17 @@
 """The routes of AG-UI."""
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from aiohttp.web_routedef import AbstractRouteDef
 from msgspec.structs import replace
 
-from ksi_agents.events import AgentDefinition, AgentGet
-from ksi_completion.events import CompletionAccepted, CompletionList, CompletionListed
-from ksi_daemon.protocol import Conflict, InvalidData, KsiError, NotFound
+from ksi_completion.events import CompletionInject, CompletionInjected
+from ksi_daemon.protocol import Conflict, InvalidData, KsiError
 from ksi_http.agui import events as a
 from ksi_http.agui import inputs
 from ksi_http.agui.inputs import News, RunAgentInput
-from ksi_http.agui.running import Running, write
+from ksi_http.agui.running import ASK, Running, write
 from ksi_http.agui.translation import Place, read_place
 from ksi_http.sidecar import bodies, errors
 from ksi_http.sidecar.streaming import event_stream
@@ -23,12 +21,12 @@ if TYPE_CHECKING:
     from ksi_http.sidecar.callers import Caller
 
 AGENT: Final = "general"
-KNOWN_S: Final = 30.0
-MAX_KNOWN: Final = 1000
 MAX_ID: Final = 8000
 MAX_INSTRUCTION: Final = 8000
 SESSION_TYPES: Final = ("chat", "workflow", "eval")
 RESUME: Final = "Last-Event-ID"
+
+Turn = dict[str, Any]  # the payload of ``completion:async``
 
 
 def routes(app: "Sidecar") -> list[AbstractRouteDef]:
@@ -46,7 +44,6 @@ class Room:
 
     def __init__(self, app: "Sidecar") -> None:
         self._app = app
-        self._agents: dict[tuple[str, str], float] = {}
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """Have a run: the events of a turn, until it ends or waits for the front end."""
@@ -56,17 +53,18 @@ class Room:
         given = in_thread(given, request.match_info.get("conversation_id"))
         marks = marks_of(request.headers.get(RESUME))
         if marks:
-            news = News(said=(), answers={}, resumed={}, before=())
-            run, is_resumed = next(iter(marks)), False
+            news, turn = News(said=(), answers={}, resumed={}, before=()), None
         else:
-            news = inputs.news_of(given)
-            run, is_resumed = await self._turn(request, caller, given, news)
+            news, turn = await self._turn(request, caller, given)
         async with event_stream(app, request) as stream:
             running = Running(app, caller, given, news, stream, marks)
             try:
-                if not marks:
-                    await running.begin(run)
-                await running.follow(run, is_resumed=is_resumed)
+                if turn is None:
+                    await running.resume()
+                elif isinstance(turn, str):
+                    await running.go_on(turn)
+                else:
+                    await running.have(turn)
             except* KsiError as group:
                 error = errors.first(group)
                 if not stream.is_open:
@@ -77,24 +75,38 @@ class Room:
         return stream.response
 
     async def _turn(
-        self, request: web.Request, caller: "Caller", given: RunAgentInput, news: News
-    ) -> tuple[str, bool]:
-        """Return the turn that answers, and whether it is one that went on before."""
+        self, request: web.Request, caller: "Caller", given: RunAgentInput
+    ) -> tuple[News, str | Turn]:
+        """Return what is new, and what answers it: a turn that waits for it, or one to be had."""
+        news = inputs.news_of(given)
         if news.answers or news.resumed:
-            return await self._waiting(caller, given, news), True
+            run = await self._at_work(caller, given.thread_id)
+            if run is not None:
+                await self._inject(caller, given, news)
+                return news, run
+            if news.resumed or not news.said:
+                raise Conflict(
+                    "nothing waits for this any more: the run that asked has ended",
+                    details={"kind": "not_waiting"},
+                )
+        elif calls := {k: tool for k, tool in inputs.open_calls(given).items() if tool != ASK}:
+            found = await self._answered(caller, given, news, calls)
+            if found is not None:
+                return found
         agent = request.headers.get("x-agent-schema-name") or AGENT
-        await self._check_agent(caller, agent)
+        if agent != AGENT:
+            await self._app.chats.check_agent(caller, agent)
         await self._name(request, caller, given, agent)
-        return await self._accept(request, caller, given, news, agent), False
+        return news, await self._new_turn(request, caller, given, news, agent)
 
-    async def _accept(
+    async def _new_turn(
         self,
         request: web.Request,
         caller: "Caller",
         given: RunAgentInput,
         news: News,
         agent: str,
-    ) -> str:
+    ) -> Turn:
         added = request.headers.get("x-added-instruction")
         if added is not None and len(added) > MAX_INSTRUCTION:
             raise InvalidData(f"x-added-instruction: up to {MAX_INSTRUCTION} characters")
@@ -106,29 +118,16 @@ class Room:
         prompt = inputs.prompt_of(news.said)
         if not prompt:
             raise InvalidData("messages: the last one says nothing")
-        turn: dict[str, Any] = {key: value for key, value in options.items() if value}
+        turn: Turn = {key: value for key, value in options.items() if value}
         turn["conversation_id"] = given.thread_id
         turn["request_id"] = inputs.request_id_of(given.thread_id, news.said, options)
         history = inputs.history_of(news.before)
-        if history and await self._is_new(caller, given.thread_id):
+        if history and await self._app.chats.conversation(caller, given.thread_id) is None:
             said = {"role": "user", "parts": [{"kind": "text", "text": prompt}]}
             turn["messages"] = [*history, said]
         else:
             turn["prompt"] = prompt
-        accepted = await self._app.request(
-            caller, "completion:async", turn, result_type=CompletionAccepted
-        )
-        return str(accepted.run_id)
-
-    async def _is_new(self, caller: "Caller", thread: str) -> bool:
-        async with self._app.connections.taken() as client:
-            try:
-                await client.request(
-                    "conversation:get", {"conversation_id": thread}, context=caller.context
-                )
-            except NotFound:
-                return True
-        return False
+        return turn
 
     async def _name(
         self, request: web.Request, caller: "Caller", given: RunAgentInput, agent: str
@@ -141,44 +140,42 @@ class Room:
             made = {"conversation_id": given.thread_id, "title": name[:200], "agent": agent}
             await self._app.request(caller, "conversation:create", made)
 
-    async def _waiting(self, caller: "Caller", given: RunAgentInput, news: News) -> str:
-        """Return the turn of a conversation that waits for what the front end says now."""
-        asked = CompletionList(
-            conversation_id=given.thread_id, status=("paused", "running"), limit=10
-        )
-        listed = await self._app.request(
-            caller, "completion:list", asked, result_type=CompletionListed
-        )
-        if not listed.turns:
-            raise Conflict(
-                "nothing waits for this any more: the run that asked has ended",
-                details={"kind": "not_waiting"},
-            )
-        run = min(listed.turns, key=lambda turn: turn.turn).run_id
+    # -- turns that wait ------------------------------------------------------------------------
+
+    async def _at_work(self, caller: "Caller", thread: str) -> str | None:
+        turn = await self._app.chats.at_work(caller, thread)
+        return None if turn is None else turn.run_id
+
+    async def _answered(
+        self, caller: "Caller", given: RunAgentInput, news: News, calls: dict[str, str]
+    ) -> tuple[News, str] | None:
+        """Take what the user says for the answer to what the agent's last message left open."""
+        taken, runs = inputs.taken_as_answers(news, calls), [_run_of(call) for call in calls]
+        run = await self._at_work(caller, given.thread_id)
+        if run in runs:
+            await self._inject(caller, given, taken)
+            return taken, run
+        said = inputs.prompt_of(news.said)
+        if run is None and await self._app.chats.was_said(caller, given.thread_id, runs[-1], said):
+            return taken, runs[-1]  # it is sent again, and its turn has ended meanwhile
+        return None
+
+    async def _inject(self, caller: "Caller", given: RunAgentInput, news: News) -> None:
+        """Have the turn at work read what the user says besides."""
         if news.said:
-            said = {"conversation_id": given.thread_id, "prompt": inputs.prompt_of(news.said)}
-            said["request_id"] = inputs.request_id_of(given.thread_id, news.said, {})
-            await self._app.request(caller, "completion:inject", said)
-        return str(run)
+            said = CompletionInject(
+                conversation_id=given.thread_id,
+                prompt=inputs.prompt_of(news.said),
+                request_id=inputs.request_id_of(given.thread_id, news.said, {}),
+            )
+            await self._app.request(
+                caller, "completion:inject", said, result_type=CompletionInjected
+            )
 
-    async def _check_agent(self, caller: "Caller", agent: str) -> None:
-        """Go on only if there is such an agent.
 
-        Raises:
-            NotFound: There is none; the message names the nearest.
-        """
-        now, key = time.monotonic(), (caller.tenant, agent)
-        if agent == AGENT or self._agents.get(key, 0.0) > now:
-            return
-        async with self._app.connections.taken() as client:
-            try:
-                await client.request("agent:get", AgentGet(name=agent), context=caller.context)
-            except NotFound:
-                shown = AgentDefinition(name=agent)
-                await client.request("agent:definition", shown, context=caller.context)
-        if len(self._agents) >= MAX_KNOWN:
-            self._agents.clear()
-        self._agents[key] = now + KNOWN_S
+def _run_of(call: str) -> str:
+    """Return the turn that has made a call."""
+    return call.rsplit(":", 2)[0]
 
 
 def in_thread(given: RunAgentInput, conversation: str | None) -> RunAgentInput:

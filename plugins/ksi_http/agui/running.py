@@ -1,21 +1,16 @@
 """Has one run: a turn with all that is asked for within it, as one stream of AG-UI's events."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import msgspec
 from msgspec import Struct
 
 from ksi_client import turns as c
-from ksi_completion.events import (
-    CompletionAnswer,
-    CompletionChildren,
-    CompletionChildrenListed,
-    Turn,
-)
-from ksi_daemon.protocol import Cancelled, InvalidData, KsiError
+from ksi_completion.events import CompletionAnswer, Turn
+from ksi_daemon.protocol import Cancelled, Conflict, InvalidData, KsiError, NotFound, Unavailable
 from ksi_http.agui import events as a
 from ksi_http.agui.inputs import News, RunAgentInput, answer_of
 from ksi_http.agui.older import Older
@@ -30,10 +25,15 @@ if TYPE_CHECKING:
     from ksi_http.sidecar.callers import Caller
 
 ASK: Final = "ask_agent"
+FOLLOWED: Final = "completion:stream"
+WAITED_FOR: Final = (
+    "what was said is taken on, and its turn comes when the one before it has ended; that one "
+    "waits for a person: resume it, or cancel it"
+)
 QUEUED: Final = 256
 CHILDREN_S: Final = 30.0
+LOOK_S: Final = 5.0  # how often is looked at the turn that another one waits for
 CHILD_END_S: Final = 5.0  # how long a call's result waits for the end of the turn behind it
-WRITTEN_AT_ONCE: Final = 64
 OPEN: Final = frozenset({"waiting", "running", "paused"})
 VERDICTS: Final = ("done", "redo", "drop")
 VERDICT_SCHEMA: Final = {
@@ -55,6 +55,7 @@ class Finished(Struct, frozen=True):
     error: KsiError | None = None
 
 
+Chunks = AsyncGenerator[c.CompletionChunk]
 Item = c.CompletionChunk | Finished | asyncio.Event  # an event is set when all before it was sent
 
 
@@ -94,10 +95,9 @@ class Branch:
                 yield sent
 
     @property
-    def is_silent(self) -> bool:
-        """Whether what comes next is known to the client already."""
-        is_behind = self.resumption is not None and not self.resumption.is_at_end
-        return is_behind or self.is_old
+    def is_behind(self) -> bool:
+        """Whether the client has had more of the stream that was cut."""
+        return self.resumption is not None and not self.resumption.is_at_end
 
     @property
     def mark(self) -> str:
@@ -143,12 +143,50 @@ class Running:
         self._tasks: asyncio.TaskGroup | None = None
         self._started: list[asyncio.Task[None]] = []
         self._watched: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
         self._pending = bytearray()
         self._older = None if app.settings.knows_subagents else Older()
 
     # -- the run --------------------------------------------------------------------------------
 
-    async def begin(self, run: str) -> None:
+    async def have(self, turn: dict[str, Any]) -> None:
+        """Have a new turn, and send what it says.
+
+        Args:
+            turn: The payload of ``completion:async``.
+
+        Raises:
+            KsiError: There is no such turn to be had.
+        """
+        async with self._app.client_for(self._caller, FOLLOWED) as client:
+            chunks = client.stream_completion(**turn, context=self._caller.context)
+            async with aclosing(chunks):
+                run = _accepted(await anext(chunks))
+                await self._begin(run)
+                await self._send(self._top(run), chunks)
+
+    async def go_on(self, run: str) -> None:
+        """Send what a turn says that went on before and has waited for the client."""
+        top = self._top(run)
+        top.is_old = True
+        await self._begin(run)
+        async with self._followed(run) as chunks:
+            await self._send(top, chunks)
+
+    async def resume(self) -> None:
+        """Send what the client has not had of a stream that was cut.
+
+        Raises:
+            NotFound: There is no such turn.
+        """
+        run, place = next(iter(self._marks.items()))
+        top = self._top(run)
+        if place is not None:
+            top.resumption = Resumption(top.translation, place)
+        async with self._followed(run) as chunks:
+            await self._send(top, chunks)
+
+    async def _begin(self, run: str) -> None:
         """Tell the client that its run has begun."""
         given = self._given
         started = a.RunStarted(
@@ -163,20 +201,21 @@ class Running:
             self._put(Sent(a.StateSnapshot(snapshot=given.state)))
         await self._flush()
 
-    async def follow(self, run: str, *, is_resumed: bool) -> None:
-        """Send what the turn says until it ends, or waits for what only the client can say.
+    def _top(self, run: str) -> Branch:
+        return Branch(Translation(run, self._snapshot))
 
-        Args:
-            run: The turn.
-            is_resumed: Whether the client has had what it said before it waited.
-        """
-        top = Branch(Translation(run, self._snapshot))
-        top.is_old = is_resumed
-        place = self._marks.get(run)
-        if place is not None:
-            top.resumption = Resumption(top.translation, place)
+    @asynccontextmanager
+    async def _followed(self, run: str) -> AsyncIterator[Chunks]:
+        async with self._app.client_for(self._caller, FOLLOWED) as client:
+            chunks = client.follow_completion(run, context=self._caller.context)
+            async with aclosing(chunks):
+                yield chunks
+
+    async def _send(self, top: Branch, chunks: Chunks) -> None:
+        """Send what the turn says until it ends, or waits for what only the client can say."""
         async with asyncio.TaskGroup() as self._tasks:
-            self._start(top)
+            self._branches.append(top)
+            self._do(self._read(top, chunks), top.run)
             try:
                 await self._relay(top)
             finally:
@@ -191,6 +230,8 @@ class Running:
                 chunk.set()
             elif isinstance(chunk, Finished):
                 if branch is top:
+                    if _is_not_there(chunk.error) and not self._stream.is_open:
+                        raise chunk.error
                     self._end(top, chunk)
                     return
                 self._end_child(branch, chunk)
@@ -199,6 +240,8 @@ class Running:
                     self._interrupt(top, branch, chunk)
                     return
             else:
+                if branch is top:
+                    self._mind_the_turn_before(top, chunk)
                 self._take(branch, chunk)
             if self._queue.empty() or len(self._pending) > 16_384:
                 await self._flush()
@@ -291,7 +334,7 @@ class Running:
             if resume.status == "cancelled":
                 return False
             await self._ask("tool:resolve", _verdict_of(call, resume.payload))
-        elif resume is not None or answer is not None:
+        elif status.waits_for == "answer" and (resume is not None or answer is not None):
             content = answer if resume is None else answer_of(resume)
             run = call.rsplit(":", 2)[0]
             asked = CompletionAnswer(run_id=run, content=content or "(nothing)", call_id=call)
@@ -355,17 +398,20 @@ class Running:
     # -- those within ---------------------------------------------------------------------------
 
     def _start(self, branch: Branch) -> None:
-        assert self._tasks is not None
         self._branches.append(branch)
-        self._started.append(self._tasks.create_task(self._read(branch), name=branch.run))
+        self._do(self._read_within(branch), branch.run)
+
+    def _do(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        task = self._tasks.create_task(work, name=name)
+        self._started.append(task)
+        return task
 
     def _watch(self, branch: Branch) -> None:
         """Look for turns that are asked for within one, from now on."""
-        if branch.run not in self._watched and not branch.is_silent:
+        if branch.run not in self._watched and not branch.is_behind:
             self._watched.add(branch.run)
-            assert self._tasks is not None
-            task = self._tasks.create_task(self._look(branch), name=f"within {branch.run}")
-            self._started.append(task)
+            self._do(self._look(branch), f"within {branch.run}")
 
     async def _look(self, branch: Branch) -> None:
         known = 0
@@ -374,18 +420,28 @@ class Running:
                 known = await self._discover(branch, known, CHILDREN_S)
 
     async def _discover(self, branch: Branch, known: int, wait_s: float) -> int:
-        asked = CompletionChildren(run_id=branch.run, known=known, wait_s=wait_s)
-        listed = await self._ask("completion:children", asked, CompletionChildrenListed)
+        turns = await self._app.chats.within(self._caller, branch.run, known, wait_s)
         seen = {each.run for each in self._branches}
-        for turn in listed.turns:
+        for turn in turns:
             if turn.run_id not in seen:
-                self._join(branch, turn)
-        return len(listed.turns)
+                is_old = branch.is_old and await self._leads_to_what_is_resumed(turn.run_id)
+                self._join(branch, turn, is_old=is_old)
+        return len(turns)
 
-    def _join(self, parent: Branch, turn: Turn) -> None:
+    async def _leads_to_what_is_resumed(self, run: str) -> bool:
+        """Say whether a turn has asked what the client answers, or another has within it."""
+        if any(call.startswith(f"{run}:") for call in self._news.resumed):
+            return True
+        for turn in await self._app.chats.within(self._caller, run):
+            if await self._leads_to_what_is_resumed(turn.run_id):
+                return True
+        return False
+
+    def _join(self, parent: Branch, turn: Turn, *, is_old: bool) -> None:
         """Follow a turn that was asked for within another, if the client is to see it."""
         call = _call_of(parent, turn)
         is_over = turn.run_id in self._marks and self._marks[turn.run_id] is None
+        is_over = is_over or (parent.is_old and turn.status not in OPEN)
         if call is None or is_over:
             return
         owner = turn.run_id
@@ -395,7 +451,7 @@ class Running:
             branch.resumption = Resumption(branch.translation, place)
             self._start(branch)
             return
-        branch.is_old = any(each.rsplit(":", 2)[0] == owner for each in self._news.resumed)
+        branch.is_old = is_old
         self._start(branch)
         started = a.SubagentStarted(
             subagent_run_id=owner,
@@ -405,22 +461,25 @@ class Running:
         )
         self._say_of(branch, started)
 
-    async def _read(self, branch: Branch) -> None:
+    async def _read_within(self, branch: Branch) -> None:
+        try:
+            async with self._followed(branch.run) as chunks:
+                await self._read(branch, chunks)
+        except KsiError as error:
+            await self._queue.put((branch, Finished(error=error)))
+
+    async def _read(self, branch: Branch, chunks: Chunks) -> None:
         """Put what a turn says into the queue, as it comes."""
-        events = ("completion:stream", "completion:children")
         result, error = None, None
         try:
-            async with self._app.client_for(self._caller, *events) as client:
-                chunks = client.follow_completion(branch.run, context=self._caller.context)
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        if isinstance(chunk, c.Completion):
-                            result = chunk
-                            break
-                        if isinstance(chunk, c.ToolResultChunk) and chunk.name == ASK:
-                            await self._let_end(branch, chunk.call_id)
-                        if not isinstance(chunk, c.AcceptedChunk):
-                            await self._queue.put((branch, chunk))
+            async for chunk in chunks:
+                if isinstance(chunk, c.Completion):
+                    result = chunk
+                    break
+                if isinstance(chunk, c.ToolResultChunk) and chunk.name == ASK:
+                    await self._let_end(branch, chunk.call_id)
+                if not isinstance(chunk, c.AcceptedChunk):
+                    await self._queue.put((branch, chunk))
         except KsiError as failure:
             error = failure
         await self._queue.put((branch, Finished(result, error)))
@@ -430,7 +489,7 @@ class Running:
         all_sent = asyncio.Event()
         await self._queue.put((parent, all_sent))
         await all_sent.wait()
-        if parent.is_silent:
+        if parent.is_behind or parent.is_old:
             return
         with suppress(TimeoutError, KsiError):
             async with asyncio.timeout(CHILD_END_S):
@@ -438,6 +497,25 @@ class Running:
                 for each in list(self._branches):
                     if each.call_id == call:
                         await each.done.wait()
+
+    # -- those before ---------------------------------------------------------------------------
+
+    def _mind_the_turn_before(self, top: Branch, chunk: c.CompletionChunk) -> None:
+        """See to it that the run ends where it waits for a turn that waits for a person."""
+        if isinstance(chunk, c.StatusChunk):
+            if chunk.waits_for == "turn" and self._looking is None:
+                self._looking = self._do(self._look_before(top), "the turn before")
+        elif self._looking is not None:
+            self._looking.cancel()
+
+    async def _look_before(self, top: Branch) -> None:
+        chats, thread = self._app.chats, self._given.thread_id
+        while True:
+            with suppress(KsiError):
+                if await chats.waits_for_a_person(self._caller, thread, but_for=top.run):
+                    await self._queue.put((top, Finished(error=Conflict(WAITED_FOR))))
+                    return
+            await asyncio.sleep(LOOK_S)
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -477,6 +555,22 @@ class Running:
         return a.MessagesSnapshot(
             messages=(*(each for each in before if each["id"] not in known), *own)
         )
+
+
+def _accepted(chunk: c.CompletionChunk) -> str:
+    """Return the turn that a stream begins with.
+
+    Raises:
+        Unavailable: The daemon was lost before it took it on.
+    """
+    if not isinstance(chunk, c.AcceptedChunk):
+        raise Unavailable("the daemon was lost before it took this on", retry_after_s=1.0)
+    return chunk.run_id
+
+
+def _is_not_there(error: KsiError | None) -> TypeGuard[NotFound]:
+    """Say whether there is no such turn, rather than that it failed."""
+    return isinstance(error, NotFound) and "run_id" not in (error.details or {})
 
 
 def _owned(branch: Branch) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ksi_agents.events import AgentDefinition, AgentDefinitions, AgentGet, DefinitionsListed
+from ksi_agents.events import AgentDefinitions, DefinitionsListed
 from ksi_daemon.protocol import NotFound
 from ksi_http.openai.shapes import ModelShown
 from ksi_models.events import ModelDescribe, ModelDescribed, ModelList, ModelListed
@@ -59,23 +59,18 @@ class Names:
     async def _find(self, caller: "Caller", name: str) -> Meant:
         if name.startswith(AGENT):
             agent = name.removeprefix(AGENT)
-            await self._check_agent(caller, agent)
+            await self._app.chats.check_agent(caller, agent)
             return Meant(agent=agent)
         if ":" not in name and "/" not in name:
             try:
-                await self._check_agent(caller, name)
+                await self._app.chats.check_agent(caller, name)
             except NotFound:
                 pass  # then it is a model's alias, or nothing
             else:
                 return Meant(agent=name)
-        await self._ask(caller, "model:describe", ModelDescribe(model=name), ModelDescribed)
+        described = ModelDescribe(model=name)
+        await self._app.chats.look(caller, "model:describe", described, ModelDescribed)
         return Meant(model=name)
-
-    async def _check_agent(self, caller: "Caller", agent: str) -> None:
-        try:
-            await self._ask(caller, "agent:get", AgentGet(name=agent), None)
-        except NotFound:
-            await self._ask(caller, "agent:definition", AgentDefinition(name=agent), None)
 
     async def listed(self, caller: "Caller") -> tuple[ModelShown, ...]:
         """Return all that may be named: agents, models, and other names of these."""
@@ -92,14 +87,9 @@ class Names:
 
     async def _if_there(self, caller: "Caller", event: str, data: Any, kind: Any) -> Any:
         try:
-            return await self._ask(caller, event, data, kind)
+            return await self._app.chats.look(caller, event, data, kind)
         except NotFound:
             return None  # a daemon without that plugin
-
-    async def _ask(self, caller: "Caller", event: str, data: Any, kind: Any) -> Any:
-        # Whoever may chat with them may know their names.
-        async with self._app.connections.taken() as client:
-            return await client.request(event, data, result_type=kind, context=caller.context)
 
 
 def _shown(name: str, owner: str) -> ModelShown:

@@ -17,11 +17,8 @@ from ksi_completion.events import (
     CompletionAnswer,
     CompletionAnswered,
     CompletionInject,
-    CompletionList,
-    CompletionListed,
-    Conversation,
 )
-from ksi_daemon.protocol import Conflict, KsiError, NotFound
+from ksi_daemon.protocol import Conflict, KsiError
 from ksi_http.openai import inputs
 from ksi_http.openai import shapes as s
 from ksi_http.openai.answering import Answering, End, Piece, Text, Thinking, Void
@@ -212,7 +209,7 @@ class Room:
                 details={"kind": "not_waiting"},
             )
         (run,) = runs
-        found: CompletionAccepted = await self._look(
+        found: CompletionAccepted = await self._app.chats.look(
             caller, "completion:status", {"run_id": run}, CompletionAccepted
         )
         if news.said:
@@ -227,33 +224,17 @@ class Room:
 
     async def _answered(self, caller: "Caller", thread: Thread, news: News) -> Asked | None:
         """Take what the user says for the answer that a turn of the conversation waits for."""
-        asked = CompletionList(conversation_id=thread.conversation, status=("paused",), limit=1)
-        listed: CompletionListed = await self._look(
-            caller, "completion:list", asked, CompletionListed
+        turn = await self._app.chats.at_work(caller, thread.conversation)
+        if turn is None or turn.status != "paused":
+            return None
+        text = "\n\n".join(part.get("text", "") for part in news.said)
+        answer = CompletionAnswer(run_id=turn.run_id, content=text)
+        answered = await self._app.request(
+            caller, "completion:answer", answer, result_type=CompletionAnswered
         )
-        for turn in listed.turns:
-            text = "\n\n".join(part.get("text", "") for part in news.said)
-            answer = CompletionAnswer(run_id=turn.run_id, content=text)
-            answered = await self._app.request(
-                caller, "completion:answer", answer, result_type=CompletionAnswered
-            )
-            return Asked(run=turn.run_id, thread=thread, past=frozenset({answered.call_id}))
-        return None
+        return Asked(run=turn.run_id, thread=thread, past=frozenset({answered.call_id}))
 
     # -- conversations --------------------------------------------------------------------------
-
-    async def _conversation(self, caller: "Caller", name: str) -> Conversation | None:
-        asked = {"conversation_id": name}
-        try:
-            found: Conversation = await self._look(caller, "conversation:get", asked, Conversation)
-        except NotFound:
-            return None
-        return found
-
-    async def _look(self, caller: "Caller", event: str, data: Any, kind: type) -> Any:
-        """Ask in a caller's name for what a chat needs, whether or not the key may read chats."""
-        async with self._app.connections.taken() as client:
-            return await client.request(event, data, result_type=kind, context=caller.context)
 
     async def _thread(
         self,
@@ -270,12 +251,12 @@ class Room:
         """
         named = inputs.conversation_of(asked)
         if named is not None:
-            known = await self._conversation(caller, named)
+            known = await self._app.chats.conversation(caller, named)
             return None if known is None else Thread(named, known.turns)
         thread = None if is_keyed else self._threads.pop(_key(caller, asked, before), None)
         if thread is None:
             return None
-        found = await self._conversation(caller, thread.conversation)
+        found = await self._app.chats.conversation(caller, thread.conversation)
         is_as_it_was = found is not None and found.turns == thread.turn and not found.archived_at
         return thread if is_as_it_was else None
 

@@ -35,6 +35,7 @@ from ksi_http.rest import room as rest
 from ksi_http.settings import HttpSettings
 from ksi_http.sidecar import errors, generated, guards, openapi, probes
 from ksi_http.sidecar.callers import Caller, Callers
+from ksi_http.sidecar.chats import Chats
 from ksi_http.sidecar.connection import ClientConnection
 from ksi_http.sidecar.connections import Connections
 from ksi_http.sidecar.exposed import Exposed
@@ -88,6 +89,7 @@ class Sidecar:
         callers: Who has which key.
         limits: How much one key may take.
         metrics: What is counted.
+        chats: Looks up agents, conversations and turns.
         own: Connections that are a caller's own, for what is to be limited by the daemon itself.
     """
 
@@ -98,6 +100,7 @@ class Sidecar:
         self.callers = Callers(self._authenticate, settings.known_s)
         self.limits = Limits(settings)
         self.metrics = Metrics()
+        self.chats = Chats(connections.taken)
         self.own = OwnConnections(self._connect, connections.transport)
         self._tasks: asyncio.TaskGroup | None = None
         self._begun: set[asyncio.Task[None]] = set()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -180,6 +180,138 @@ async def test_a_question_interrupts_the_run_and_its_answer_goes_on_with_it(
     assert of(second, "TOOL_CALL_RESULT")["content"] == "red"
     assert text_of(second) == "The red one."
     assert second[-1]["outcome"] == {"type": "success"}
+
+
+def called(events: list[Any], text: str = "") -> dict[str, Any]:
+    """Return the agent's message with the calls of a run, as a front end keeps it."""
+    calls = [
+        {"id": e["toolCallId"], "type": "function", "function": {"name": e["toolCallName"]}}
+        for e in events
+        if e["type"] == "TOOL_CALL_START"
+    ]
+    for call in calls:
+        call["function"]["arguments"] = "{}"
+    return {"id": "a1", "role": "assistant", "content": text, "toolCalls": calls}
+
+
+def roles(script: Script) -> list[str]:
+    return [message.role for message in script.calls[-1].messages]
+
+
+async def test_what_is_said_instead_of_using_a_tool_of_the_front_end_s_is_heard(
+    http: HttpServer, script: Script
+) -> None:
+    script.say(calling(("pick_colour", "{}"), ("pick_colour", "{}")), "Never mind, then.")
+    first = await have(http, given(user("paint"), tools=[PICK]))
+    history = (user("paint"), called(first), user("Forget it.", "u2"))
+
+    second = await have(http, given(*history, tools=[PICK], runId="r2"))
+    again = await have(http, given(*history, tools=[PICK], runId="r2"))
+
+    assert text_of(second) == text_of(again) == "Never mind, then."
+    told = [e["content"] for e in second if e["type"] == "TOOL_CALL_RESULT"]
+    assert told == ["The person did not answer."] * 2
+    assert roles(script) == ["user", "assistant", "tool", "tool", "user"]
+    assert len(script.calls) == 2
+
+
+async def test_what_is_said_after_a_question_is_its_answer(
+    http: HttpServer, script: Script
+) -> None:
+    script.say(calling(("ask_user", '{"question": "Which?"}')), "The red one.")
+    first = await have(http, given(user("choose")))
+    history = (user("choose"), called(first), user("red", "u2"))
+
+    second = await have(http, given(*history, runId="r2"))
+    again = await have(http, given(*history, runId="r2"))
+
+    assert of(second, "TOOL_CALL_RESULT")["content"] == "red"
+    assert text_of(second) == text_of(again) == "The red one."
+    assert len(script.calls) == 2
+
+
+async def test_what_is_said_when_the_turn_that_asked_was_ended_is_a_turn_of_its_own(
+    http: HttpServer, script: Script, client: AsyncClient
+) -> None:
+    script.say(calling(("ask_user", '{"question": "Which?"}')), "Good day.")
+    first = await have(http, given(user("choose")))
+    run = first[0]["metadata"]["ksi"]["run_id"]
+    await client.request("completion:cancel", {"run_id": run})
+
+    second = await have(http, given(user("choose"), called(first), user("hello", "u2")))
+
+    assert text_of(second) == "Good day."
+
+
+@pytest.mark.parametrize("agent", ["general", "router"])
+async def test_a_turn_behind_one_that_waits_for_a_person_hangs_nobody(
+    http: HttpServer, script: Script, agent: str
+) -> None:
+    question = calling(("ask_user", '{"question": "Which?"}'))
+    asked = calling(("ask_agent", json.dumps({"agent": "general", "prompt": "Choose."})))
+    chosen = ["Red.", "It is red."] if agent == "router" else ["It is red."]
+    script.say(*([asked, question] if agent == "router" else [question]), *chosen, "Good day.")
+    headers = {"x-agent-schema-name": agent}
+    first = await have(http, given(user("choose")), **headers)
+    (interrupt,) = first[-1]["outcome"]["interrupts"]
+
+    behind = await have(http, given(user("hello", "u2")), **headers)
+    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": "red"}]
+    await have(http, given(user("choose"), called(first), resume=resume), **headers)
+    again = await have(http, given(user("hello", "u2")), **headers)
+
+    assert (behind[-1]["type"], behind[-1]["code"]) == ("RUN_ERROR", "conflict")
+    assert "resume it, or cancel it" in behind[-1]["message"]
+    assert text_of(again) == "Good day."
+
+
+async def test_an_agent_that_was_asked_asks_and_a_key_that_may_write_alone_answers(
+    http: HttpServer, script: Script, make_key: Callable[..., Any]
+) -> None:
+    asked = json.dumps({"agent": "general", "prompt": "Choose."})
+    question = calling(("ask_user", '{"question": "Which?"}'), text="Well, ")
+    script.say(calling(("ask_agent", asked), text="Let us see."), question, "red.", "It is red.")
+    headers = {
+        "Authorization": f"Bearer {await make_key('chat:write')}",
+        "x-agent-schema-name": "router",
+    }
+
+    first = await have(http, given(user("choose")), **headers)
+    (interrupt,) = first[-1]["outcome"]["interrupts"]
+    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": "red"}]
+    second = await have(http, given(user("choose"), called(first), resume=resume), **headers)
+
+    child = interrupt["subagentRunId"]
+    assert text_of(first, child) == "Well, "
+    assert text_of(second, child) == "red."
+    assert of(second, "SUBAGENT_FINISHED")["outcome"] == {"type": "success"}
+    assert text_of(second) == "It is red."
+
+
+async def test_a_run_is_begun_and_read_with_one_request_to_the_daemon(
+    http: HttpServer, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await have(http, given(user("hello")))
+    taken, times = http.app.connections.taken, 0
+
+    def counted() -> Any:
+        nonlocal times
+        times += 1
+        return taken()
+
+    monkeypatch.setattr(http.app.connections, "taken", counted)
+    await have(http, given(user("and now?", "u2")))
+
+    assert times == 1
+
+
+async def test_a_stream_of_a_run_that_is_not_there_can_t_be_taken_up(http: HttpServer) -> None:
+    mark = {"Last-Event-ID": "1.0.1.~nothing"}
+    async with posted(http, given(user("hello")), **mark) as response:
+        answer = await response.json()
+
+    assert response.status == 404
+    assert answer["error"]["code"] == "not_found"
 
 
 async def test_an_agent_changes_the_state_that_it_shares_with_the_front_end(
