@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.plugin import Plugin
+from ksi_mcp.client.service import client
 from ksi_mcp.handlers import Handlers, logs_are_shown
 from ksi_mcp.offering import Offering
 from ksi_mcp.offers import Offers
+from ksi_mcp.runtimes.service import runtimes_of
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import Tools
 
@@ -26,4 +28,5 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     plugin.offer(offers)
     offering = Offering(plugin.bus, plugin.daemon.router)
     with plugin.service(Tools).add(offering, provider=plugin.name), logs_are_shown():
-        yield
+        async with client(plugin), runtimes_of(plugin):
+            yield

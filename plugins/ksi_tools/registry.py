@@ -268,6 +268,15 @@ class Tools:
 
     # -- what providers have --------------------------------------------------------------------
 
+    @staticmethod
+    def check_schema(name: str, schema: dict[str, Any]) -> None:
+        """Refuse what a provider's tool can't have as the schema of its arguments.
+
+        Raises:
+            InvalidData: It is not sound, or too large.
+        """
+        checker_of(name, schema)
+
     def _provide(self, registration: "ProviderRegistration", tools: list[Tool]) -> None:
         for index, each in enumerate(tools):
             if any(other.name == each.name for other in tools[:index]):

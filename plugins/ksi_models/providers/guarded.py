@@ -70,6 +70,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         self.guard = 0
         self.confined: Confined | None = None
         self._lifeline = lifeline
+        self.takes_nothing = False
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -94,6 +95,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         if fd == 1:
             self.output.feed_eof()
         elif fd == 0:
+            self.takes_nothing = True
             self._writable.set()
 
     def process_exited(self) -> None:
@@ -177,6 +179,11 @@ class GuardedProcess:
         return self._transport.get_pid()
 
     @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._pipes.gone.is_set()
+
+    @property
     def complaints(self) -> str:
         """The end of what it wrote to its error output."""
         tail = self._pipes.tail
@@ -202,17 +209,13 @@ class GuardedProcess:
         """Give it some of its input, and wait while it has much to read still.
 
         Raises:
-            BrokenPipeError: It reads nothing any more.
+            BrokenPipeError: It reads nothing any more, and has not got all of this.
         """
-        if self._input.is_closing():
+        if not self._pipes.takes_nothing:
+            self._input.write(data)
+            await self._pipes.until_writable()
+        if self._pipes.takes_nothing or self._input.is_closing():
             raise BrokenPipeError("it reads nothing any more")
-        self._input.write(data)
-        await self._pipes.until_writable()
-
-    @property
-    def unread_bytes(self) -> int:
-        """How much of what was written has not even been handed to the kernel yet."""
-        return self._input.get_write_buffer_size()
 
     @property
     def _input(self) -> asyncio.WriteTransport:

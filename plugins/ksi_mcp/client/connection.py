@@ -1,0 +1,280 @@
+"""A live connection to a server: a task holds it from its beginning to its end."""
+
+import asyncio
+import importlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ksi_daemon.protocol import KsiError
+from ksi_mcp.client.errors import LostError, NotSentError
+from ksi_mcp.client.references import looked_up, masked
+from ksi_mcp.client.text import cleaned
+from ksi_mcp.events import McpServer
+from ksi_mcp.settings import McpSettings
+from ksi_models.api import GuardedProcess, ProcessBounds
+
+log = logging.getLogger(__name__)
+
+SESSION: Final = "ksi_mcp.client.session"  # loaded late, with the SDK
+WIRES: Final = "ksi_mcp.client.wires"
+CLOSE_S: Final = 5.0
+REFRESH_S: Final = 1.0
+LOGGED_S: Final = 10.0
+MAX_WHY_CHARS: Final = 1_000
+MAX_TIMEOUTS: Final = 3
+# What any program needs of the environment, and no more.
+KEPT: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class Progress(Protocol):
+    """Says how far a call is."""
+
+    def __call__(self, message: str, done: float | None = None, total: float | None = None) -> None:
+        """Tell it."""
+
+
+Listed = Callable[[list[dict[str, Any]], bool], Awaitable[None]]
+
+
+class Connection:
+    """A server, connected.
+
+    Args:
+        name: The server's.
+        server: What it is.
+        settings: The bounds.
+        folder: Its own, where its process runs.
+        listed: Told what it says of its tools, and whether that is all, whenever it was asked.
+        login: Makes what logs in with it, where one does.
+
+    Attributes:
+        is_ready: Set when it has told its tools, or has failed.
+        is_over: Whether it has ended, or is about to.
+        why: Why it failed, if it did.
+        calls: How many are being made.
+        used_at: When one was made the last time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server: McpServer,
+        settings: McpSettings,
+        folder: Path,
+        listed: Listed,
+        login: Callable[[], Any] | None = None,
+    ) -> None:
+        self.is_ready = asyncio.Event()
+        self.is_over = False
+        self.why: str | None = None
+        self.calls = 0
+        self.used_at = time.monotonic()
+        self._name = name
+        self._server = server
+        self._settings = settings
+        self._folder = folder
+        self._listed = listed
+        self._login = login
+        self._task: asyncio.Task[None] | None = None
+        self._session: Any = None
+        self._is_stale = False
+        self._stirred = asyncio.Event()
+        self._given: tuple[str, ...] = ()  # the secrets, to be masked
+        self._process: GuardedProcess | None = None
+        self._asked_at = 0.0
+        self._logged_at = 0.0
+        self._timeouts = 0
+
+    # -- its task -------------------------------------------------------------------------------
+
+    def start(self, group: asyncio.TaskGroup) -> None:
+        """Begin to connect."""
+        self._task = group.create_task(self._run(), name=f"server {self._name}")
+
+    async def _run(self) -> None:
+        """Connect, ask for the tools, and stay connected while there is something to do."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s) as limit:
+                async with self._opened() as session:
+                    await self._ask_for_tools(session)
+                    self._session = session
+                    limit.reschedule(None)
+                    self.is_ready.set()
+                    await self._live(session)
+                    limit.reschedule(asyncio.get_running_loop().time() + CLOSE_S)
+        except TimeoutError:
+            if self._session is None:
+                self._failed(f"it did not answer within {self._settings.connect_timeout_s:g} s")
+        except asyncio.CancelledError:
+            self.why = self.why or "it was ended"
+            raise
+        except KsiError as error:
+            self._failed(error.message)
+        except Exception as error:  # noqa: BLE001  a stranger's program may have the SDK raise what it likes
+            self._failed(_told(error))
+        finally:
+            self.is_over = True
+            self._session = None
+            self.is_ready.set()
+
+    def _failed(self, why: str) -> None:
+        complaints = self._process.complaints if self._process is not None else ""
+        if complaints:
+            why = f"{why}; it said: {complaints}"
+        self.why = masked(cleaned(why, MAX_WHY_CHARS), self._given)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Any]:
+        sdk: Any = await asyncio.to_thread(importlib.import_module, SESSION)
+        wires: Any = await asyncio.to_thread(importlib.import_module, WIRES)
+        sdk.hush()
+        wire = await (self._process_wire(wires) if self._server.command else self._http_wire(wires))
+        watched = wires.watched(wire, self._settings.max_messages_per_s, self._gone)
+        handshake = self._server.handshake
+        async with sdk.opened(
+            watched, handshake=handshake, changed=self._changed, logged=self._log
+        ) as session:
+            yield session
+
+    async def _process_wire(self, wires: Any) -> Any:
+        server = self._server
+        variables = await looked_up(server.variables)
+        self._given = tuple(
+            value for name, value in variables.items() if value != server.variables[name]
+        )
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._process = await GuardedProcess.start(
+            [server.command, *server.args],
+            environ=_environ(server, self._folder, variables),
+            folder=self._folder,
+            max_line_bytes=wires.READ_BYTES,
+            bounds=ProcessBounds(memory_mb=server.memory_mb),
+        )
+        return wires.process_wire(self._process, self._settings.max_result_bytes)
+
+    async def _http_wire(self, wires: Any) -> Any:
+        headers = await looked_up(self._server.headers)
+        self._given = tuple(headers.values())
+        return wires.http_wire(
+            self._server.url,
+            headers,
+            self._login() if self._login is not None else None,
+            max_bytes=self._settings.max_result_bytes,
+            connect_timeout_s=self._settings.connect_timeout_s,
+        )
+
+    async def _live(self, session: Any) -> None:
+        """Stay until nobody has called for a while, the server is gone, or `end` was called."""
+        while not self.is_over:
+            try:
+                async with asyncio.timeout(self._settings.idle_s):
+                    await self._stirred.wait()
+            except TimeoutError:
+                if not self.calls:
+                    return
+            self._stirred.clear()
+            if self._is_stale and not self.is_over:
+                await self._refresh(session)
+
+    async def _refresh(self, session: Any) -> None:
+        """Ask for the tools anew: once, however often the server says that they have changed."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                await asyncio.sleep(self._asked_at + REFRESH_S - time.monotonic())
+                self._is_stale = False
+                await self._ask_for_tools(session)
+        except (NotSentError, LostError, TimeoutError) as error:
+            log.info("a server's tools can't be asked for", extra={"server": self._name})
+            self.why = _told(error)
+            self.end()
+
+    async def _ask_for_tools(self, session: Any) -> None:
+        self._asked_at = time.monotonic()
+        found, is_all = await session.tools(self._settings.max_tools)
+        await self._listed(found, is_all)
+
+    # -- what is asked of it --------------------------------------------------------------------
+
+    async def call(
+        self, tool: str, arguments: dict[str, Any], progress: Progress
+    ) -> dict[str, Any]:
+        """Call a tool, and return what it returned as MCP has it in JSON.
+
+        Raises:
+            NotSentError: The server has not got the call.
+            AnswerError: It says that it can't be done.
+            LostError: Nobody knows what came of it.
+        """
+        session = self._session
+        if session is None or self.is_over:
+            raise NotSentError("it is not connected")
+        self.calls += 1
+        self._stirred.set()
+        try:
+            result: dict[str, Any] = await session.call(tool, arguments, progress)
+        except asyncio.CancelledError:
+            self._timed_out()
+            raise
+        finally:
+            self.calls -= 1
+            self.used_at = time.monotonic()
+            self._stirred.set()
+        self._timeouts = 0
+        return result
+
+    def _timed_out(self) -> None:
+        """End a connection over which nothing comes any more: a new one may be better."""
+        self._timeouts += 1
+        if self._timeouts >= MAX_TIMEOUTS:
+            self.end()
+
+    async def refresh(self) -> None:
+        """Ask for the tools now.
+
+        Raises:
+            NotSentError: It is not connected.
+        """
+        if self._session is None:
+            raise NotSentError("it is not connected")
+        await self._ask_for_tools(self._session)
+
+    def end(self) -> None:
+        """Have it ended; does not wait for that."""
+        self.is_over = True
+        self._stirred.set()
+        if self._session is None and self._task is not None:
+            self._task.cancel()  # it is being connected still
+
+    def _gone(self) -> None:
+        """Note that the server says nothing more; who connects it is told by the SDK."""
+        if self._session is not None:
+            self.end()
+
+    def _changed(self) -> None:
+        self._is_stale = True
+        self._stirred.set()
+
+    def _log(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._logged_at >= LOGGED_S:
+            self._logged_at = now
+            told = masked(text, self._given)
+            log.warning("a server complains", extra={"server": self._name, "says": told})
+
+
+def _environ(server: McpServer, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a server's process: nothing of the daemon's but what is named."""
+    kept = {name: os.environ[name] for name in (*KEPT, *server.environment) if name in os.environ}
+    return {"HOME": str(folder), **kept, **variables}
+
+
+def _told(error: BaseException) -> str:
+    """Return what went wrong at the bottom of what the SDK's groups of tasks make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

@@ -1,0 +1,102 @@
+"""Answers what is asked of the servers of others, such as ``mcp:add`` and ``mcp:list``."""
+
+from ksi_daemon.event_system import current_context, event_contributor, event_handler
+from ksi_daemon.protocol import Busy, Context, Denied, TimedOut, Unavailable
+from ksi_mcp import events as e
+from ksi_mcp.client.remote import Remote
+from ksi_mcp.client.servers import Servers
+from ksi_system.events import HealthCheck, HealthChecked
+
+
+class Handlers:
+    """What people have to do with servers.
+
+    Args:
+        servers: All of them.
+    """
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
+    @event_handler("mcp:add", timeout_s=0)
+    async def add(self, request: e.McpAdd) -> e.McpServerReport:
+        """Have agents call the tools of another program."""
+        context = _persons_context()
+        remote = await self._servers.add(context.tenant, request.name, request.server)
+        return await self._checked(remote)
+
+    @event_handler("mcp:remove")
+    async def remove(self, request: e.McpRemove) -> e.McpServers:
+        """Take back a server that was added; the answer has those that are left."""
+        context = _persons_context()
+        await self._servers.remove(context.tenant, request.name)
+        return self._all(context, with_tools=False)
+
+    @event_handler("mcp:list")
+    def list_servers(self, request: e.McpList) -> e.McpServers:
+        """List the servers whose tools agents can call."""
+        return self._all(_context(), with_tools=request.tools)
+
+    @event_handler("mcp:check", timeout_s=0)
+    async def check(self, request: e.McpCheck) -> e.McpServers:
+        """Ask servers for their tools now."""
+        context = _persons_context()
+        if request.name is not None:
+            chosen = [self._servers.find(context.tenant, request.name)]
+        else:
+            chosen = list(self._servers.of(context.tenant))
+        return e.McpServers(servers=tuple([await self._checked(each) for each in chosen]))
+
+    async def _checked(self, remote: Remote) -> e.McpServerReport:
+        """Ask a server for its tools; what goes wrong is in the report."""
+        if remote.server.is_on:
+            try:
+                await remote.check()
+            except (Unavailable, TimedOut, Busy) as error:
+                remote.why = remote.why or error.message
+        return remote.report(with_tools=True)
+
+    @event_handler("mcp:accept")
+    async def accept(self, request: e.McpAccept) -> e.McpServerReport:
+        """Accept what a server says now of tools that are held back."""
+        context = _persons_context()
+        remote = self._servers.find(context.tenant, request.name)
+        await remote.accept(request.tools, request.digest)
+        return remote.report(with_tools=True)
+
+    def _all(self, context: Context, *, with_tools: bool) -> e.McpServers:
+        found = self._servers.of(context.tenant)
+        return e.McpServers(servers=tuple(each.report(with_tools=with_tools) for each in found))
+
+    @event_contributor("health:check")
+    def health(self, request: HealthCheck) -> HealthChecked:
+        """Say whether a server fails, or somebody is to look at one."""
+        reports = self._all(_context(), with_tools=False).servers
+        if failed := [each.name for each in reports if each.state == "failed"]:
+            why = f"can't be connected: {', '.join(failed)}; see mcp:list (ksi mcp list)"
+            return HealthChecked(health="degraded", why=why)
+        if held := [each.name for each in reports if each.held_back]:
+            why = (
+                f"tools of {', '.join(held)} have changed and are held back until they are "
+                "accepted: see mcp:check (ksi mcp check)"
+            )
+            return HealthChecked(health="degraded", why=why)
+        return HealthChecked(health="ok")
+
+
+def _context() -> Context:
+    context = current_context()
+    assert context is not None  # an event is being handled
+    return context
+
+
+def _persons_context() -> Context:
+    """Return the context of somebody who decides what agents may have.
+
+    Raises:
+        Denied: An agent asks.
+    """
+    context = _context()
+    if context.agent is not None or context.run is not None or context.conversation is not None:
+        raise Denied("a person says which servers there are, and no agent")
+    return context

@@ -1,0 +1,311 @@
+"""All servers: those of the settings, and those that were added."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.protocol import (
+    Busy,
+    Conflict,
+    Context,
+    InvalidData,
+    NotFound,
+    TimedOut,
+    Unavailable,
+)
+from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.references import check_named
+from ksi_mcp.client.remote import Remote
+from ksi_mcp.client.store import Key, Store
+from ksi_mcp.events import McpChanged, McpHeldBack, McpServer
+from ksi_mcp.settings import McpSettings
+from ksi_postgres.database import Database
+from ksi_tools.api import Tools
+
+log = logging.getLogger(__name__)
+
+CHANNEL: Final = "ksi_mcp"
+DEFAULT: Final = "default"  # whose the servers of the settings are, in the store
+FOLDER: Final = "mcp"
+
+
+class Servers:
+    """The servers of all tenants.
+
+    Args:
+        settings: The plugin's.
+        tools: The registry.
+        store: Keeps them.
+        bus: Publishes what changes.
+        home: Where each has a folder of its own.
+    """
+
+    def __init__(
+        self, settings: McpSettings, tools: Tools, store: Store, bus: Bus, home: Path
+    ) -> None:
+        self._settings = settings
+        self._tools = tools
+        self._store = store
+        self._bus = bus
+        self._home = home
+        self._remotes: dict[Key, Remote] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._reload: dict[Key, None] = {}
+        self._wanted = asyncio.Event()
+        self._looking: list[asyncio.Task[None]] = []
+        self._is_loaded = False
+
+    # -- life -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, database: Database) -> AsyncIterator[None]:
+        """Offer the tools of all servers that are known, while this runs."""
+        for name, server in self._settings.servers.items():
+            check_server(name, server)
+            self._add((server.tenant or DEFAULT, name), server, was_added=False)
+        await database.listen(CHANNEL, self._notified)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                try:
+                    await self._try_to_load()
+                    yield
+                finally:
+                    self._group = None
+                    self._end()
+        finally:
+            database.unlisten(CHANNEL, self._notified)
+
+    def _end(self) -> None:
+        """End all connections, each of which has a time limit for that."""
+        for looking in self._looking:
+            looking.cancel()
+        for each in self._remotes.values():
+            each.end()
+
+    def _add(self, key: Key, server: McpServer, *, was_added: bool) -> Remote:
+        made = Remote(
+            key,
+            server,
+            was_added=was_added,
+            settings=self._settings,
+            tools=self._tools,
+            store=self._store,
+            connect=self._connect,
+            changed=self._changed,
+        )
+        self._remotes[key] = made
+        return made
+
+    async def _try_to_load(self) -> None:
+        try:
+            await self.load()
+        except (Unavailable, TimedOut, Busy) as error:
+            log.warning("servers are not known yet", extra={"why": error.message})
+
+    async def load(self) -> None:
+        """Take on the servers that were added, and what is known of the tools of all."""
+        for key, server in (await self._store.servers()).items():
+            if key not in self._remotes and not self._is_of_settings(key[1]):
+                self._add(key, server, was_added=True)
+        known = await self._store.known()
+        for key, remote in self._remotes.items():
+            remote.take(known.get(key, {}))
+        self._is_loaded = True
+
+    async def keep_up(self) -> None:
+        """Ask servers of which nothing is known, and see what other daemons have changed."""
+        if not self._is_loaded:
+            await self.load()
+        self._look_at([each for each in self._remotes.values() if not each.known])
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._reload:
+                key = next(iter(self._reload))
+                del self._reload[key]
+                await self._reload_one(key)
+
+    def _look_at(self, remotes: list[Remote]) -> None:
+        """Connect servers one after the other, a few at once."""
+        waiting = iter([each for each in remotes if each.server.is_on])
+
+        async def look() -> None:
+            for each in waiting:
+                try:
+                    await each.check()
+                except (Unavailable, TimedOut, Busy) as error:
+                    log.info("a server's tools are not known", extra={"why": error.message})
+
+        for number in range(self._settings.first_at_once if remotes else 0):
+            if self._group is not None:
+                self._looking.append(self._group.create_task(look(), name=f"look {number}"))
+
+    def _notified(self, payload: str | None) -> None:
+        """Note which server has changed; after Postgres was away it may be any."""
+        if payload is None:
+            self._reload.update(dict.fromkeys(self._remotes))
+        else:
+            tenant, _, name = payload.rpartition(" ")
+            self._reload[tenant, name] = None
+        self._wanted.set()
+
+    async def _reload_one(self, key: Key) -> None:
+        remote = self._remotes.get(key)
+        if remote is None or remote.was_added:
+            server = await self._store.server(key)
+            if server is None:
+                self._drop(key)
+                return
+            if remote is None or remote.server != server:
+                self._drop(key)
+                remote = self._add(key, server, was_added=True)
+        known = await self._store.known_of(key)
+        if known != remote.known:
+            remote.take(known)
+            self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
+
+    def _drop(self, key: Key) -> None:
+        remote = self._remotes.pop(key, None)
+        if remote is not None:
+            remote.end()
+            self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
+
+    # -- connections ----------------------------------------------------------------------------
+
+    async def _connect(self, remote: Remote) -> Connection:
+        """Begin a connection; makes room for it where there are many.
+
+        Raises:
+            Busy: There are as many as there may be, and all are used.
+            Unavailable: The daemon stops.
+        """
+        if self._group is None:
+            raise Unavailable("no server is connected any more: the daemon stops")
+        live = [each for each in self._remotes.values() if _is_live(each) and each is not remote]
+        if len(live) >= self._settings.max_connected:
+            idle = [each.connection for each in live if each.is_idle() and each.connection]
+            if not idle:
+                raise Busy(
+                    f"{len(live)} servers are connected and used (mcp.max_connected)",
+                    retry_after_s=1.0,
+                )
+            min(idle, key=lambda each: each.used_at).end()
+        tenant, name = remote.key
+        connection = Connection(
+            name,
+            remote.server,
+            self._settings,
+            self._home / FOLDER / tenant / name,
+            remote.listed,
+        )
+        connection.start(self._group)
+        return connection
+
+    # -- what is asked of them ------------------------------------------------------------------
+
+    def of(self, tenant: str) -> Iterator[Remote]:
+        """Yield the servers that a tenant has, by name."""
+        for key in sorted(self._remotes, key=lambda key: key[1]):
+            remote = self._remotes[key]
+            if self._has(tenant, remote):
+                yield remote
+
+    def find(self, tenant: str, name: str) -> Remote:
+        """Return a server.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        for each in self.of(tenant):
+            if each.server_name == name:
+                return each
+        raise NotFound(f"there is no server {name!r}: see mcp:list (ksi mcp list)")
+
+    def _has(self, tenant: str, remote: Remote) -> bool:
+        if remote.was_added or remote.server.tenant:
+            return remote.key[0] == tenant
+        return True
+
+    def _is_of_settings(self, name: str) -> bool:
+        return name in self._settings.servers
+
+    async def add(self, tenant: str, name: str, server: McpServer) -> Remote:
+        """Take on another server, and keep it.
+
+        Raises:
+            InvalidData: It can't be one.
+            Conflict: There is one of that name.
+            Busy: There are too many.
+        """
+        check_server(name, server)
+        check_named(server.variables, "the variable")
+        check_named(server.headers, "the header")
+        if server.tenant:
+            raise InvalidData("tenant is for servers of the settings: one that is added is yours")
+        if self._is_of_settings(name):
+            raise Conflict(f"the settings have a server {name!r}: choose another name")
+        key = (tenant, name)
+        verdict = await self._store.add(key, server, self._settings.max_servers)
+        if verdict == "taken":
+            raise Conflict(f"there is a server {name!r}: remove it first (mcp:remove)")
+        if verdict == "too_many":
+            raise Busy(f"there are {self._settings.max_servers} servers (mcp.max_servers)")
+        self._drop(key)
+        return self._add(key, server, was_added=True)
+
+    async def remove(self, tenant: str, name: str) -> None:
+        """Take a server back.
+
+        Raises:
+            NotFound: There is none of that name.
+            Conflict: It stands in the settings.
+        """
+        remote = self.find(tenant, name)
+        if not remote.was_added:
+            raise Conflict(f"{name!r} stands in the settings ([mcp.servers.{name}])")
+        await self._store.remove(remote.key)
+        self._drop(remote.key)
+
+    # -- what is told ---------------------------------------------------------------------------
+
+    def _changed(self, remote: Remote, held_back: tuple[str, ...]) -> None:
+        self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
+        if held_back:
+            told = McpHeldBack(name=remote.server_name, tools=held_back)
+            log.warning(
+                "tools of a server have changed and are held back",
+                extra={"server": remote.server_name, "tools": list(held_back)},
+            )
+            self._publish(remote, "mcp:held_back", told)
+
+    def _publish(self, remote: Remote, event: str, told: Any) -> None:
+        context = Context(id=f"mcp {time.time_ns():x}", origin="mcp", tenant=remote.key[0])
+        with acting_as(context):
+            self._bus.publish(event, told)
+
+
+def _is_live(remote: Remote) -> bool:
+    return remote.connection is not None and not remote.connection.is_over
+
+
+def check_server(name: str, server: McpServer) -> None:
+    """Refuse what can't be a server.
+
+    Raises:
+        InvalidData: It has no command and no URL, or both.
+    """
+    if bool(server.command) == bool(server.url):
+        raise InvalidData(f"the server {name!r} is to have a command or a URL")
+    if server.url and not server.url.startswith(("http://", "https://")):
+        raise InvalidData(f"the URL of the server {name!r} is to begin with https:// or http://")
+    if server.oauth and not server.url:
+        raise InvalidData(f"the server {name!r} has no URL: one does not log in with a command")
+    if server.command and server.headers:
+        raise InvalidData(f"the server {name!r} is a command: headers go with a URL")

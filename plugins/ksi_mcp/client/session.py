@@ -1,0 +1,193 @@
+"""One conversation with a server, by the MCP SDK.
+
+Imported when the first server is connected: the SDK takes more than a second to load.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from mcp.client import Client
+from mcp.client.subscriptions import SubscriptionLost
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    CONNECTION_CLOSED,
+    METHOD_NOT_FOUND,
+    PARSE_ERROR,
+    REQUEST_TIMEOUT,
+    CallToolRequest,
+    CallToolRequestParams,
+    CallToolResult,
+    Implementation,
+    InputRequiredResult,
+    LoggingMessageNotification,
+    PaginatedRequestParams,
+    ServerNotification,
+    ToolListChangedNotification,
+)
+from pydantic import TypeAdapter, ValidationError
+
+from ksi_daemon import __version__
+from ksi_mcp.client.errors import (
+    GONE,
+    LOST,
+    NOT_SENT,
+    AnswerError,
+    LostError,
+    NotSentError,
+)
+from ksi_mcp.client.text import cleaned
+from ksi_mcp.client.wires import Wire
+
+MAX_PAGES: Final = 100
+MAX_TOLD_CHARS: Final = 500
+MODERN: Final = "2026"
+UNKNOWN: Final = frozenset({CONNECTION_CLOSED, LOST, PARSE_ERROR, REQUEST_TIMEOUT})
+QUIET: Final = ("mcp", "client", "httpx2", "httpcore2")
+_CALLED: Final[TypeAdapter[CallToolResult | InputRequiredResult]] = TypeAdapter(
+    CallToolResult | InputRequiredResult
+)
+
+Progress = Callable[[str, float | None, float | None], None]
+
+
+def hush() -> None:
+    """Keep out of the log what strangers can have the SDK write there."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class Session:
+    """A conversation with a server.
+
+    Args:
+        client: The SDK's.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def tools(self, max_tools: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return what the server says of its tools, and whether these are all.
+
+        Raises:
+            AnswerError: It doesn't say that.
+        """
+        found: list[dict[str, Any]] = []
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            page = await self._asked(
+                self._client.session.list_tools(params=PaginatedRequestParams(cursor=cursor))
+            )
+            found.extend(
+                each.model_dump(by_alias=True, mode="json", exclude_none=True)
+                for each in page.tools[: max_tools - len(found)]
+            )
+            cursor = page.next_cursor
+            if cursor is None:
+                return found, len(page.tools) <= max_tools
+            if len(found) >= max_tools:
+                break
+        return found, False
+
+    async def call(self, name: str, arguments: dict[str, Any], tell: Progress) -> dict[str, Any]:
+        """Call a tool, and return what it returned as MCP has it in JSON.
+
+        Raises:
+            NotSentError: It has not got the call.
+            AnswerError: It says that it can't be done.
+            LostError: Nobody knows what came of it.
+        """
+
+        async def told(progress: float, total: float | None, message: str | None) -> None:
+            tell(cleaned(message or "", MAX_TOLD_CHARS), progress, total)
+
+        params = CallToolRequestParams(name=name, arguments=arguments)
+        # Not the SDK's `call_tool`: that matches results with patterns of the server's choice.
+        result = await self._asked(
+            self._client.session.send_request(
+                CallToolRequest(params=params), _CALLED, progress_callback=told
+            )
+        )
+        if isinstance(result, InputRequiredResult):
+            raise AnswerError("it wants to ask something first, which can't be answered here")
+        made: dict[str, Any] = result.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return made
+
+    async def _asked(self, asking: Awaitable[Any]) -> Any:
+        try:
+            return await asking
+        except MCPError as error:
+            raise _translated(error) from error
+        except ValidationError as error:
+            raise LostError("its answer is not what MCP has there") from error
+
+    async def changes(self, changed: Callable[[], None]) -> None:
+        """Tell of changes of the tools, as far as the server does, for as long as this runs."""
+        capabilities = self._client.server_capabilities
+        is_modern = self._client.protocol_version.startswith(MODERN)
+        if not is_modern or capabilities.tools is None or not capabilities.tools.list_changed:
+            return
+        try:
+            async with self._client.listen(tools_list_changed=True) as events:
+                async for _ in events:
+                    changed()
+        except (MCPError, SubscriptionLost, TimeoutError):
+            return  # it will be asked when it is connected the next time
+
+
+def _translated(error: MCPError) -> Exception:
+    told = cleaned(error.error.message, MAX_TOLD_CHARS)
+    code = error.error.code
+    if code in (NOT_SENT, GONE):
+        return NotSentError(told)
+    if code in UNKNOWN:
+        return LostError(told)
+    hint = " (has it such a method?)" if code == METHOD_NOT_FOUND else ""
+    return AnswerError(f"{told}{hint}")
+
+
+@asynccontextmanager
+async def opened(
+    wire: Wire,
+    *,
+    handshake: str,
+    changed: Callable[[], None],
+    logged: Callable[[str], None],
+) -> AsyncIterator[Session]:
+    """Begin a conversation with a server, and end it.
+
+    Args:
+        wire: The way to it.
+        handshake: ``auto``, or ``legacy``.
+        changed: Called when it says that its tools have changed.
+        logged: Told what it logs that is a warning or worse.
+    """
+
+    async def heard(message: ServerNotification | Exception) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            changed()
+        elif isinstance(message, LoggingMessageNotification) and message.params.level not in (
+            "debug",
+            "info",
+            "notice",
+        ):
+            logged(cleaned(str(message.params.data), MAX_TOLD_CHARS))
+
+    client = Client(
+        wire,
+        mode=handshake,
+        client_info=Implementation(name="ksi", version=__version__),
+        message_handler=heard,
+        cache=None,
+    )
+    async with client:
+        session = Session(client)
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(session.changes(changed), name="changes of tools")
+            try:
+                yield session
+            finally:
+                listening.cancel()

@@ -1,0 +1,206 @@
+"""What a server's process may do, and what becomes of it."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.events import McpServer
+from ksi_mcp.settings import McpSettings
+from ksi_mcp.tests.client.conftest import Connected, calls, faulty, tools_of
+
+
+async def test_a_tool_is_called_and_answers(connected: Connected, tmp_path: Path) -> None:
+    async with connected() as (connection, told):
+        result = await connection.call("echo", {"text": "Grüße"}, told.progressed)
+
+    assert result["content"] == [{"type": "text", "text": "Grüße"}]
+    assert "echo" in [each["name"] for each in told.lists[0]]
+    assert calls(tmp_path / "faulty") == ["echo"]
+
+
+async def test_a_server_gets_of_the_environment_what_is_named(
+    connected: Connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSED_ON", "yes")
+    monkeypatch.setenv("KEPT_BACK", "secret")
+    monkeypatch.setenv("OF_THE_KEY", "sk-123456")
+    server = faulty(
+        tmp_path / "faulty", environment=("PASSED_ON",), variables={"KEY": "${env:OF_THE_KEY}"}
+    )
+    async with connected(server) as (connection, told):
+        result = await connection.call("environment", {}, told.progressed)
+    environment = json.loads(result["content"][0]["text"])
+
+    assert environment["PASSED_ON"] == "yes"
+    assert environment["KEY"] == "sk-123456"
+    assert environment["HOME"] == str(tmp_path / "home")
+    assert {"KEPT_BACK", "OF_THE_KEY", "KSI_HOME"}.isdisjoint(environment)
+
+
+async def test_a_server_that_crashes_leaves_its_call_in_doubt(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(LostError):
+            await connection.call("crash", {}, told.progressed)
+        with pytest.raises(NotSentError):
+            await connection.call("echo", {}, told.progressed)
+        assert connection.is_over
+
+
+async def test_a_server_that_can_t_be_started_says_why(connected: Connected) -> None:
+    async with connected(McpServer(command="no-such-command")) as (connection, _):
+        assert connection.is_over
+    assert "no-such-command can't be run" in str(connection.why)
+
+
+async def test_what_a_server_complains_of_is_told_without_the_secrets_that_it_got(
+    connected: Connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_THE_KEY", "sk-very-secret")
+    server = faulty(tmp_path / "faulty", variables={"KEY": "${env:OF_THE_KEY}"})
+    (tmp_path / "faulty" / "refuses").touch()
+    async with connected(server) as (connection, _):
+        pass
+
+    assert "it said: the key ******** is wrong" in str(connection.why)
+
+
+async def test_a_server_that_does_not_answer_is_given_up(
+    connected: Connected, tmp_path: Path
+) -> None:
+    server = faulty(tmp_path / "faulty")
+    (tmp_path / "faulty" / "sleeps").touch()
+    async with connected(server, McpSettings(connect_timeout_s=0.3)) as (connection, _):
+        assert connection.is_over
+    assert "did not answer within 0.3 s" in str(connection.why)
+
+
+async def test_a_call_that_hangs_may_be_cancelled_and_others_go_on(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        async with asyncio.TaskGroup() as group:
+            told.changed.clear()
+            hanging = group.create_task(connection.call("hang", {}, told.progressed))
+            await told.changed.wait()
+            hanging.cancel()
+        result = await connection.call("echo", {"text": "on"}, told.progressed)
+
+    assert told.progress == ["hanging"]
+    assert result["content"][0]["text"] == "on"
+
+
+async def test_a_result_of_100_mb_is_thrown_away_and_no_more_than_it(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(LostError, match=r"mcp\.max_result_bytes"):
+            await connection.call("big", {}, told.progressed)
+        result = await connection.call("echo", {"text": "on"}, told.progressed)
+
+    assert result["content"][0]["text"] == "on"
+
+
+@pytest.mark.parametrize("fault", ["noise", "nag", "stranger"])
+async def test_what_nobody_asked_for_is_passed_over(connected: Connected, fault: str) -> None:
+    settings = McpSettings(max_messages_per_s=100_000)
+    async with connected(settings=settings) as (connection, told):
+        result = await connection.call(fault, {"text": "on"}, told.progressed)
+
+    assert result["content"][0]["text"] == "on"
+
+
+async def test_bytes_that_are_no_utf_8_are_marked(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        result = await connection.call("bytes", {}, told.progressed)
+
+    assert result["content"][0]["text"] == "caf\ufffd"
+
+
+async def test_json_of_depth_100_000_is_no_answer(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(LostError, match="no JSON-RPC"):
+            await connection.call("deep", {}, told.progressed)
+        await connection.call("echo", {}, told.progressed)
+
+
+async def test_an_error_of_the_server_s_is_told(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(AnswerError, match="not so"):
+            await connection.call("rpc_error", {}, told.progressed)
+
+
+async def test_a_flood_is_read_no_faster_than_is_bearable(connected: Connected) -> None:
+    settings = McpSettings(max_messages_per_s=50)
+    async with connected(settings=settings) as (connection, told):
+        started = asyncio.get_running_loop().time()
+        await connection.call("flood", {"text": "150"}, told.progressed)
+
+    # 100 pass at once, the others one by one.
+    assert asyncio.get_running_loop().time() - started >= 0.9
+
+
+async def test_a_list_without_end_is_cut(connected: Connected, tmp_path: Path) -> None:
+    server = faulty(tmp_path / "faulty")
+    (tmp_path / "faulty" / "endless").touch()
+    async with connected(server, McpSettings(max_tools=25)) as (_, told):
+        pass
+
+    assert len(told.lists[0]) == 25
+    assert not told.is_all
+
+
+async def test_tools_that_change_are_asked_for_again(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        told.changed.clear()
+        await connection.call("change", {"text": tools_of("other")}, told.progressed)
+        await told.changed.wait()
+
+    assert [each["name"] for each in told.lists[-1]] == ["other"]
+
+
+async def test_a_server_that_nobody_calls_is_ended(connected: Connected) -> None:
+    async with connected(settings=McpSettings(idle_s=0.01)) as (connection, _):
+        assert connection._task is not None
+        await connection._task
+
+    assert connection.why is None
+
+
+async def test_a_server_s_process_is_gone_when_the_connection_is(connected: Connected) -> None:
+    async with connected() as (connection, _):
+        assert connection._process is not None
+        pid = connection._process.pid
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_server_that_closes_its_input_has_not_got_what_is_written(
+    connected: Connected, tmp_path: Path
+) -> None:
+    # Larger than what a pipe holds, so that a part of it is here when the server dies.
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    server = McpServer(command=sys.executable, args=("-I", "-S", str(script)), handshake="legacy")
+    async with connected(server) as (connection, told):
+        with pytest.raises(NotSentError, match="before it got the request"):
+            await connection.call("x", {"text": "x" * 1_000_000}, told.progressed)
+
+
+DEAF = """
+import json, os, sys, time
+def say(number, result):
+    print(json.dumps({"jsonrpc": "2.0", "id": number, "result": result}), flush=True)
+def line():
+    data = b""
+    while not data.endswith(b"\\n"):
+        data += os.read(0, 1)
+    return json.loads(data)
+say(line()["id"], {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}},
+    "serverInfo": {"name": "deaf", "version": "1"}})
+line()
+say(line()["id"], {"tools": [{"name": "x", "inputSchema": {"type": "object"}}]})
+os.read(0, 1)
+os._exit(1)
+"""
