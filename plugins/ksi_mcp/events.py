@@ -301,3 +301,48 @@ class McpHeldBack(Struct, frozen=True, kw_only=True):
 
     name: str
     tools: tuple[str, ...]
+
+
+# -- runtimes -------------------------------------------------------------------------------------
+
+
+class McpSessionCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask for the result of a call that a program's model has asked for; ``id`` is the model's."""
+
+    id: Annotated[str, Meta(max_length=200)] | None = None
+    name: Annotated[str, Meta(max_length=200)]
+    arguments: dict[str, Any] = {}
+
+
+class McpSessionCalled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of a call, as the turn has it."""
+
+    content: str
+    is_error: bool = False
+
+
+class McpRuntimes(Struct, frozen=True, kw_only=True):
+    """Tell of each runtime that calls tools whether it was shown to do so by the gate alone."""
+
+
+class McpWay(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way around the gate, and what came of trying it; ``through`` is what must not be."""
+
+    way: str
+    result: Literal["held", "through", "unknown", "untried"]
+    detail: str = ""
+
+
+class McpRuntime(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A runtime: ``refused`` where a way was open, ``unproven`` where it could not be tried."""
+
+    name: str
+    state: Literal["waiting", "proven", "refused", "unproven", "absent"] = "waiting"
+    why: str = ""
+    ways: tuple[McpWay, ...] = ()
+
+
+class McpRuntimesTold(Struct, frozen=True, kw_only=True):
+    """The runtimes, and the ways that were tried with each."""
+
+    runtimes: tuple[McpRuntime, ...]

@@ -6,7 +6,8 @@ call = ModelCall(messages=messages, purpose="weather", timeout_s=settings.model_
 response = await answer_of(bus, call, setting="weather.model_timeout_s")
 keep(text_of(response.message))
 
-A `GuardedProcess` is a command that can't outlive the daemon.
+A `GuardedProcess` is a command that can't outlive the daemon. The service `Runtimes` has the
+programs behind models that call tools by themselves, which a `ToolServer` gives them.
 """
 
 import asyncio
@@ -17,9 +18,24 @@ import msgspec
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Failed, TimedOut
 from ksi_models.events import Message, ModelCall, ModelChunk, ModelResponse, TextPart
+from ksi_models.provider import Answered, Provider, ProviderError, Question
 from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
+from ksi_models.providers.tool_server import Answer, AskedCall, ToolServer
 
-__all__ = ["Ended", "GuardedProcess", "ProcessBounds", "answer_of", "text_of"]
+__all__ = [
+    "Answer",
+    "Answered",
+    "AskedCall",
+    "Ended",
+    "GuardedProcess",
+    "ProcessBounds",
+    "Provider",
+    "ProviderError",
+    "Question",
+    "ToolServer",
+    "answer_of",
+    "text_of",
+]
 
 
 async def answer_of(bus: Bus, call: ModelCall, *, setting: str) -> ModelResponse:

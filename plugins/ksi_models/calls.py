@@ -42,7 +42,6 @@ from ksi_models.lanes import Lane, Lanes
 from ksi_models.prices import FREE, Prices, split
 from ksi_models.provider import (
     TRANSIENT,
-    WITHOUT_TOOLS,
     Answered,
     Provider,
     ProviderError,
@@ -117,7 +116,8 @@ class Calls:
 
         def ask(provider: Provider, model: str) -> AsyncGenerator[Any]:
             asked = msgspec.structs.replace(question, model=model)
-            if work.at and provider.name in WITHOUT_TOOLS:  # better an answer without them
+            if work.at and not self._providers.calls_tools(provider.name):
+                # Better an answer without them than none.
                 asked = msgspec.structs.replace(asked, tools=())
             return provider.stream(asked)
 

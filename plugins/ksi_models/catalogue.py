@@ -44,6 +44,9 @@ class ProviderTable(Protocol):
     def all(self) -> list[Provider]:
         """Return those that are worth listing."""
 
+    def calls_tools(self, name: str) -> bool:
+        """Say whether a provider's models can call tools here."""
+
 
 class Default(Struct, frozen=True):
     """The model that is asked where none is named, and what to do where it is no real one."""

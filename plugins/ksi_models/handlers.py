@@ -16,7 +16,7 @@ from ksi_models.calls import Tools
 from ksi_models.catalogue import LOOK_TIMEOUT_S, why_not
 from ksi_models.keys import variables_of
 from ksi_models.prices import split
-from ksi_models.provider import WITHOUT_TOOLS, Provider
+from ksi_models.provider import Provider
 from ksi_models.store import Store
 from ksi_system.events import HealthCheck, HealthChecked
 
@@ -133,7 +133,7 @@ class Handlers:
             fallbacks=tuple(fallbacks),
             context_tokens=sizes.context_tokens,
             max_output_tokens=sizes.max_output_tokens,
-            has_tools=split(model)[0] not in WITHOUT_TOOLS,
+            has_tools=self._providers.calls_tools(split(model)[0]),
             hint=default.hint if default else None,
         )
 

@@ -16,6 +16,7 @@ from ksi_models.lanes import Lanes
 from ksi_models.prices import EXAMPLE, Prices
 from ksi_models.providers import Providers
 from ksi_models.recorder import Recorder
+from ksi_models.runtimes import Runtimes
 from ksi_models.settings import ModelsSettings
 from ksi_models.store import Store
 from ksi_postgres.database import Database
@@ -55,6 +56,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         tools = Tools(settings, catalogue, providers, lanes, prices, recorder, keys)
         handlers = Handlers(tools, store, plugin.bus)
         plugin.add(Calls(tools, plugin.bus), handlers)
+        plugin.offer(Runtimes(settings, providers))
         plugin.start_task("rows", recorder.run, FOR_EVER)
         plugin.start_task("old rows", handlers.forget, FOR_EVER)
 

@@ -36,7 +36,7 @@ Kind = Literal[
     "broken",
 ]
 # Their models call no tools.
-WITHOUT_TOOLS: frozenset[str] = frozenset({"builtin", "claude-cli"})
+WITHOUT_TOOLS: frozenset[str] = frozenset({"builtin"})
 TRANSIENT: frozenset[Kind] = frozenset(
     {"rate_limited", "overloaded", "server", "network", "cut_off", "malformed", "stalled"}
 )

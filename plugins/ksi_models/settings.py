@@ -98,8 +98,10 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
             out of the daemon's environment, so that no program that it starts inherits them. Those
             of the providers above are so in any case.
         claude_command: The ``claude`` command, as a name on the `PATH` or as a path.
-        claude_config_folder: Where that command keeps its login and its sessions; where it keeps
-            them by itself unless given. Its settings there are not read.
+        claude_config_folder: Where that command has its user's login; where it has it by itself
+            unless given. Nothing else there is read: it runs with a configuration of its own.
+        claude_parked_s: How long a process of that command waits for the results of the tools that
+            its model has called; after that another one is told what was said and done.
         cassette: What calls are recorded in, as a name under ``<home>/cassettes``, to be asked
             again as ``replay/<name>``; none are recorded without it.
         keyring: Whether keys are also looked for in the system's keyring, as service ``ksi`` and
@@ -136,6 +138,7 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
     key_variables: tuple[str, ...] = KEY_VARIABLES
     claude_command: str = "claude"
     claude_config_folder: str = ""
+    claude_parked_s: Above = 600.0
     cassette: str = ""
     keyring: bool = True
     keyring_timeout_s: Above = 2.0

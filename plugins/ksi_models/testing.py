@@ -109,7 +109,8 @@ def install_fake_claude(folder: Path) -> FakeClaude:
     (fake.config_folder / ".credentials.json").write_text("{}")
     path = shlex.quote(os.pathsep.join(p for p in sys.path if p))
     start = f"exec {shlex.quote(sys.executable)} -m ksi_models.fakes.claude_command"
-    fake.command.write_text(f'#!/bin/sh\nPYTHONPATH={path} {start} "$@"\n')
+    own = f"FAKE_CLAUDE_FOLDER={shlex.quote(str(fake.config_folder))} PYTHONPATH={path}"
+    fake.command.write_text(f'#!/bin/sh\n{own} {start} "$@"\n')
     fake.command.chmod(0o755)
     return fake
 

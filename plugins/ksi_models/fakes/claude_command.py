@@ -53,9 +53,7 @@ class Fake:
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
-        self.folder = Path(
-            os.environ.get("CLAUDE_CONFIG_DIR") or Path(os.environ["HOME"]) / ".claude"
-        )
+        self.folder = Path(os.environ["FAKE_CLAUDE_FOLDER"])
         self.model = self.option("--model") or "default"
         self.session = self.option("--resume") or str(uuid.uuid4())
         self.file = self.folder / SESSIONS / f"{self.session}.json"

@@ -7,12 +7,13 @@ from msgspec import structs
 
 from ksi_daemon.protocol import InvalidData
 from ksi_models.keys import Keys, variables_of
-from ksi_models.provider import Provider
+from ksi_models.provider import WITHOUT_TOOLS, Provider
 from ksi_models.providers import pydantic, replay
 from ksi_models.providers.claude_cli import CPU_S, MEMORY_MB, OPEN_FILES, ClaudeCLI
 from ksi_models.providers.extractive import Extractive
 from ksi_models.providers.guarded import ProcessBounds, can_measure
 from ksi_models.providers.scripted import ScriptedProvider
+from ksi_models.providers.tool_server import ToolServer
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -30,6 +31,10 @@ class Providers:
         keys: Their keys.
         home: ``KSI_HOME``.
 
+    Attributes:
+        tools: What gives tools to programs that call them by themselves.
+        claude: The claude command, once it was asked for.
+
     Raises:
         InvalidData: ``models.cassette`` is no name of a file, or there is a limit that nobody can
             keep.
@@ -41,6 +46,8 @@ class Providers:
         self._home = home
         self._cassettes = home / "cassettes"
         self._made: dict[str, Provider] = {}
+        self.tools: ToolServer | None = None
+        self.claude: ClaudeCLI | None = None
         if settings.cassette and not replay.NAME.fullmatch(settings.cassette):
             raise InvalidData(
                 "models.cassette is a name of letters, digits, dots, dashes and underscores"
@@ -66,6 +73,10 @@ class Providers:
         ours = ("claude-cli", "anthropic", "openai", *with_keys, *PORTS, *BUILTIN)
         found = [self.find(name) for name in dict.fromkeys([*self._settings.providers, *ours])]
         return [provider for provider in found if provider is not None]
+
+    def calls_tools(self, name: str) -> bool:
+        """Say whether a provider's models can call tools here."""
+        return name not in WITHOUT_TOOLS and (name != "claude-cli" or self.tools is not None)
 
     async def close(self) -> None:
         """End what they have opened."""
@@ -115,14 +126,17 @@ class Providers:
         return replay.Recorder(provider, file, self._keys.redacted)
 
     def _claude(self) -> Provider:
-        return ClaudeCLI(
+        self.claude = ClaudeCLI(
             self._settings.claude_command,
             self._settings.claude_config_folder,
             self._home / "claude",
             self._keys,
             self._settings.max_answer_bytes,
             bounds_of(self._settings.providers.get("claude-cli", ProviderSettings())),
+            tools=lambda: self.tools,
+            parked_s=self._settings.claude_parked_s,
         )
+        return self.claude
 
     def _wire(self, name: str, own: ProviderSettings) -> Provider:
         from ksi_models.providers import openai_wire  # noqa: PLC0415  aiohttp is slow to import

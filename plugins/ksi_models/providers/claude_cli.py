@@ -1,14 +1,19 @@
-"""Asks the ``claude`` command, with all of its own tools switched off."""
+"""Asks the ``claude`` command, with all of its own tools switched off.
+
+Where it may call tools, it has none but those of a server that we give it, which makes no calls
+(see `tool_server`). When its model wants some, the answer ends with them as any model's does, and
+the command stays parked: the question that brings the results has it go on. Where it is gone by
+then, another one is told what was said and done.
+"""
 
 import asyncio
 import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
@@ -16,10 +21,12 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ksi_models.events import Usage
+from ksi_models.events import Message, ToolCallPart, ToolResultPart, Usage
 from ksi_models.keys import Keys
 from ksi_models.provider import Answered, Delta, KnownModel, ProviderError, Question
+from ksi_models.providers.claude_login import Login
 from ksi_models.providers.claude_messages import (
+    PREFIX,
     ClaudeReader,
     blocks_of,
     digest_of,
@@ -28,6 +35,7 @@ from ksi_models.providers.claude_messages import (
 )
 from ksi_models.providers.errors import brief
 from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
+from ksi_models.providers.tool_server import Desk, OpenTools, ToolServer
 
 MODELS: Final = ("sonnet", "opus", "haiku", "default")
 MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@\[\]-]{0,99}")
@@ -41,7 +49,9 @@ OPEN_FILES: Final = 1024
 SETTING: Final = "models.providers.claude-cli"
 NO_MORE_FILES: Final = re.compile(r"EMFILE|too many open files", re.IGNORECASE)
 LAST_LINES: Final = 3
-PROMPT: Final = ".prompt"
+CALL: Final = "call-"
+PARKED_S: Final = 600.0
+MAX_PARKED: Final = 16
 SYSTEM: Final = "You are a helpful assistant."
 THINKING: Final = {"off": "0", "low": "4000", "medium": "10000", "high": "31999"}
 OAUTH_KEY: Final = "sk-ant-oat"
@@ -50,7 +60,6 @@ OAUTH_KEY: Final = "sk-ant-oat"
 PASSED: Final = frozenset(
     {
         "ALL_PROXY",
-        "CLAUDE_CONFIG_DIR",
         "HOME",
         "HTTPS_PROXY",
         "HTTP_PROXY",
@@ -70,8 +79,19 @@ PASSED: Final = frozenset(
 QUIET: Final = {
     "CLAUDE_CODE_MAX_RETRIES": "0",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+    "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_TELEMETRY": "1",
+}
+# A tool may wait for a person: it is the daemon that bounds how long.
+PATIENT: Final = {
+    "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",
+    "CLAUDE_CODE_MCP_TOOL_IDLE_TIMEOUT": "0",
+    "ENABLE_TOOL_SEARCH": "false",
+    "MAX_MCP_OUTPUT_TOKENS": "1000000",
+    "MCP_TIMEOUT": "60000",
+    "MCP_TOOL_TIMEOUT": "604800000",
 }
 FLAGS: Final = (
     "--print",
@@ -87,6 +107,8 @@ FLAGS: Final = (
     "--setting-sources",
     "",
     "--disable-slash-commands",
+    "--permission-mode",
+    "dontAsk",
 )
 
 
@@ -102,16 +124,59 @@ class Session(Struct, frozen=True):
     process: GuardedProcess
 
 
+class Talk:
+    """A process of the command, and what it was handed.
+
+    Attributes:
+        whose: Whom it works for: tenant, conversation, run and model.
+        calls: Those for whose results it waits.
+    """
+
+    def __init__(
+        self,
+        folder: tempfile.TemporaryDirectory[str],
+        reader: ClaudeReader,
+        whose: tuple[str | None, ...],
+    ) -> None:
+        self.folder = folder
+        self.reader = reader
+        self.whose = whose
+        self.desk = Desk()
+        self.tools: OpenTools | None = None
+        self.process: GuardedProcess | None = None
+        self.calls: tuple[ToolCallPart, ...] = ()
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process is not None and not self.process.is_gone
+
+    def close(self) -> None:
+        """Take away what it was handed; it has ended, or is about to."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.desk.close()
+        tools, self.tools = self.tools, None
+        if tools is not None:
+            tools.close()
+        self.folder.cleanup()
+
+
 class ClaudeCLI:
-    """The ``claude`` command: a process for each call, a session for each conversation.
+    """The ``claude`` command: a process for each answer, a session for each conversation.
 
     Args:
         command: Its name on the `PATH`, or its path.
-        config_folder: Where it keeps its login and sessions; where it does by itself if empty.
-        folder: A folder of our own that it runs in.
+        config_folder: Where its user's login is; where it has that by itself if empty.
+        folder: A folder of our own that it runs in, and that its own files are in.
         keys: May have a login for it.
         max_answer_bytes: How long an answer may be.
         bounds: What the process of a call may take.
+        tools: Returns what gives it tools, where anything does.
+        parked_s: How long a process waits for the results of tools.
+        environ: What its environment is taken from; the daemon's unless given.
+        more: What else is in its environment.
     """
 
     name = "claude-cli"
@@ -124,23 +189,39 @@ class ClaudeCLI:
         keys: Keys,
         max_answer_bytes: int = 8 * 1024 * 1024,
         bounds: ProcessBounds = BOUNDS,
+        *,
+        tools: Callable[[], ToolServer | None] = lambda: None,
+        parked_s: float = PARKED_S,
+        environ: Mapping[str, str] = os.environ,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self._command = command
-        self._config_folder = config_folder
         self._folder = folder
         self._keys = keys
+        self._login = Login(config_folder, folder / "config")
         self._max_answer_bytes = max_answer_bytes
         self._bounds = bounds
+        self._tools = tools
+        self._parked_s = parked_s
+        self._outside = environ
+        self._more = dict(more or {})
         self._sessions: OrderedDict[tuple[str, str, str], Session] = OrderedDict()
+        self._parked: OrderedDict[str, Talk] = OrderedDict()
         self._running: set[GuardedProcess] = set()
         self._is_cleared = False
 
     # -- what a provider does -------------------------------------------------------------------
 
     async def stream(self, question: Question) -> AsyncGenerator[Delta, None]:
-        """Ask, in the conversation's session where that has all that was said before."""
-        _check(question)
+        """Ask, in the process that waits for these results, or in the conversation's session."""
+        await self._check(question)
         key = (question.tenant, question.conversation or "", question.model)
+        talk = self._waiting_for(question)
+        if talk is not None:
+            async with aclosing(self._listen(talk, question, key)) as answer:
+                async for delta in answer:
+                    yield delta
+            return
         session = self._sessions.pop(key, None)
         if session is not None and not _goes_on(session, question):
             session = None
@@ -166,12 +247,16 @@ class ClaudeCLI:
         return [KnownModel(name=name, context_tokens=CONTEXT_TOKENS) for name in MODELS]
 
     async def why_not(self) -> str | None:
-        """Say that there is no such command, or that nobody has logged in."""
+        """Say that there is no such command, that nobody has logged in, or that it can't be held.
+
+        The last is told as far as it is known.
+        """
         if self._found() is None:
             return f"there is no command {self._command!r}; install Claude Code, and log in"
-        if await self._keys.find(self.name) or self._has_login():
-            return None
-        return "nobody has logged in: run `claude` once and log in"
+        if not await self._keys.find(self.name) and (why := self._login.why_not()):
+            return why
+        tools = self._tools()
+        return None if tools is None else tools.why_not_now()
 
     async def close(self) -> None:
         """End all that runs."""
@@ -180,53 +265,112 @@ class ClaudeCLI:
             process.end()
         for process in running:
             await process.until_gone()
+        for talk in self._parked.values():
+            talk.close()
+        self._parked.clear()
         self._running.clear()
         self._sessions.clear()
+        await self._login.bring_back()
+
+    def end_run(self, run: str) -> None:
+        """End the processes that wait for results of a run that is over."""
+        for first, talk in list(self._parked.items()):
+            if run in talk.whose:
+                self._forget(first)
+
+    async def _check(self, question: Question) -> None:
+        tools = self._tools()
+        if question.tools and tools is None:
+            raise ProviderError(
+                "refused",
+                "tools reach the claude command through MCP, which isn't on here (ksi_mcp); ask "
+                "another model, or ask without tools",
+            )
+        if not MODEL.fullmatch(question.model):
+            raise ProviderError("not_found", "that is no name of a model of the claude command")
+        if tools is not None and self._found() is not None:
+            why = await tools.why_not(with_tools=bool(question.tools))
+            if why is not None:
+                raise ProviderError("refused", why)
 
     # -- a call ---------------------------------------------------------------------------------
 
     async def _ask(
         self, question: Question, key: tuple[str, str, str], session: Session | None
     ) -> AsyncGenerator[Delta, None]:
+        """Start a process, and ask it."""
         known = session.messages if session else 0
         blocks = blocks_of(question.messages[known:]) if session else transcript(question.messages)
-        reader = ClaudeReader(self.name, self._max_answer_bytes, self._keys.redacted)
-        with tempfile.NamedTemporaryFile(dir=self._own_folder(), suffix=PROMPT) as prompt:
-            prompt.write(_system(question).encode(errors="replace"))
-            prompt.flush()
-            process = await self._start(question, session, prompt.name)
-            try:
-                process.write_and_close(user_line(blocks))
-                async with aclosing(self._read(process, reader)) as answer:
-                    async for delta in answer:
-                        yield delta
-                end = reader.answer.answered(reader.finish, reader.usage, served=reader.served)
+        names = frozenset(tool.name for tool in question.tools)
+        reader = ClaudeReader(self.name, self._max_answer_bytes, self._keys.redacted, names)
+        folder = tempfile.TemporaryDirectory(dir=self._own_folder(), prefix=CALL)
+        talk = Talk(folder, reader, _whose(question))
+        try:
+            talk.process = await self._start(question, session, talk)
+            talk.process.write_and_close(user_line(blocks))
+        except BaseException:
+            talk.close()
+            raise
+        async with aclosing(self._listen(talk, question, key)) as answer:
+            async for delta in answer:
+                yield delta
+
+    async def _listen(
+        self, talk: Talk, question: Question, key: tuple[str, str, str]
+    ) -> AsyncGenerator[Delta, None]:
+        """Hand on an answer, to its end or to where the process waits for results."""
+        process, reader = talk.process, talk.reader
+        assert process is not None
+        is_kept = False
+        try:
+            async with aclosing(self._read(process, reader)) as answer:
+                async for delta in answer:
+                    yield delta
+            end = reader.answer.answered(reader.finish, reader.usage, served=reader.served)
+            if reader.is_done:
                 self._remember(question, key, end, reader, process)
-                yield end
-            finally:
+            else:
+                self._park(talk, end.message)
+                is_kept = True
+            yield end
+        finally:
+            if not is_kept:
                 await self._leave(process, is_done=reader.is_done)
+                talk.close()
+                await self._login.bring_back()
 
     async def _start(
-        self, question: Question, session: Session | None, prompt: str
+        self, question: Question, session: Session | None, talk: Talk
     ) -> GuardedProcess:
         command = self._found()
         if command is None:
             raise ProviderError("login", str(await self.why_not()))
-        arguments = [command, *FLAGS, "--system-prompt-file", prompt]
+        folder = Path(talk.folder.name)
+        prompt = folder / "prompt"
+        prompt.write_bytes(_system(question).encode(errors="replace"))
+        arguments = [command, *FLAGS, "--system-prompt-file", str(prompt)]
+        tools = self._tools()
+        if question.tools and tools is not None:
+            talk.tools = await tools.open(question.tools, talk.desk.result_of, folder)
+            arguments += ["--mcp-config", str(talk.tools.config)]
+            arguments += ["--allowedTools", PREFIX.removesuffix("__")]
         if question.model != "default":
             arguments += ["--model", question.model]
         if session is not None:
             arguments += ["--resume", session.id]
         elif question.conversation is None:
             arguments.append("--no-session-persistence")
+        secrets = await self._secrets()
+        await self._login.lend(has_key=bool(secrets))
         try:
             process = await GuardedProcess.start(
                 arguments,
                 environ=self._environ(question),
-                secrets=await self._login(),
+                secrets=secrets,
                 folder=self._own_folder(),
                 max_line_bytes=2 * self._max_answer_bytes,
                 bounds=self._bounds,
+                confined=None if tools is None else tools.confined,
             )
         except OSError as error:
             raise ProviderError(
@@ -235,10 +379,50 @@ class ClaudeCLI:
         self._running.add(process)
         return process
 
+    # -- waiting for results --------------------------------------------------------------------
+
+    def _park(self, talk: Talk, message: Message) -> None:
+        """Have a process wait for the results of the calls in its answer, for a while."""
+        talk.calls = _calls_of(message)
+        first = talk.calls[0].id
+        self._parked[first] = talk
+        talk.timer = asyncio.get_running_loop().call_later(self._parked_s, self._forget, first)
+        if len(self._parked) > MAX_PARKED:
+            self._forget(next(iter(self._parked)))
+
+    def _forget(self, first: str) -> None:
+        """End a process that waits for results."""
+        talk = self._parked.pop(first, None)
+        if talk is None:
+            return
+        talk.close()
+        if talk.process is not None:
+            talk.process.end()
+            asyncio.get_running_loop().call_later(LINGER_S, self._drop, talk.process)
+
+    def _waiting_for(self, question: Question) -> Talk | None:
+        """Return the process that waits for what a question brings, and give it that."""
+        said = _last_calls(question.messages)
+        if said is None:
+            return None
+        calls, results = said
+        talk = self._parked.get(calls[0].id)
+        if talk is None or talk.whose != _whose(question) or talk.calls != calls:
+            return None
+        if results is None or not talk.is_alive:
+            self._forget(calls[0].id)
+            return None
+        del self._parked[calls[0].id]
+        if talk.timer is not None:
+            talk.timer.cancel()
+        talk.reader.go_on()
+        talk.desk.give(calls, results)
+        return talk
+
     async def _read(
         self, process: GuardedProcess, reader: ClaudeReader
     ) -> AsyncGenerator[Delta, None]:
-        while not reader.is_done:
+        while not (reader.is_done or reader.is_parked):
             try:
                 line = await process.read_line()
             except ValueError as error:
@@ -296,34 +480,24 @@ class ClaudeCLI:
 
     # -- where it is ----------------------------------------------------------------------------
 
+    @staticmethod
+    def found(command: str) -> str | None:
+        """Return the path of a command, where there is one."""
+        return shutil.which(Path(command).expanduser())
+
     def _found(self) -> str | None:
-        return shutil.which(Path(self._command).expanduser())
-
-    def _config(self) -> Path:
-        chosen = self._config_folder or os.environ.get("CLAUDE_CONFIG_DIR")
-        return Path(chosen).expanduser() if chosen else Path.home() / ".claude"
-
-    def _has_login(self) -> bool:
-        """Tell whether there is a login; on macOS it is in the keychain, and noted elsewhere."""
-        if (self._config() / ".credentials.json").is_file():
-            return True
-        if sys.platform != "darwin":
-            return False
-        try:
-            return '"oauthAccount"' in (Path.home() / ".claude.json").read_text(errors="replace")
-        except OSError:
-            return False
+        return self.found(self._command)
 
     def _own_folder(self) -> Path:
         """Return the folder: made, and cleared of a dead daemon's files, when it is first used."""
         if not self._is_cleared:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for left in self._folder.glob(f"*{PROMPT}"):
-                left.unlink(missing_ok=True)
+            for left in self._folder.glob(f"{CALL}*"):
+                shutil.rmtree(left, ignore_errors=True)
             self._is_cleared = True
         return self._folder
 
-    async def _login(self) -> dict[str, str]:
+    async def _secrets(self) -> dict[str, str]:
         """Return the login that it is given, where it is not to use that of its own."""
         key = await self._keys.find(self.name)
         if not key:
@@ -335,12 +509,13 @@ class ClaudeCLI:
         """Return its environment: nothing of the daemon's but what it runs by."""
         environ = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in self._outside.items()
             if name.upper() in PASSED or name.startswith("LC_")
         }
         environ.update(QUIET)
-        if self._config_folder:
-            environ["CLAUDE_CONFIG_DIR"] = str(self._config())
+        environ.update(PATIENT if question.tools else {})
+        environ["CLAUDE_CONFIG_DIR"] = str(self._login.folder)
+        environ.update(self._more)
         if question.settings.max_tokens is not None:
             environ["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(question.settings.max_tokens)
         if question.settings.thinking is not None:
@@ -396,15 +571,28 @@ class _NoSession(Exception):
     """The command does not know the session any more."""
 
 
-def _check(question: Question) -> None:
-    if question.tools:
-        raise ProviderError(
-            "refused",
-            "tools reach the claude command through MCP, which this version doesn't serve; ask "
-            "another model, or ask without tools",
-        )
-    if not MODEL.fullmatch(question.model):
-        raise ProviderError("not_found", "that is no name of a model of the claude command")
+def _whose(question: Question) -> tuple[str | None, ...]:
+    return question.tenant, question.conversation, question.run, question.model
+
+
+def _calls_of(message: Message) -> tuple[ToolCallPart, ...]:
+    return tuple(part for part in message.parts if isinstance(part, ToolCallPart))
+
+
+def _last_calls(
+    messages: tuple[Message, ...],
+) -> tuple[tuple[ToolCallPart, ...], dict[str, ToolResultPart] | None] | None:
+    """Return the calls of the last answer; their results where these are all that follows."""
+    last = next(
+        (at for at in reversed(range(len(messages))) if messages[at].role == "assistant"), 0
+    )
+    calls = _calls_of(messages[last]) if messages else ()
+    if not calls:
+        return None
+    parts = [part for message in messages[last + 1 :] for part in message.parts]
+    results = {part.id: part for part in parts if isinstance(part, ToolResultPart)}
+    is_all = len(results) == len(parts) and results.keys() == {call.id for call in calls}
+    return calls, results if is_all else None
 
 
 def _goes_on(session: Session, question: Question) -> bool:

@@ -141,6 +141,9 @@ class Table:
         """Return all."""
         return list(self.by_name.values())
 
+    def calls_tools(self, name: str) -> bool:
+        return True
+
 
 class FakeBus:
     """Keeps what is published; answers requests from a table."""

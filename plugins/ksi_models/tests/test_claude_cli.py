@@ -83,7 +83,7 @@ async def test_what_a_person_says_is_on_no_command_line(
     await ask(claude, question("my secret", model="sonnet", system="another secret"))
 
     assert "secret" not in str(fake_claude.runs[0]["arguments"])
-    assert list((tmp_path / "claude").iterdir()) == []
+    assert [each.name for each in (tmp_path / "claude").iterdir()] == ["config"]
 
 
 async def test_its_environment_is_scrubbed(
@@ -301,7 +301,7 @@ async def test_one_that_ignores_being_ended_is_killed(
 
 def started_by(fake: FakeClaude) -> list[int]:
     """Return the processes that still run of what a command started: they have its environment."""
-    mark = f"CLAUDE_CONFIG_DIR={fake.config_folder}".encode()
+    mark = f"FAKE_CLAUDE_FOLDER={fake.config_folder}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

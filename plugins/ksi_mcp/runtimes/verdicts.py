@@ -1,0 +1,99 @@
+"""Knows of each runtime that can call tools whether it does so by the gate alone."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ksi_mcp.events import McpRuntime, McpWay
+
+log = logging.getLogger(__name__)
+
+TRIAL_S: Final = 180.0
+
+Trial = Callable[[], Awaitable[McpRuntime]]
+
+
+class Verdicts:
+    """What the trials of the runtimes have shown; each is tried in the background."""
+
+    def __init__(self) -> None:
+        self._trials: dict[str, Trial] = {}
+        self._found: dict[str, McpRuntime] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._wanted: asyncio.Queue[str] = asyncio.Queue()
+
+    def add(self, name: str, trial: Trial) -> None:
+        """Say how a runtime is tried; until then it waits."""
+        self._trials[name] = trial
+        self._found[name] = McpRuntime(name=name)
+        self._ended[name] = asyncio.Event()
+
+    def all(self) -> tuple[McpRuntime, ...]:
+        """Return what is known of each."""
+        return tuple(self._found.values())
+
+    async def run(self) -> None:
+        """Try each, and then whatever is to be tried again."""
+        for name in self._trials:
+            await self._try(name)
+        while True:
+            await self._try(await self._wanted.get())
+
+    async def _try(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(TRIAL_S):
+                found = await self._trials[name]()
+        except TimeoutError:
+            found = McpRuntime(name=name, state="unproven", why=f"its trial took {TRIAL_S:g} s")
+        except Exception as error:
+            log.exception("a runtime could not be tried", extra={"runtime": name})
+            why = f"its trial failed with {type(error).__name__}"
+            found = McpRuntime(name=name, state="unproven", why=why)
+        self._found[name] = found
+        self._ended[name].set()
+        if found.state == "refused":
+            log.error("a runtime is refused", extra={"runtime": name, "why": found.why})
+
+    def again(self, name: str) -> None:
+        """Have one tried again; until that is done it waits."""
+        if self._ended[name].is_set():
+            self._ended[name].clear()
+            self._found[name] = McpRuntime(name=name)
+            self._wanted.put_nowait(name)
+
+    async def why_not(self, name: str, *, with_tools: bool) -> str | None:
+        """Say why a runtime is not to be used, once it was tried.
+
+        One that could not be tried may do what needs no tools.
+        """
+        await self._ended[name].wait()
+        state = self._found[name].state
+        return self.why_not_now(name) if with_tools or state == "refused" else None
+
+    def why_not_now(self, name: str) -> str | None:
+        """Say why a runtime is not to be used, as far as that is known."""
+        found = self._found[name]
+        match found.state:
+            case "refused":
+                return f"{name} is refused, as it can go around the gate of tools: {found.why}"
+            case "unproven":
+                return f"nobody knows whether {name} can go around the gate of tools: {found.why}"
+        return None
+
+    def problems(self) -> list[str]:
+        """Say what is wrong, for the daemon's health."""
+        return [why for each in self._found.values() if (why := self.why_not_now(each.name))]
+
+
+def verdict_of(name: str, ways: list[McpWay]) -> McpRuntime:
+    """Return what a trial has shown."""
+    through = [f"{way.way} ({way.detail})" for way in ways if way.result == "through"]
+    if through:
+        why = "; ".join(through)
+        return McpRuntime(name=name, state="refused", why=why, ways=tuple(ways))
+    unknown = [f"{way.way}: {way.detail}" for way in ways if way.result == "unknown"]
+    if unknown:
+        why = "; ".join(unknown)
+        return McpRuntime(name=name, state="unproven", why=why, ways=tuple(ways))
+    return McpRuntime(name=name, state="proven", ways=tuple(ways))
