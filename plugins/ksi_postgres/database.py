@@ -39,6 +39,39 @@ FAULTS: Final = (
 )
 RELEASE_TIMEOUT_S: Final = 1.0
 
+# Postgres' own arrays that queries take and return: name, number, number of their elements' type.
+ARRAYS: Final = (
+    ("_bool", 1000, 16),
+    ("_int4", 1007, 23),
+    ("_int8", 1016, 20),
+    ("_float4", 1021, 700),
+    ("_float8", 1022, 701),
+    ("_timestamptz", 1185, 1184),
+    ("_uuid", 2951, 2950),
+)
+_KNOWN: Final = [
+    {
+        "oid": number,
+        "ns": "pg_catalog",
+        "name": name,
+        "elemtype": element,
+        "elemdelim": ",",
+        "range_subtype": None,
+        "attrtypoids": None,
+        "basetype": None,
+    }
+    for name, number, element in ARRAYS
+]
+
+
+async def _make_ready(connection: Connection) -> None:
+    """Tell asyncpg of arrays: on each connection it would ask, which takes as long as connecting.
+
+    It is what asyncpg does with the answer, and not documented: where that changes, it asks.
+    """
+    with contextlib.suppress(AttributeError, KeyError):
+        connection.get_settings().register_data_types(_KNOWN)
+
 
 async def _no_reset(connection: Connection) -> None:
     """Leave a connection as it is: all that queries change ends with their transaction."""
@@ -106,6 +139,7 @@ class Database:
                 min_size=1,
                 max_size=self._settings.pool_connections,
                 statement_cache_size=POOLED_CACHE if self._is_pooled else STATEMENT_CACHE,
+                init=_make_ready,
                 reset=_no_reset,
                 timeout=self._settings.connect_timeout_s,
                 command_timeout=self._limit(None),

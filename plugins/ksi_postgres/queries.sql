@@ -50,7 +50,12 @@ SELECT pg_has_role(current_user, 'ksi_owner', 'SET') AS may_own,
               AND p.proname NOT IN ('random', 'random_normal', 'clock_timestamp', 'timeofday',
                                     'gen_random_uuid', 'uuidv4', 'uuidv7')
               AND has_schema_privilege('ksi_reader', n.oid, 'USAGE')
-              AND has_function_privilege('ksi_reader', p.oid, 'EXECUTE'))
+              -- As has_function_privilege says it, which takes three times as long.
+              AND EXISTS (
+                  SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) granted
+                   WHERE granted.privilege_type = 'EXECUTE'
+                     AND (granted.grantee = 0
+                          OR pg_has_role('ksi_reader', granted.grantee, 'USAGE'))))
        AND NOT has_database_privilege('ksi_reader', current_database(), 'TEMP')
        AND NOT has_language_privilege('ksi_reader', 'plpgsql', 'USAGE') AS reader_is_tied;
 

@@ -323,6 +323,31 @@ def _stop_queues(dbos: Any) -> None:
 
 def make_tables(admin_url: str) -> None:
     """Make DBOS's tables, or bring them up to date, as the owner, and wall them off. Blocks."""
+    if not _wall_off(admin_url):
+        _migrate(admin_url)
+        _wall_off(admin_url)
+
+
+def _wall_off(admin_url: str) -> bool:
+    """Wall DBOS's tables off, if they are as it wants them; say whether they are.
+
+    DBOS looks, too, by half a dozen connections, which takes a quarter of a start.
+    """
+    import psycopg  # noqa: PLC0415  late: it takes a while
+    from dbos._migration import get_dbos_migrations  # noqa: PLC0415  late: it takes a while
+
+    with psycopg.connect(admin_url, options="-c role=ksi_owner") as connection:
+        made = connection.execute("SELECT to_regclass('dbos.dbos_migrations')").fetchone()
+        if made == (None,):
+            return False
+        row = connection.execute("SELECT version FROM dbos.dbos_migrations").fetchone()
+        if row is None or row[0] < len(get_dbos_migrations("dbos", use_listen_notify=True)):
+            return False
+        connection.execute("SELECT ksi_workflows.wall_engine()")
+        return True
+
+
+def _migrate(admin_url: str) -> None:
     import sqlalchemy as sa  # noqa: PLC0415  late, in a thread: it takes a while
     from dbos._sys_db import SystemDatabase  # noqa: PLC0415  late: it takes a while
 
@@ -332,7 +357,7 @@ def make_tables(admin_url: str) -> None:
     options = {"role": "ksi_owner", "synchronous_commit": "off"}
     engine = _make_engine(admin_url, options, poolclass=sa.pool.NullPool)
     try:
-        database = SystemDatabase.create(
+        SystemDatabase.create(
             system_database_url=_shown(admin_url),
             engine_kwargs={},
             engine=engine,
@@ -340,10 +365,7 @@ def make_tables(admin_url: str) -> None:
             serializer=_serializer(),
             executor_id=None,
             app_name=APPLICATION,
-        )
-        database.run_migrations()
-        with engine.begin() as connection:
-            connection.execute(sa.text("SELECT ksi_workflows.wall_engine()"))
+        ).run_migrations()
     finally:
         engine.dispose()
 
@@ -363,7 +385,10 @@ def _make_engine(url: str, options: Mapping[str, str], **pool: Any) -> Any:
 
     arguments = " ".join(f"-c {name}={value}" for name, value in options.items())
     made = sa.make_url(url).set(drivername="postgresql+psycopg")
-    return sa.create_engine(made, connect_args={"options": arguments}, **pool)
+    # No type of DBOS's is an hstore, and each engine would look for one.
+    return sa.create_engine(
+        made, connect_args={"options": arguments}, use_native_hstore=False, **pool
+    )
 
 
 def _shown(url: str) -> str:

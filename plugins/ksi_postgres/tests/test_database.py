@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -20,7 +22,7 @@ from msgspec.structs import replace
 from ksi_daemon.logs import RepeatFilter
 from ksi_daemon.protocol import Busy, Denied, TimedOut, Unavailable
 from ksi_postgres import migrations, setup
-from ksi_postgres.database import Database
+from ksi_postgres.database import ARRAYS, Database
 from ksi_postgres.embedded import EmbeddedServer
 from ksi_postgres.logins import APP, Logins, socket_url
 from ksi_postgres.settings import PostgresSettings
@@ -521,6 +523,31 @@ async def test_a_query_costs_one_round_trip_and_none_to_tidy_up(
             await database.fetchval("SELECT $1::int", n)
 
         assert proxy.round_trips - before == 10
+
+
+async def test_an_array_costs_no_more_though_its_connection_is_new(
+    postgres_server: TestServer, database_logins: Logins, ksi_home: Path
+) -> None:
+    moment, identity = datetime(2026, 3, 1, 12, tzinfo=UTC), uuid.uuid4()
+    values = {
+        "bool": [True, None, False],
+        "int4": [1, -2],
+        "int8": [2**40],
+        "float4": [0.5],
+        "float8": [1e300],
+        "timestamptz": [moment],
+        "uuid": [identity],
+    }
+    assert {name for name, _, _ in ARRAYS} == {f"_{name}" for name in values}
+    async with counted(postgres_server, database_logins, ksi_home) as (database, proxy):
+        before = proxy.round_trips
+
+        back = {n: await database.fetchval(f"SELECT $1::{n}[]", v) for n, v in values.items()}
+
+        assert back == values
+        assert proxy.round_trips - before == len(values)
+        rows = await database.fetch("SELECT typname, oid, typelem FROM pg_type")
+        assert set(ARRAYS) <= {tuple(row) for row in rows}
 
 
 async def test_a_tenant_s_transaction_costs_three_more(
