@@ -40,7 +40,7 @@ GRANTS: Final = Grants(
         "http:raw_keep",
     ),
     scopes=("*",),
-    subscribe=("http:key_revoked",),
+    subscribe=("http:key_revoked", "mcp:changed", "mcp:updated"),
     impersonate=True,
 )
 

@@ -134,16 +134,21 @@ class McpCompleted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     total: int = 0
 
 
-class McpChanged(Struct, frozen=True, kw_only=True):
-    """Published when there are other tools, prompts or resources than before."""
+class McpChanged(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Published when there are other tools, prompts or resources than before.
+
+    They are a tenant's alone, where that is told.
+    """
 
     kind: Literal["tools", "prompts", "resources"]
+    tenant: str | None = None
 
 
-class McpUpdated(Struct, frozen=True, kw_only=True):
-    """Published when a resource holds something else than before."""
+class McpUpdated(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Published when a resource, of one tenant or all, holds something else than before."""
 
     uri: str
+    tenant: str | None = None
 
 
 # -- the servers of others --------------------------------------------------------------------

@@ -111,13 +111,13 @@ class ProviderRegistration(Registration):
         async def execute(arguments: dict[str, Any], context: ToolContext) -> Any:
             return await provider.call_tool(spec.name, arguments, context)
 
+        checked = None if are_sound else checker_of(spec.name, spec.parameters)
+
         def check(arguments: dict[str, Any]) -> dict[str, Any]:
             nonlocal checked
             if checked is None:
                 checked = checker_of(spec.name, spec.parameters)
             return checked(arguments)
-
-        checked = None if are_sound else checker_of(spec.name, spec.parameters)
 
         return Tool(
             name=check_tool_name(spec.name),
@@ -159,6 +159,9 @@ class EventSource(Struct, frozen=True, kw_only=True):
 class Tools:
     """The one registry of what agents can call, as other plugins find it as a service.
 
+    Attributes:
+        on_change: Called when there are other tools than before; a handful, that must not raise.
+
     Args:
         router: Knows who answers an event, and which plugins are there.
         bus: Sends the events that are tools.
@@ -179,6 +182,7 @@ class Tools:
         self._offered: dict[tuple[str, str], Tool] | None = None  # made anew when it is asked for
         self._of_clients: dict[tuple[str, str], EventSource] = {}
         self._made: dict[str, tuple[Route, EventSource, Tool]] = {}
+        self.on_change: list[Callable[[], None]] = []
 
     # -- what plugins call ----------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class Tools:
         if source.name in self._tools or (known is not None and known.event != event):
             raise Conflict(f"there is another tool {source.name!r}")
         self._events[source.name] = source
-        self._offered = None
+        self._changed()
         return Registration(self, [source.name])
 
     def add_provider(
@@ -250,6 +254,11 @@ class Tools:
         """
         return ProviderRegistration(self, provider, tenant)
 
+    def _changed(self) -> None:
+        self._offered = None
+        for tell in self.on_change:
+            tell()
+
     def _replace(self, old: set[str], new: list[Tool]) -> None:
         for index, each in enumerate(new):
             is_taken = each.name in self._tools and each.name not in old
@@ -260,7 +269,7 @@ class Tools:
         self._tools.update({each.name: each for each in new})
 
     def _forget(self, names: Iterable[str]) -> None:
-        self._offered = None
+        self._changed()
         for name in names:
             self._tools.pop(name, None)
             self._events.pop(name, None)
@@ -284,7 +293,7 @@ class Tools:
         self._provided[registration] = tools
         if not tools:
             del self._provided[registration]  # who has some again comes last
-        self._offered = None
+        self._changed()
 
     def _names_of(self, registration: "ProviderRegistration") -> dict[str, str]:
         by_tool = {id(each.execute): name for (_, name), each in self._all_offered().items()}
@@ -337,6 +346,7 @@ class Tools:
         if known is None and registered >= self._max_registered:
             raise Busy(f"{registered} tools are registered already (tools.max_registered)")
         self._of_clients[key] = source
+        self._changed()
 
     def route_to_register(self, event: str, whose: str, *, may_any: bool) -> Route:
         """Return who answers an event that is to be a tool.
@@ -367,6 +377,7 @@ class Tools:
 
     def _drop(self, tenant: str, name: str) -> None:
         del self._of_clients[tenant, name]
+        self._changed()
         self._made.pop(f"{tenant} {name}", None)
 
     def prune(self) -> None:

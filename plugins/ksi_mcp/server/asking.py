@@ -8,6 +8,7 @@ import msgspec
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from msgspec import Struct
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,6 +36,11 @@ def capabilities_of(ctx: Ctx) -> dict[str, Any]:
     if known is None:
         return {}
     return known.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+
+def is_modern(ctx: Ctx) -> bool:
+    """Say whether a program speaks the protocol that knows no sessions."""
+    return ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
 
 
 def can_elicit(ctx: Ctx) -> bool:

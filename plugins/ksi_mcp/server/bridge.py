@@ -12,26 +12,35 @@ from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
+import msgspec
 from aiohttp import hdrs, web
 from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
+from mcp.server.streamable_http import EventStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.types import Message, Scope
 
+from ksi_client import Subscription
+from ksi_client.client import RECONNECTED
 from ksi_daemon.protocol import Busy, Failed, KsiError, Unavailable
 from ksi_http.rooms import Caller, Sidecar, read_body, shown
-from ksi_mcp.events import McpServing, McpYou
+from ksi_mcp.events import McpChanged, McpServing, McpUpdated, McpYou
+from ksi_mcp.server.news import News
+from ksi_mcp.server.replay import Replay
 from ksi_mcp.server.serving import Serving
 from ksi_system.events import EventDescription
 
 log = logging.getLogger(__name__)
 
+SDK: Final = "mcp"
 CALLER: Final = "ksi.caller"
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 OPEN_S: Final = 5.0
+RETRY_MS: Final = 1000  # after which time a client is to take up a stream that was cut
 AGAIN_S: Final = 2.0
+CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
 
@@ -50,6 +59,7 @@ class HttpReach:
         self._app = app
         self._caller = caller
         self.name = name_of(caller)
+        self.tenant = caller.tenant
 
     def may(self, scope: str) -> bool:
         """Say whether the key has a scope."""
@@ -92,6 +102,19 @@ def name_of(caller: Caller) -> str:
     return f"{caller.id} {caller.user or ''}"
 
 
+class Sessions(StreamableHTTPSessionManager):
+    """The SDK's sessions, each with a memory of its own of what it was told."""
+
+    @property
+    def event_store(self) -> EventStore | None:
+        """Return what remembers for a session that begins."""
+        return Replay()
+
+    @event_store.setter
+    def event_store(self, given: EventStore | None) -> None:
+        """Leave it: there is none for all."""
+
+
 class Bridge:
     """Answers the requests of the HTTP server.
 
@@ -110,6 +133,7 @@ class Bridge:
         Raises:
             Unavailable: The daemon is away.
         """
+        logging.getLogger(SDK).setLevel(logging.WARNING)  # it tells of every session
         settings = await self._settings()
         serving = Serving(settings, self._reach_of)
 
@@ -117,13 +141,14 @@ class Bridge:
             caller = _CALLER.get()
             return None if caller is None else serving.catalogues.schema(name_of(caller), tool)
 
-        self._manager = StreamableHTTPSessionManager(
+        self._manager = Sessions(
             serving.server(schema_of),
             session_idle_timeout=settings.session_idle_s,
             max_request_body_size=self._app.settings.max_body_bytes,
             max_sessions=settings.max_sessions,
+            retry_interval=RETRY_MS,
         )
-        self._app.begin(self._run(self._manager), "mcp")
+        self._app.begin(self._run(self._manager, serving.news), "mcp")
         async with asyncio.timeout(OPEN_S):
             await self._is_open.wait()
 
@@ -132,10 +157,33 @@ class Bridge:
             told: McpYou = await client.request("mcp:whoami", result_type=McpYou)
         return told.serving
 
-    async def _run(self, manager: StreamableHTTPSessionManager) -> None:
+    async def _run(self, manager: StreamableHTTPSessionManager, news: News) -> None:
         async with manager.run():
             self._is_open.set()
-            await asyncio.Event().wait()
+            await self._follow(news)
+
+    async def _follow(self, news: News) -> None:
+        """Hand on what the daemon says to have changed; for ever."""
+        subscriptions = [
+            await self._app.connections.first.subscribe(pattern) for pattern in (CHANGED, UPDATED)
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for subscription in subscriptions:
+                tasks.create_task(self._take(subscription, news), name="mcp news")
+
+    async def _take(self, subscription: Subscription, news: News) -> None:
+        async for event in subscription:
+            try:
+                if event.name == CHANGED:
+                    changed = msgspec.convert(event.data, McpChanged)
+                    await news.changed(changed.kind, changed.tenant)
+                elif event.name == UPDATED:
+                    updated = msgspec.convert(event.data, McpUpdated)
+                    await news.updated(updated.uri, updated.tenant)
+                elif event.name == RECONNECTED:
+                    await news.all_changed()
+            except msgspec.ValidationError as error:
+                log.warning("news could not be taken", extra={"why": str(error)})
 
     def _reach_of(self, ctx: ServerRequestContext[Any, Any]) -> HttpReach:
         assert ctx.request is not None  # every message came with a request

@@ -8,8 +8,8 @@ import mcp_types as types
 import msgspec
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ksi_daemon.protocol import KsiError
 from ksi_mcp.events import McpCall, McpCalling
@@ -17,12 +17,21 @@ from ksi_mcp.server import asking, results
 from ksi_mcp.server.catalogue import Offered
 from ksi_mcp.server.levels import Levels
 from ksi_mcp.server.reach import Reach
-from ksi_tools.events import ToolAnswer, ToolCall, ToolCalled, ToolResolve
+from ksi_tools.events import (
+    ToolAnswer,
+    ToolCall,
+    ToolCalled,
+    ToolOutput,
+    ToolOutputPart,
+    ToolResolve,
+)
 
 Ctx = ServerRequestContext[Any, Any]
 Answer = types.CallToolResult | types.InputRequiredResult
 
 MAX_ROUNDS: Final = 8
+PART: Final = 1_000_000
+MAX_WHOLE: Final = 32_000_000
 QUESTION: Final = "question"
 
 
@@ -53,7 +62,7 @@ class Calling:
         self._reach = reach
         self._levels = levels
         self._ask_timeout_s = ask_timeout_s
-        self._is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+        self._is_modern = asking.is_modern(ctx)
 
     async def make(self, offered: Offered, params: types.CallToolRequestParams) -> Answer:
         """Make a call, or go on with one; what goes wrong with it is told to the model."""
@@ -96,12 +105,28 @@ class Calling:
     ) -> Answer:
         """Return what came of a call; a person who is to answer is asked here, if that can be."""
         if called.status != "waiting" or not asking.can_elicit(self._ctx):
-            return results.of_called(called)
+            return results.of_called(await self._whole(called))
         asks = {QUESTION: asking.question(called.content)}
         if self._is_modern:
             return asking.required(asks, State(call_id=called.call_id))
         answers = await asking.answers_of(self._ctx, asks, self._ask_timeout_s)
         return await self._answered(offered, arguments, called.call_id, answers.get(QUESTION))
+
+    async def _whole(self, called: ToolCalled) -> ToolCalled:
+        """Return a call with all of its output, where that is blocks of MCP, which can't be cut."""
+        if called.output_ref is None or not called.content.startswith(results.START):
+            return called
+        content, at = "", 0
+        while len(content) < MAX_WHOLE:
+            ask = ToolOutput(output_ref=called.output_ref, offset=at, limit=PART)
+            part: ToolOutputPart = await self._reach.ask(
+                "tool:output", ask, result_type=ToolOutputPart
+            )
+            content += part.content
+            if part.next_offset is None:
+                return replace(called, content=content, output_ref=None)
+            at = part.next_offset
+        return called
 
     async def _answered(
         self, offered: Offered, arguments: dict[str, Any], call_id: str, answer: Any

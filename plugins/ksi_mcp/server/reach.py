@@ -12,9 +12,11 @@ class Reach(Protocol):
 
     Attributes:
         name: Tells this caller from others.
+        tenant: Whose data the caller sees.
     """
 
     name: str
+    tenant: str
 
     def may(self, scope: str) -> bool:
         """Say whether the caller has a scope."""

@@ -13,6 +13,7 @@ from ksi_tools.events import ToolCalled
 
 CONTENT: Final = "mcp_content"
 BLOCKS: Final = TypeAdapter(list[types.ContentBlock])
+START: Final = f'{{"{CONTENT}":'
 OUTPUT: Final = "ksi://outputs/"
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Any
 
 from ksi_daemon.protocol import Busy
 from ksi_tools.api import ToolContext, tool
@@ -15,9 +14,8 @@ class Toolbox:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.whose: list[Any] = []
         self.begun = asyncio.Event()
-        self.ended: list[str] = []
+        self.ended = asyncio.Event()
 
     @tool(effects="read_only")
     async def add(self, a: int, b: int) -> dict[str, int]:
@@ -46,7 +44,7 @@ class Toolbox:
         try:
             await asyncio.Event().wait()
         finally:
-            self.ended.append("wait")
+            self.ended.set()
         return "never"
 
     @tool(effects="read_only")
