@@ -1,0 +1,59 @@
+"""The command ``ksi mcp``: KSI's tools for a program that starts it, and others' tools for KSI."""
+
+import asyncio
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from ksi_cli import output
+from ksi_cli.connection import given_token
+from ksi_cli.output import UsageError
+from ksi_daemon import process
+from ksi_daemon.home import Home
+
+mcp = typer.Typer(
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    help="Serve MCP on standard input and output; servers of others.",
+)
+
+
+@mcp.callback()
+def serve(
+    context: typer.Context,
+    *,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scope",
+            metavar="GLOB",
+            help="What the program may do: memory:*, '*:read', …; repeatable. All unless given.",
+        ),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For which user, with --scope.")
+    ] = None,
+    tenant: Annotated[
+        str, typer.Option(metavar="NAME", help="For which tenant, with --scope.")
+    ] = "default",
+) -> None:
+    """Serve MCP on standard input and output, for a program that starts this.
+
+    The daemon is started if it isn't running. Every call passes it, in the name of whoever starts
+    this, or of the token in the file that KSI_TOKEN_FILE names.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not scope and (user is not None or tenant != "default"):
+        raise UsageError("say what may be done in that one's name: --scope GLOB; '*' is everything")
+    if sys.stdin.isatty():
+        output.note("this speaks MCP with the program that starts it; add it there as: ksi mcp")
+    token = given_token()
+    process.start(Home(), [], timeout_s=process.START_TIMEOUT_S, tell=output.note)
+    # Standard input is read in a thread, which nobody can end otherwise.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from ksi_mcp import stdio  # noqa: PLC0415  it brings the SDK, which takes a second
+
+    asyncio.run(stdio.serve(token or "", tuple(scope or ()), user, tenant))
