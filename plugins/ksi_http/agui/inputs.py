@@ -1,6 +1,7 @@
 """What a front end sends to have a run: AG-UI's ``RunAgentInput``, and what is new in it."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -8,6 +9,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from ksi_daemon.protocol import InvalidData
+from ksi_http.agui import parts
 from ksi_http.agui.state import TOOL
 
 NO_ANSWER: Final = "The person did not answer."
@@ -15,22 +17,6 @@ QUESTION: Final = "ask_user"
 CONVERSATION: Final = Meta(pattern=r"\A[^\s\x00-\x1f]{1,200}\Z")
 
 Id = Annotated[str, Meta(min_length=1, max_length=500)]
-
-
-class Source(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where the bytes of a part are."""
-
-    type: str
-    value: str
-    mime_type: str | None = None
-
-
-class ContentPart(Struct, frozen=True, kw_only=True):
-    """A part of what a user says."""
-
-    type: str
-    text: str = ""
-    source: Source | None = None
 
 
 class Function(Struct, frozen=True, kw_only=True):
@@ -172,40 +158,65 @@ def _answer_of(message: InputMessage) -> str:
 
 
 def text_of(message: InputMessage) -> str:
-    """Return what a message says, as far as it is text.
+    """Return what a message says that can only be text.
 
     Raises:
-        InvalidData: It has something that models are not handed on yet.
+        InvalidData: It has something else.
     """
-    if isinstance(message.content, str):
-        return message.content
-    if message.content is None:
-        return ""
-    try:
-        parts = msgspec.convert(message.content, tuple[ContentPart, ...])
-    except msgspec.ValidationError as error:
-        raise InvalidData(f"the content of the message {message.id}: {error}") from error
-    for part in parts:
-        if part.type != "text":
-            raise InvalidData(
-                f"the message {message.id} has a part of the type {part.type!r}, and only text is "
-                "read here: send files to /content/ first"
-            )
-    return "\n".join(part.text for part in parts)
+    said = parts.read(message.content, _named(message))
+    if any(part.type != "text" for part in said):
+        raise InvalidData(
+            f"{_named(message)} has more than text, which is read of users' messages alone"
+        )
+    return "\n".join(part.text for part in said)
+
+
+def parts_of(message: InputMessage) -> list[dict[str, Any]]:
+    """Return what a message says, as a turn has it; files are the user's alone.
+
+    Raises:
+        InvalidData: Something can't be read.
+    """
+    if message.role != "user":
+        text = text_of(message)
+        return [{"kind": "text", "text": text}] if text else []
+    name = _named(message)
+    said = (parts.as_part(part, name) for part in parts.read(message.content, name))
+    return [part for part in said if part.get("text") != ""]
+
+
+def messages_of(messages: Iterable[InputMessage]) -> list[dict[str, Any]]:
+    """Return what user and agent have said, as a turn has it.
+
+    Raises:
+        InvalidData: Something can't be read, or there are too many files.
+    """
+    said = [(each.role, parts_of(each)) for each in messages if each.role in ("user", "assistant")]
+    files = sum(part["kind"] == "file" for _, found in said for part in found)
+    if files > parts.MAX_FILES:
+        raise InvalidData(f"messages: {parts.MAX_FILES} files at most, not {files}")
+    return [{"role": role, "parts": found} for role, found in said if found]
+
+
+def _named(message: InputMessage) -> str:
+    return f"the message {message.id[:100]}"
 
 
 def prompt_of(said: tuple[InputMessage, ...]) -> str:
-    """Return what the user says now, in one text."""
+    """Return what the user says now, in one text.
+
+    Raises:
+        InvalidData: There is more than text.
+    """
     return "\n\n".join(text_of(each) for each in said)
 
 
-def history_of(before: tuple[InputMessage, ...]) -> list[dict[str, Any]]:
-    """Return earlier messages for a conversation that this daemon has not seen yet."""
-    return [
-        {"role": each.role, "parts": [{"kind": "text", "text": text}]}
-        for each in before
-        if each.role in ("user", "assistant") and (text := text_of(each))
-    ]
+def text_alone(said: tuple[InputMessage, ...]) -> str | None:
+    """Return what the user says now, where it is only text."""
+    try:
+        return prompt_of(said)
+    except InvalidData:
+        return None
 
 
 def instructions_of(given: RunAgentInput, added: str | None) -> str | None:

@@ -115,18 +115,15 @@ class Room:
             "instructions": inputs.instructions_of(given, added),
             "client_tools": inputs.client_tools_of(given),
         }
-        prompt = inputs.prompt_of(news.said)
-        if not prompt:
+        said = inputs.messages_of(news.said)
+        if not said:
             raise InvalidData("messages: the last one says nothing")
         turn: Turn = {key: value for key, value in options.items() if value}
         turn["conversation_id"] = given.thread_id
         turn["request_id"] = inputs.request_id_of(given.thread_id, news.said, options)
-        history = inputs.history_of(news.before)
-        if history and await self._app.chats.conversation(caller, given.thread_id) is None:
-            said = {"role": "user", "parts": [{"kind": "text", "text": prompt}]}
-            turn["messages"] = [*history, said]
-        else:
-            turn["prompt"] = prompt
+        if news.before and await self._app.chats.conversation(caller, given.thread_id) is None:
+            said = inputs.messages_of(given.messages)  # it began elsewhere
+        turn["messages"] = said
         return turn
 
     async def _name(
@@ -150,15 +147,18 @@ class Room:
         self, caller: "Caller", given: RunAgentInput, news: News, calls: dict[str, str]
     ) -> tuple[News, str] | None:
         """Take what the user says for the answer to what the agent's last message left open."""
-        taken, runs = inputs.taken_as_answers(news, calls), [_run_of(call) for call in calls]
+        runs = [_run_of(call) for call in calls]
         run = await self._at_work(caller, given.thread_id)
-        if run in runs:
-            await self._inject(caller, given, taken)
-            return taken, run
-        said = inputs.prompt_of(news.said)
-        if run is None and await self._app.chats.was_said(caller, given.thread_id, runs[-1], said):
-            return taken, runs[-1]  # it is sent again, and its turn has ended meanwhile
-        return None
+        if run is not None and run not in runs:
+            return None  # what is at work there is none of what the front end knows
+        if run is None:  # perhaps this is sent again, and its turn has ended meanwhile
+            said = inputs.text_alone(news.said)
+            if said and await self._app.chats.was_said(caller, given.thread_id, runs[-1], said):
+                return inputs.taken_as_answers(news, calls), runs[-1]
+            return None
+        taken = inputs.taken_as_answers(news, calls)
+        await self._inject(caller, given, taken)
+        return taken, run
 
     async def _inject(self, caller: "Caller", given: RunAgentInput, news: News) -> None:
         """Have the turn at work read what the user says besides."""

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
 from ksi_http.testing import HttpServer
+from ksi_models.events import FilePart, TextPart
 
 VALID: TypeAdapter[Any] = TypeAdapter(Event)
 PICK = {
@@ -312,6 +313,16 @@ async def test_a_stream_of_a_run_that_is_not_there_can_t_be_taken_up(http: HttpS
 
     assert response.status == 404
     assert answer["error"]["code"] == "not_found"
+
+
+async def test_an_image_goes_to_the_model(http: HttpServer, script: Script) -> None:
+    source = {"type": "data", "value": "iVBORw0KGgo=", "mimeType": "image/png"}
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image", "source": source}]
+
+    await have(http, given({"id": "u1", "role": "user", "content": content}))
+
+    shown = script.calls[-1].messages[-1].parts
+    assert shown == (TextPart("What is it?"), FilePart("image/png", b"\x89PNG\r\n\x1a\n"))
 
 
 async def test_an_agent_changes_the_state_that_it_shares_with_the_front_end(
