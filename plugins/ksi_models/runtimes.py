@@ -37,9 +37,17 @@ class Runtimes:
         if claude is not None:
             claude.end_run(run)
 
-    def is_installed(self) -> bool:
-        """Say whether there is a ``claude`` command."""
-        return ClaudeCLI.found(self._settings.claude_command) is not None
+    def installed(self) -> tuple[str, int, int] | None:
+        """Return what tells the ``claude`` command that there is now from another one."""
+        found = ClaudeCLI.found(self._settings.claude_command)
+        if found is None:
+            return None
+        file = Path(found).resolve()
+        try:
+            known = file.stat()
+        except OSError:  # it was removed a moment ago
+            return None
+        return str(file), known.st_mtime_ns, known.st_size
 
     def try_claude(
         self, folder: Path, tools: ToolServer, environ: Mapping[str, str], more: Mapping[str, str]

@@ -86,6 +86,15 @@ class FakeClaude:
         self.command = folder / "bin" / "claude"
         self.config_folder = folder / "claude-config"
 
+    def cheat(self, *ways: str) -> None:
+        """Have it cheat from now on: the ways are those of `ksi_models.fakes.claude_tools`."""
+        path = shlex.quote(os.pathsep.join(p for p in sys.path if p))
+        told = f"FAKE_CLAUDE_FOLDER={shlex.quote(str(self.config_folder))} PYTHONPATH={path}"
+        start = f"exec {shlex.quote(sys.executable)} -m ksi_models.fakes.claude_command"
+        cheats = f"FAKE_CLAUDE_CHEATS={shlex.quote(' '.join(ways))} " if ways else ""
+        self.command.write_text(f'#!/bin/sh\n{cheats}{told} {start} "$@"\n')
+        self.command.chmod(0o755)
+
     @property
     def settings(self) -> list[str]:
         """The settings that have a daemon call it."""
@@ -107,11 +116,7 @@ def install_fake_claude(folder: Path) -> FakeClaude:
     fake.command.parent.mkdir(parents=True, exist_ok=True)
     fake.config_folder.mkdir(parents=True, exist_ok=True)
     (fake.config_folder / ".credentials.json").write_text("{}")
-    path = shlex.quote(os.pathsep.join(p for p in sys.path if p))
-    start = f"exec {shlex.quote(sys.executable)} -m ksi_models.fakes.claude_command"
-    own = f"FAKE_CLAUDE_FOLDER={shlex.quote(str(fake.config_folder))} PYTHONPATH={path}"
-    fake.command.write_text(f'#!/bin/sh\n{own} {start} "$@"\n')
-    fake.command.chmod(0o755)
+    fake.cheat()
     return fake
 
 

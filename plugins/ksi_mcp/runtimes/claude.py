@@ -139,10 +139,17 @@ class ClaudeTrial:
         self._plugin = plugin
         self._runtimes = runtimes
         self._tools = tools
+        self._tried: tuple[str, int, int] | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether there is another command by now than the one that was tried."""
+        return self._runtimes.installed() != self._tried
 
     async def run(self) -> McpRuntime:
-        """Try it; a command that isn't there is as good as one that holds."""
-        if not self._runtimes.is_installed():
+        """Try it; one that isn't there needs no trial."""
+        self._tried = self._runtimes.installed()
+        if self._tried is None:
             return McpRuntime(name=NAME, state="absent", why="there is no claude command")
         with tempfile.TemporaryDirectory(dir=self._plugin.home, prefix=FOLDER) as name:
             folder = Path(name)
@@ -164,9 +171,7 @@ class ClaudeTrial:
                 try:
                     return await self._watch(claude, api, traps)
                 except ProviderError as error:
-                    if error.kind in NOT_ASKED:
-                        return [McpWay(way=OWN_TOOLS, result="unknown", detail=error.message)]
-                    return [_way(OWN_TOOLS, [error.message])]
+                    return _failed(error, api, traps)
 
     async def _watch(self, claude: Provider, api: ModelAPI, traps: Traps) -> list[McpWay]:
         first = (Message("user", (TextPart("Try it."),)),)
@@ -274,6 +279,16 @@ def _way(way: str, through: list[str]) -> McpWay:
     if through:
         return McpWay(way=way, result="through", detail="; ".join(through)[:500])
     return McpWay(way=way, result="held")
+
+
+def _failed(error: ProviderError, api: ModelAPI, traps: Traps) -> list[McpWay]:
+    """Tell what is known where it did not answer as it should."""
+    used = [*traps.sprung("shell", "written"), *_used(api, traps)]
+    if error.kind not in NOT_ASKED:
+        used.append(error.message)
+    ways = [_way(OWN_TOOLS, used), _way(OWN_CONFIGURATION, traps.sprung("server", "hook"))]
+    through = [way for way in ways if way.result == "through"]
+    return through or [McpWay(way=OWN_TOOLS, result="unknown", detail=error.message)]
 
 
 def _used(api: ModelAPI, traps: Traps) -> list[str]:

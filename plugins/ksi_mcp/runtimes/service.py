@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ksi_completion.events import CompletionResult
 from ksi_daemon.event_system import event_contributor, event_handler, event_observer
 from ksi_daemon.plugin import Plugin
+from ksi_daemon.protocol import Event
 from ksi_mcp.events import McpRuntimes, McpRuntimesTold
 from ksi_mcp.runtimes.claude import NAME, ClaudeTrial
 from ksi_mcp.runtimes.sessions import Sessions
@@ -40,9 +40,10 @@ class Service:
         )
 
     @event_observer("completion:result")
-    def over(self, result: CompletionResult) -> None:
+    def over(self, event: Event) -> None:
         """End what waits for results of a turn that is over."""
-        self._runtimes.end_run(result.run_id)
+        if event.context.run is not None:
+            self._runtimes.end_run(event.context.run)
 
 
 @asynccontextmanager
@@ -51,7 +52,8 @@ async def runtimes_of(plugin: Plugin) -> AsyncIterator[None]:
     runtimes = plugin.service(Runtimes)
     verdicts = Verdicts()
     sessions = Sessions(plugin, verdicts)
-    verdicts.add(NAME, ClaudeTrial(plugin, runtimes, sessions).run)
+    trial = ClaudeTrial(plugin, runtimes, sessions)
+    verdicts.add(NAME, trial.run, lambda: trial.is_stale)
     plugin.add(sessions, Service(verdicts, runtimes))
     runtimes.serve_tools(sessions)
     plugin.start_task("trials", verdicts.run)

@@ -14,6 +14,11 @@ TRIAL_S: Final = 180.0
 Trial = Callable[[], Awaitable[McpRuntime]]
 
 
+def never() -> bool:
+    """Say that a runtime is the same as it was."""
+    return False
+
+
 class Verdicts:
     """What the trials of the runtimes have shown; each is tried in the background."""
 
@@ -21,11 +26,13 @@ class Verdicts:
         self._trials: dict[str, Trial] = {}
         self._found: dict[str, McpRuntime] = {}
         self._ended: dict[str, asyncio.Event] = {}
+        self._is_stale: dict[str, Callable[[], bool]] = {}
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
 
-    def add(self, name: str, trial: Trial) -> None:
-        """Say how a runtime is tried; until then it waits."""
+    def add(self, name: str, trial: Trial, is_stale: Callable[[], bool] = never) -> None:
+        """Say how a runtime is tried, and how is known that it is another one by now."""
         self._trials[name] = trial
+        self._is_stale[name] = is_stale
         self._found[name] = McpRuntime(name=name)
         self._ended[name] = asyncio.Event()
 
@@ -55,19 +62,19 @@ class Verdicts:
         if found.state == "refused":
             log.error("a runtime is refused", extra={"runtime": name, "why": found.why})
 
-    def again(self, name: str) -> None:
-        """Have one tried again; until that is done it waits."""
-        if self._ended[name].is_set():
-            self._ended[name].clear()
-            self._found[name] = McpRuntime(name=name)
-            self._wanted.put_nowait(name)
-
     async def why_not(self, name: str, *, with_tools: bool) -> str | None:
         """Say why a runtime is not to be used, once it was tried.
 
-        One that could not be tried may do what needs no tools.
+        One that could not be tried may do what needs no tools. One that was replaced since is tried
+        again before.
         """
         await self._ended[name].wait()
+        while self._is_stale[name]():
+            if self._ended[name].is_set():
+                self._ended[name].clear()
+                self._found[name] = McpRuntime(name=name)
+                self._wanted.put_nowait(name)
+            await self._ended[name].wait()
         state = self._found[name].state
         return self.why_not_now(name) if with_tools or state == "refused" else None
 

@@ -11,7 +11,8 @@ memory), ``eat-away`` (a process does that which has left its group), ``spin`` (
 one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options),
 ``whole`` (it does not stream).
 
-Sessions and a log of how it was called are in its folder of configuration.
+Its tools are those of `claude_tools`. Sessions and a log of how it was called are in a folder of
+its own; where it is only tried, it leaves no log.
 """
 
 import json
@@ -24,6 +25,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Final
 
+from ksi_models.fakes.claude_tools import Block, Tools, ask_model
 from ksi_models.providers.scripts import next_step, pieces_of
 
 LOG: Final = "fake-log.jsonl"
@@ -58,6 +60,9 @@ class Fake:
         self.session = self.option("--resume") or str(uuid.uuid4())
         self.file = self.folder / SESSIONS / f"{self.session}.json"
         self.history: list[tuple[str, str]] = []
+        self.url = os.environ.get("ANTHROPIC_BASE_URL", "")
+        self.messages: list[dict[str, Any]] = []
+        self.spent: list[dict[str, int]] = []
 
     def option(self, name: str) -> str | None:
         """Return an option's value."""
@@ -77,6 +82,8 @@ class Fake:
             self.history = [tuple(each) for each in json.loads(self.file.read_text())]
         text = self.read()
         self.history.append(("user", text))
+        self.messages.append({"role": "user", "content": text})
+        self.tools = Tools(self.option("--mcp-config"))
         self.tell("system", subtype="init", model=f"claude-{self.model}-fake", **self.abilities())
         code = self.fail()
         return self.answer() if code is None else code
@@ -93,15 +100,16 @@ class Fake:
             "system": Path(prompt).read_text() if prompt else None,
             "input": lines,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOG).open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        if not self.url:
+            with (self.folder / LOG).open("a") as log:
+                log.write(json.dumps(entry) + "\n")
         blocks = [block for line in lines for block in line["message"]["content"]]
         return "\n".join(block.get("text", "") for block in blocks)
 
     def abilities(self) -> dict[str, Any]:
         """Return what it says that it can do."""
-        return {"tools": ["Bash"] if self.model == "has-tools" else [], "mcp_servers": []}
+        own = ["Bash"] if self.model == "has-tools" else []
+        return {"tools": [*self.tools.names, *own], "mcp_servers": self.tools.servers}
 
     def tell(self, kind: str, **members: Any) -> None:
         """Write a line."""
@@ -118,37 +126,93 @@ class Fake:
         self.tell_event("content_block_delta", index=0, delta={"type": f"{kind}_delta", kind: text})
 
     def answer(self) -> int:
-        """Answer well."""
-        step = next_step(self.history)
-        said, thought = (step.say, step.think) if step else (self.history[-1][1], "")
-        count = step.chunks if step else 3
-        if self.model != "whole":
-            self.tell_event("message_start", message={"role": "assistant", "content": []})
-            for piece in pieces_of(thought, count):
-                self.tell_text(piece, "thinking")
-            for piece in pieces_of(said, count):
-                self.tell_text(piece)
-                time.sleep(step.delay_s if step else 0)
-        message = {
-            "role": "assistant",
-            "content": [{"type": "text", "text": said}],
-            "stop_reason": "end_turn",
-        }
-        self.tell("assistant", message=message)
-        self.history.append(("assistant", said))
+        """Answer well, with as many calls of tools as its model wants."""
+        while calls := self.say_next():
+            for block in calls:
+                said, is_error = self.tools.call(block)
+                self.tell_tool_result(block, said, is_error=is_error)
+                self.history.append(("tool", said))
         if "--no-session-persistence" not in self.arguments:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(self.history))
-        self.tell_result(said)
+        self.tell_result(self.history[-1][1])
+        self.tools.close()
         return 0
 
+    def say_next(self) -> list[Block]:
+        """Say what comes next; returns the calls in that."""
+        step = next_step(self.history)
+        if self.url:
+            said, thought, calls = self.of_model()
+        elif step is not None:
+            said, thought = step.say, step.think
+            calls = [
+                {
+                    "type": "tool_use",
+                    "id": call.id or f"toolu_{uuid.uuid4().hex}",
+                    "name": f"mcp__ksi__{call.name}" if call.name != "Bash" else call.name,
+                    "input": json.loads(call.text),
+                }
+                for call in step.calls
+            ]
+        else:
+            said, thought, calls = self.history[-1][1], "", []
+        parent = "toolu_0" if "agents" in self.tools.cheats else None
+        if self.model != "whole":
+            self.stream(said, thought, calls, step.chunks if step else 3, step)
+        text = [{"type": "text", "text": said}] if said else []
+        for block in (*text, *calls):  # the real one writes a line for each
+            message = {"role": "assistant", "content": [block], "stop_reason": None}
+            self.tell("assistant", message=message, parent_tool_use_id=parent)
+        self.history.append(("assistant", said))
+        self.messages.append({"role": "assistant", "content": [*text, *calls]})
+        read, written = len(self.history[-2][1].split()), len(said.split())
+        self.spent.append({"input_tokens": read, "output_tokens": written})
+        if self.model != "whole":
+            reason = "tool_use" if calls else "end_turn"
+            usage = {"output_tokens": written}
+            self.tell_event("message_delta", delta={"stop_reason": reason}, usage=usage)
+            self.tell_event("message_stop")
+        return calls
+
+    def stream(self, said: str, thought: str, calls: list[Block], count: int, step: Any) -> None:
+        """Write an answer in pieces."""
+        usage = {"input_tokens": len(self.history[-1][1].split()), "output_tokens": 1}
+        message = {"role": "assistant", "content": [], "usage": usage}
+        self.tell_event("message_start", message=message)
+        for piece in pieces_of(thought, count):
+            self.tell_text(piece, "thinking")
+        for piece in pieces_of(said, count):
+            self.tell_text(piece)
+            time.sleep(step.delay_s if step else 0)
+        for place, block in enumerate(calls, 1):
+            start = {**block, "input": {}}
+            self.tell_event("content_block_start", index=place, content_block=start)
+            for piece in pieces_of(json.dumps(block["input"]), 2):
+                delta = {"type": "input_json_delta", "partial_json": piece}
+                self.tell_event("content_block_delta", index=place, delta=delta)
+            self.tell_event("content_block_stop", index=place)
+
+    def of_model(self) -> tuple[str, str, list[Block]]:
+        """Ask the model that it was pointed at."""
+        blocks = ask_model(self.url, self.messages, self.tools.names)
+        said = "".join(block["text"] for block in blocks if block["type"] == "text")
+        return said, "", [block for block in blocks if block["type"] == "tool_use"]
+
+    def tell_tool_result(self, block: Block, said: str, *, is_error: bool) -> None:
+        """Write what came of a call."""
+        result = {"type": "tool_result", "tool_use_id": block["id"], "content": said}
+        content = [{**result, "is_error": True} if is_error else result]
+        self.messages.append({"role": "user", "content": content})
+        self.tell("user", message=self.messages[-1], parent_tool_use_id=None)
+
     def tell_result(self, said: str, *, is_error: bool = False) -> None:
-        """Write the last line."""
+        """Write the last line: it tells what all answers took together."""
         usage = {
-            "input_tokens": len(self.history[-1][1].split()),
+            "input_tokens": sum(each["input_tokens"] for each in self.spent),
             "cache_read_input_tokens": 3,
             "cache_creation_input_tokens": 2,
-            "output_tokens": len(said.split()),
+            "output_tokens": sum(each["output_tokens"] for each in self.spent),
         }
         self.tell(
             "result",
