@@ -218,10 +218,14 @@ class ClaudeCLI:
         key = (question.tenant, question.conversation or "", question.model)
         talk = self._waiting_for(question)
         if talk is not None:
-            async with aclosing(self._listen(talk, question, key)) as answer:
-                async for delta in answer:
-                    yield delta
-            return
+            try:
+                async with aclosing(self._listen(talk, question, key)) as answer:
+                    async for delta in answer:
+                        yield delta
+                return
+            except ProviderError as error:  # it may have died while it waited
+                if error.kind != "cut_off" or not talk.reader.answer.is_empty:
+                    raise
         session = self._sessions.pop(key, None)
         if session is not None and not _goes_on(session, question):
             session = None

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from msgspec import Raw
-from pydantic_ai import providers
 
 from ksi_models.events import (
     FilePart,
@@ -254,6 +253,8 @@ async def test_a_provider_that_is_none_is_told() -> None:
 
 
 def test_all_of_its_providers_are_known() -> None:
+    from pydantic_ai import providers  # noqa: PLC0415  late: it takes a while
+
     cases: Any = re.findall(r"case (.*):", inspect.getsource(providers.infer_provider_class))
     theirs = set(re.findall(r"'([\w-]+)'", " ".join(cases)))
 

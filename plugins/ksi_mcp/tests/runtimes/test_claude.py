@@ -99,9 +99,6 @@ async def test_the_turn_makes_the_calls_of_its_model_and_the_same_process_goes_o
     assert len(fake_claude.runs) == 1
     calls = await client.request("tool:calls", {})
     assert [(each["name"], each["status"]) for each in calls["calls"]] == [("pay", "done")] * 3
-    listed = await client.request("conversation:get", {"conversation_id": "c"})
-    kinds = [[part["kind"] for part in each["parts"]] for each in listed["messages"]]
-    assert kinds[1:3] == [["thinking", "tool_call", "tool_call"], ["tool_result", "tool_result"]]
     assert ended["usage"]["output_tokens"] == 3
 
 
@@ -110,7 +107,7 @@ async def test_nothing_is_done_twice_where_the_process_is_killed_as_it_waits(
 ) -> None:
     ended = await turn(client, {"calls": [call("pay_and_kill", "bread")]}, {"say": "unheard"})
 
-    assert ended["status"] == "succeeded", ended
+    assert ended["status"] == "succeeded", ended["error"]
     assert till.paid == ["bread"]
     assert len(fake_claude.runs) == 2
     assert "paid for bread" in ended["text"]  # the second one repeats what it was told
