@@ -48,7 +48,7 @@ class Remote:
         tools: The registry.
         store: Keeps what is known of its tools.
         connect: Makes a connection.
-        changed: Told when other tools are offered, and which are newly held back.
+        held_back: Told which tools are newly held back.
     """
 
     name = "mcp"
@@ -63,7 +63,7 @@ class Remote:
         tools: Tools,
         store: Store,
         connect: Connect,
-        changed: Callable[["Remote", tuple[str, ...]], None],
+        held_back: Callable[["Remote", tuple[str, ...]], None],
     ) -> None:
         self.key = key
         self.server = server
@@ -74,8 +74,9 @@ class Remote:
         self._settings = settings
         self._store = store
         self._connect = connect
-        self._changed = changed
+        self._held_back = held_back
         self._connecting = asyncio.Lock()
+        self._keeping = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
         self._refused: tuple[str, ...] = ()
@@ -144,8 +145,19 @@ class Remote:
         """
         Tools.check_schema(definition.name, definition.parameters)
 
+    async def reload(self) -> None:
+        """Offer what is kept: another daemon may have seen or accepted something else."""
+        async with self._keeping:
+            known = await self._store.known_of(self.key)
+            if known != self.known:
+                self.take(known)
+
     async def keep(self, now: Known) -> None:
-        """Keep what is known now, and offer it."""
+        """Offer what is known now, and keep it."""
+        async with self._keeping:
+            await self._keep(now)
+
+    async def _keep(self, now: Known) -> None:
         before = self.known
         self.take(now)
         held = tuple(
@@ -153,7 +165,8 @@ class Remote:
             for name, each in now.items()
             if each.pending and (name not in before or before[name].pending != each.pending)
         )
-        self._changed(self, held)
+        if held:
+            self._held_back(self, held)
         await self._store.keep(self.key, now.values(), was_added=self.was_added)
 
     # -- calls ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
@@ -23,7 +23,7 @@ from ksi_mcp.client.connection import Connection
 from ksi_mcp.client.references import check_named
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
-from ksi_mcp.events import McpChanged, McpHeldBack, McpServer
+from ksi_mcp.events import McpHeldBack, McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database
 from ksi_tools.api import Tools
@@ -98,7 +98,7 @@ class Servers:
             tools=self._tools,
             store=self._store,
             connect=self._connect,
-            changed=self._changed,
+            held_back=self._tell_held_back,
         )
         self._remotes[key] = made
         return made
@@ -166,16 +166,12 @@ class Servers:
             if remote is None or remote.server != server:
                 self._drop(key)
                 remote = self._add(key, server, was_added=True)
-        known = await self._store.known_of(key)
-        if known != remote.known:
-            remote.take(known)
-            self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
+        await remote.reload()
 
     def _drop(self, key: Key) -> None:
         remote = self._remotes.pop(key, None)
         if remote is not None:
             remote.end()
-            self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
 
     # -- connections ----------------------------------------------------------------------------
 
@@ -275,20 +271,15 @@ class Servers:
 
     # -- what is told ---------------------------------------------------------------------------
 
-    def _changed(self, remote: Remote, held_back: tuple[str, ...]) -> None:
-        self._publish(remote, "mcp:changed", McpChanged(kind="tools"))
-        if held_back:
-            told = McpHeldBack(name=remote.server_name, tools=held_back)
-            log.warning(
-                "tools of a server have changed and are held back",
-                extra={"server": remote.server_name, "tools": list(held_back)},
-            )
-            self._publish(remote, "mcp:held_back", told)
-
-    def _publish(self, remote: Remote, event: str, told: Any) -> None:
+    def _tell_held_back(self, remote: Remote, tools: tuple[str, ...]) -> None:
+        log.warning(
+            "tools of a server have changed and are held back",
+            extra={"server": remote.server_name, "tools": list(tools)},
+        )
         context = Context(id=f"mcp {time.time_ns():x}", origin="mcp", tenant=remote.key[0])
         with acting_as(context):
-            self._bus.publish(event, told)
+            told = McpHeldBack(name=remote.server_name, tools=tools)
+            self._bus.publish("mcp:held_back", told)
 
 
 def _is_live(remote: Remote) -> bool:
