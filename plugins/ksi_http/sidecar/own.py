@@ -42,18 +42,23 @@ class OwnConnections:
             Unavailable: The daemon is away.
         """
         async with AsyncExitStack() as stack:
+            token = await self.token(caller)
             try:
-                client = await stack.enter_async_context(self._client(await self.token(caller)))
-            except Denied:  # it was kept from before the daemon's restart
-                self.forget()
-                client = await stack.enter_async_context(self._client(await self.token(caller)))
+                client = await stack.enter_async_context(self._client(token))
+            except Denied:
+                token = await self.token(caller, but=token)
+                client = await stack.enter_async_context(self._client(token))
             yield client
 
     def _client(self, token: str) -> AsyncClient:
         return AsyncClient(self._transport(), token=token, on_error=lambda _: None)
 
-    async def token(self, caller: Caller) -> str:
+    async def token(self, caller: Caller, *, but: str = "") -> str:
         """Return a token for a connection of a caller's own.
+
+        Args:
+            caller: Whose it is.
+            but: One that is not valid: a daemon that was started anew knows none of before.
 
         Raises:
             Denied: The key is not valid any more.
@@ -61,7 +66,7 @@ class OwnConnections:
         """
         who = (caller.presented.digest, caller.user)
         until, token = self._tokens.get(who, (0.0, ""))
-        if until < time.time() + LEFT_S:
+        if until < time.time() + LEFT_S or token == but:
             presented = caller.presented
             ask = HttpConnect(id=presented.id, digest=presented.digest, user=caller.user)
             made = await self._ask(ask)
@@ -71,7 +76,3 @@ class OwnConnections:
         if len(self._tokens) > MAX_KEPT:
             self._tokens.popitem(last=False)
         return token
-
-    def forget(self) -> None:
-        """Ask anew for all: a key was revoked, or the daemon is another."""
-        self._tokens.clear()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from ksi_http.sidecar.openapi import described
 
 if TYPE_CHECKING:
     from ksi_http.sidecar.app import Sidecar
+    from ksi_http.sidecar.callers import Caller
 
 PROTOCOL: Final = "ksi.v1"
 LINE_BYTES: Final = 16 * 1024 * 1024
@@ -82,19 +83,31 @@ class Sockets:
             max_msg_size=app.settings.max_body_bytes,
         )
         with app.limits.stream(caller.id):
-            async with self._connected(await app.own.token(caller)) as line:
+            async with self._connected(caller) as line:
                 await socket.prepare(request)
                 await _relay(socket, line)
         return socket
 
     @asynccontextmanager
-    async def _connected(self, token: str) -> AsyncIterator[Line]:
-        """Yield a connection that may do what a token may.
+    async def _connected(self, caller: "Caller") -> AsyncIterator[Line]:
+        """Yield a connection that may do what a caller may.
 
         Raises:
             Unavailable: The daemon is away.
-            Denied: The token is not valid any more.
+            Denied: The key is not valid any more.
         """
+        own = self._app.own
+        async with AsyncExitStack() as stack:
+            token = await own.token(caller)
+            try:
+                line = await stack.enter_async_context(self._line(token))
+            except Denied:
+                token = await own.token(caller, but=token)
+                line = await stack.enter_async_context(self._line(token))
+            yield line
+
+    @asynccontextmanager
+    async def _line(self, token: str) -> AsyncIterator[Line]:
         reader = asyncio.StreamReader(LINE_BYTES)
         protocol = _Protocol(reader)
         transport = self._app.connections.transport() or UnixTransport()

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from ksi_client import AsyncClient
 from ksi_client.client import RECONNECTED
-from ksi_daemon.protocol import Busy, Denied, Event, InvalidData, KsiError, Unavailable
+from ksi_daemon.protocol import Busy, Context, Event, InvalidData, KsiError, Unavailable
 from ksi_http.sidecar import errors
 from ksi_http.sidecar.openapi import EVENT_STREAM, described
 from ksi_http.sidecar.streaming import event_stream
@@ -27,6 +27,7 @@ RESUME: Final = "Last-Event-ID"
 LAGGED: Final = "router:lagged"
 MAX_PATTERNS: Final = 20
 MAX_KEPT: Final = 500
+AGAIN_S: Final = 0.2  # how often is looked for a daemon that is away
 BEGUN_S: Final = 1.0  # in which who has begun a stream reads it
 MAX_KEPT_BYTES: Final = 8_000_000
 _ID: Final = re.compile(r"([0-9a-f]{16})-([0-9]{1,15})")
@@ -106,18 +107,10 @@ class Kept:
     async def run(self) -> None:
         """Take events, until nobody has read them for long."""
         try:
-            async with (
-                self._app.own.connected(self._caller) as client,
-                asyncio.TaskGroup() as tasks,
-            ):
-                takers = [
-                    tasks.create_task(self._take(client, each), name=f"events {each}")
-                    for each in self._patterns
-                ]
-                takers.append(tasks.create_task(self._watch(client), name="key"))
+            async with asyncio.TaskGroup() as tasks:
+                taking = tasks.create_task(self._take_all(), name="events")
                 await self._left()
-                for task in takers:
-                    task.cancel()
+                taking.cancel()
         except* KsiError as group:
             self._error = errors.first(group)
         finally:
@@ -126,15 +119,40 @@ class Kept:
             self._subscribed.set()
             self._news.set()
 
+    async def _take_all(self) -> None:
+        """Take events, also of a daemon that was started anew.
+
+        Raises:
+            Denied: The key is not valid any more.
+            Unavailable: No daemon was there in the first place.
+        """
+        while True:
+            try:
+                async with self._app.own.connected(self._caller) as client:
+                    await self._take_of(client)
+            except Unavailable:
+                if not self._subscribed.is_set():
+                    raise
+                await asyncio.sleep(AGAIN_S)
+
+    async def _take_of(self, client: AsyncClient) -> None:
+        """Take events until a connection's token is not valid any more."""
+        if self._subscribed.is_set():
+            self._add(Event(RECONNECTED, {}, Context("client")))
+        async with asyncio.TaskGroup() as tasks:
+            takers = [
+                tasks.create_task(self._take(client, each), name=f"events {each}")
+                for each in self._patterns
+            ]
+            await client.closed.wait()
+            for task in takers:
+                task.cancel()
+
     async def _take(self, client: AsyncClient, pattern: str) -> None:
         async with await client.subscribe(pattern) as subscription:
             self._subscribed.set()
             async for event in subscription:
                 self._add(event)
-
-    async def _watch(self, client: AsyncClient) -> None:
-        await client.closed.wait()
-        raise Denied("the key is not valid any more")
 
     async def _left(self) -> None:
         """Wait until nobody has read for long."""
