@@ -8,7 +8,7 @@ session are two callers where they come for two.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -20,11 +20,13 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http import EventStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from msgspec import Struct
 from starlette.types import Message, Scope
 
 from ksi_client import Subscription
 from ksi_client.client import RECONNECTED
-from ksi_daemon.protocol import Busy, Failed, KsiError, Unavailable
+from ksi_daemon.protocol import Busy, Conflict, Failed, KsiError, Unavailable
+from ksi_daemon.protocol.wire import DECODE_ERRORS
 from ksi_http.rooms import Caller, Sidecar, read_body, shown
 from ksi_mcp.events import McpChanged, McpServing, McpUpdated, McpYou
 from ksi_mcp.server.news import News
@@ -40,6 +42,7 @@ ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 OPEN_S: Final = 5.0
 RETRY_MS: Final = 1000  # after which time a client is to take up a stream that was cut
 AGAIN_S: Final = 2.0
+SESSION: Final = "Mcp-Session-Id"
 CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
@@ -126,6 +129,7 @@ class Bridge:
         self._app = app
         self._manager: StreamableHTTPSessionManager | None = None
         self._is_open = asyncio.Event()
+        self._ids = Ids()
 
     async def open(self) -> None:
         """Begin to answer; ends with the server.
@@ -199,8 +203,55 @@ class Bridge:
         exchange = Exchange(self._app, request, body)
         _CALLER.set(caller)
         auth_context_var.set(user)  # what is to come back with answers is bound to the key
-        self._app.begin(exchange.run(self._manager, scope), "mcp request")
-        return await exchange.answered()
+        with self._ids.held(request, body):
+            self._app.begin(exchange.run(self._manager, scope), "mcp request")
+            return await exchange.answered()
+
+
+class Named(Struct, frozen=True):
+    """What of a message tells it from others."""
+
+    id: str | int | float | None = None
+    method: str | None = None
+
+
+class Ids:
+    """The requests that are under way in each session: the SDK would mix up two of one id."""
+
+    def __init__(self) -> None:
+        self._held: set[tuple[str, str | int | float]] = set()
+
+    @contextlib.contextmanager
+    def held(self, request: web.Request, body: bytes) -> Iterator[None]:
+        """Have a request's id be its own while it is under way.
+
+        Raises:
+            Conflict: Another of the same session has it.
+        """
+        key = self._key(request, body)
+        if key is None:
+            yield
+            return
+        if key in self._held:
+            raise Conflict(f"the request {key[1]!r} is still under way: give each an id of its own")
+        self._held.add(key)
+        try:
+            yield
+        finally:
+            self._held.discard(key)
+
+    @staticmethod
+    def _key(request: web.Request, body: bytes) -> tuple[str, str | int | float] | None:
+        session = request.headers.get(SESSION)
+        if session is None or request.method != hdrs.METH_POST:
+            return None
+        try:
+            named = msgspec.json.decode(body, type=Named)
+        except DECODE_ERRORS:
+            return None  # which is told to be wrong by others
+        if named.id is None or named.method is None:
+            return None
+        return session, named.id
 
 
 class Exchange:

@@ -1,0 +1,191 @@
+"""What programs send that they should not."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+
+from ksi_http.testing import HttpServer
+from ksi_mcp.tests.server.conftest import Connect
+from ksi_mcp.tests.server.tools import Toolbox
+
+HEAD: Final = {"Accept": "application/json, text/event-stream"}
+VERSION: Final = {"MCP-Protocol-Version": "2025-11-25"}
+MODERN: Final = {"MCP-Protocol-Version": "2026-07-28"}
+HELLO: Final = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
+MakeKey = Callable[..., Any]
+
+
+class Raw:
+    """A session of which every message is written by hand."""
+
+    def __init__(self, http: HttpServer) -> None:
+        self.http = http
+        self.session: dict[str, str] = {}
+
+    async def begin(self) -> None:
+        _, headers, _ = await self.send({"id": 0, "method": "initialize", "params": HELLO})
+        self.session = {"Mcp-Session-Id": headers["Mcp-Session-Id"]}
+        await self.send({"method": "notifications/initialized"})
+
+    async def send(self, message: Any, **headers: str) -> tuple[int, Any, str]:
+        body = {"jsonrpc": "2.0", **message} if isinstance(message, dict) else message
+        given = self.http.authorization() | HEAD | VERSION | self.session | headers
+        url = f"{self.http.url}/mcp"
+        async with self.http.session.post(url, json=body, headers=given) as answer:
+            return answer.status, answer.headers, await answer.text()
+
+    async def call(self, number: Any, name: str, arguments: Any) -> tuple[int, Any, str]:
+        params = {"name": name, "arguments": arguments}
+        return await self.send({"id": number, "method": "tools/call", "params": params})
+
+
+@pytest.fixture
+async def raw(http: HttpServer) -> Raw:
+    """A session that has begun."""
+    session = Raw(http)
+    await session.begin()
+    return session
+
+
+async def test_a_session_bears_what_should_not_be_sent(raw: Raw, toolbox: Toolbox) -> None:
+    cancelled = {"method": "notifications/cancelled", "params": {"requestId": 4711}}
+
+    answers = [
+        await raw.send(cancelled),
+        await raw.send({"id": 1, "method": "tools/call", "params": {"name": 3}}),
+        await raw.send({"id": 2, "method": "no/such/thing"}),
+        await raw.send({"id": {"a": 1}, "method": "tools/list"}),
+        await raw.send([{"jsonrpc": "2.0", "id": 3, "method": "tools/list"}]),
+        await raw.send({"id": 4, "method": "tools/list", "params": {"cursor": "%%%"}}),
+        await raw.send({"id": 77, "result": {"nobody": "asked"}}),
+        await raw.send({"id": 5, "method": "logging/setLevel", "params": {"level": "loud"}}),
+        await raw.call(6, "add", ["not", "an", "object"]),
+        await raw.call(7, "nothing", {}),
+    ]
+    _, _, sound = await raw.call(8, "add", {"a": 20, "b": 22})
+
+    assert [status for status, _, _ in answers if status >= 500] == []
+    assert answers[0][0] == 202
+    assert '\\"sum\\":42' in sound
+
+
+async def test_the_same_id_twice_hangs_nobody_else(raw: Raw, toolbox: Toolbox) -> None:
+    async with asyncio.timeout(20.0), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(raw.call(1, "wait", {}))
+        await toolbox.begun.wait()
+        status, _, why = await raw.call(1, "add", {"a": 1, "b": 1})
+        _, _, other = await raw.call(2, "add", {"a": 20, "b": 22})
+        await raw.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
+        await toolbox.ended.wait()
+        first.cancel()
+
+    assert status == 409
+    assert "give each an id of its own" in why
+    assert '\\"sum\\":42' in other
+
+
+async def test_a_request_without_a_key_or_of_another_page_gets_nowhere(http: HttpServer) -> None:
+    hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
+    bare = await http.session.post(f"{http.url}/mcp", json=hello, headers=HEAD)
+    page = await http.post("/mcp", hello, headers={**HEAD, "Origin": "https://evil.example"})
+    host = await http.post("/mcp", hello, headers={**HEAD, "Host": "evil.example"})
+    large = await http.session.post(
+        f"{http.url}/mcp", data=io.BytesIO(b"x" * 5_000_000), headers=http.authorization() | HEAD
+    )
+    old = {**HEAD, **VERSION, "Mcp-Session-Id": "0" * 32}
+    gone = await http.post("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, headers=old)
+
+    assert (bare.status, page[0], host[0], large.status) == (401, 403, 403, 413)
+    assert gone[0] == 404
+
+
+async def test_what_comes_back_with_answers_is_ours_and_the_callers_own(
+    http: HttpServer, make_key: MakeKey
+) -> None:
+    def request(**more: Any) -> dict[str, Any]:
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
+        }
+        params = {
+            "name": "ask_user",
+            "arguments": {"question": "Which colour?"},
+            "_meta": meta,
+            **more,
+        }
+        return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+
+    routed = {"Mcp-Method": "tools/call", "Mcp-Name": "ask_user"}
+    headers = {**HEAD, **MODERN, **routed}
+    _, asked = await http.post("/mcp", request(), headers=headers)
+    result = asked["result"]
+    assert result["resultType"] == "input_required"
+    answer = {"question": {"action": "accept", "content": {"answer": "blue"}}}
+    sealed = {"requestState": result["requestState"], "inputResponses": answer}
+    tampered = {**sealed, "requestState": result["requestState"][:-4] + "AAAA"}
+
+    _, forged = await http.post("/mcp", request(**tampered), headers=headers)
+    other = await make_key("*")
+    _, stolen = await http.post("/mcp", request(**sealed), headers=headers, key=other)
+    _, right = await http.post("/mcp", request(**sealed), headers=headers)
+
+    assert forged["error"]["code"] == -32602
+    assert stolen["error"]["code"] == -32602
+    assert right["result"]["content"][0]["text"] == "blue"
+
+
+class TestFewSessions:
+    """Where only two sessions may be open."""
+
+    @pytest.fixture
+    def ksi_settings(self) -> list[str]:
+        """Two sessions."""
+        return ["mcp.max_sessions=2"]
+
+    async def test_sessions_are_bounded_and_can_be_ended(self, http: HttpServer) -> None:
+        first, second, third = Raw(http), Raw(http), Raw(http)
+        await first.begin()
+        await second.begin()
+        hello = {"id": 0, "method": "initialize", "params": HELLO}
+
+        refused, _, _ = await third.send(hello)
+        given = http.authorization() | HEAD | VERSION | first.session
+        ended = await http.session.delete(f"{http.url}/mcp", headers=given)
+        accepted, _, _ = await third.send(hello)
+
+        assert refused == 503
+        assert ended.status == 200
+        assert accepted == 200
+
+
+async def test_a_client_that_never_reads_holds_up_nobody(
+    http: HttpServer, raw: Raw, connect: Connect
+) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", http.port)
+    key = http.authorization()["Authorization"]
+    for number in range(50):
+        body = f'{{"jsonrpc":"2.0","id":{number},"method":"tools/list"}}'
+        head = (
+            f"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {key}\r\n"
+            f"Content-Type: application/json\r\nAccept: {HEAD['Accept']}\r\n"
+            f"Mcp-Session-Id: {raw.session['Mcp-Session-Id']}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+        writer.write(head.encode())
+    await writer.drain()
+
+    async with asyncio.timeout(20.0):
+        _, _, same = await raw.call(99, "add", {"a": 20, "b": 22})
+        async with connect() as program:
+            other = await program.call_tool("add", {"a": 1, "b": 2})
+    writer.close()
+
+    assert '\\"sum\\":42' in same
+    assert other.structured_content == {"sum": 3}
