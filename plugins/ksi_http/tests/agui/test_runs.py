@@ -8,15 +8,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from ag_ui.core import Event
-from pydantic import TypeAdapter
 
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
 from ksi_http.testing import HttpServer
+from ksi_http.tests.agui.protocol import check_event
 from ksi_models.events import FilePart, TextPart
 
-VALID: TypeAdapter[Any] = TypeAdapter(Event)
 PICK = {
     "name": "pick_colour",
     "description": "Have the person pick a colour.",
@@ -62,7 +60,7 @@ async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str
             event_id = line[4:].decode().strip()
         if line.startswith(b"data: "):
             event = json.loads(line[6:])
-            VALID.validate_python(event)
+            check_event(event)
             yield event_id, event
 
 

@@ -6,20 +6,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from ag_ui.core import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from pydantic import TypeAdapter
 
 from ksi_client import turns as c
 from ksi_daemon.protocol import InvalidData
 from ksi_http.agui import events as a
 from ksi_http.agui.translation import Place, Resumption, Sent, Translation, read_place
+from ksi_http.tests.agui.protocol import check_event
 
 RUN = "tenant:5fa2"
 HISTORY = {"id": "u1", "role": "user", "content": "hello"}
-VALID: TypeAdapter[Any] = TypeAdapter(Event)
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 texts = st.lists(st.tuples(st.sampled_from("tr"), words), max_size=4)
@@ -37,7 +35,7 @@ class Client:
     def take(self, sent: Iterable[Sent]) -> None:
         for each in sent:
             event = json.loads(msgspec.json.encode(each.event))
-            VALID.validate_python(event)
+            check_event(event)
             getattr(self, event["type"].lower(), self.passed)(event)
             if each.place is not None:
                 self.last = read_place(str(each.place))

@@ -1,9 +1,8 @@
 """A daemon that has turns and agents, with a model that says what a test wants."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from ksi_completion.tests.doubles import Script
@@ -14,6 +13,9 @@ from ksi_daemon.protocol import NotFound
 from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_http.testing import HttpServer
 from ksi_models.events import ModelDescribe, ModelDescribed, ModelInfo, ModelList, ModelListed
+
+if TYPE_CHECKING:
+    import openai
 
 NEEDED = ("postgres", "workflows", "tools", "completion", "agents", "http")
 KNOWN = ("test/script", "test/other")
@@ -72,8 +74,10 @@ def ksi_settings_of_models() -> list[str]:
 
 
 @pytest.fixture
-async def chat(http: HttpServer) -> AsyncIterator[openai.AsyncOpenAI]:
+async def chat(http: HttpServer) -> AsyncIterator["openai.AsyncOpenAI"]:
     """The official client, with the owner's key."""
+    import openai  # noqa: PLC0415  late: it takes a while, and each worker loads this module
+
     url = http.url + "/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key=http.key, max_retries=0) as client:
         yield client

@@ -3,9 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from ksi_client import AsyncClient
@@ -14,6 +13,9 @@ from ksi_daemon.protocol import Unavailable
 from ksi_http.openai.room import AGAIN
 from ksi_http.testing import HttpServer
 from ksi_models.events import ModelCall, ModelChunk, TextDelta, ToolResultPart
+
+if TYPE_CHECKING:  # a thousand modules, of which only who runs these tests has need
+    import openai
 
 MODEL = "test/script"
 PICK: Any = {
@@ -47,7 +49,7 @@ def roles(script: Script) -> list[str]:
     return [message.role for message in script.calls[-1].messages]
 
 
-async def test_an_answer_comes_whole(chat: openai.AsyncOpenAI, script: Script) -> None:
+async def test_an_answer_comes_whole(chat: "openai.AsyncOpenAI", script: Script) -> None:
     script.say("Good day.")
 
     answer = await chat.chat.completions.create(
@@ -73,7 +75,7 @@ async def test_an_answer_comes_whole(chat: openai.AsyncOpenAI, script: Script) -
     assert call.tools == ()
 
 
-async def test_an_answer_comes_in_pieces(chat: openai.AsyncOpenAI, script: Script) -> None:
+async def test_an_answer_comes_in_pieces(chat: "openai.AsyncOpenAI", script: Script) -> None:
     script.say("Good day.")
 
     stream = await chat.chat.completions.create(
@@ -95,7 +97,7 @@ async def test_an_answer_comes_in_pieces(chat: openai.AsyncOpenAI, script: Scrip
 
 
 async def test_an_agent_is_named_like_a_model(
-    chat: openai.AsyncOpenAI, script: Script, client: AsyncClient
+    chat: "openai.AsyncOpenAI", script: Script, client: AsyncClient
 ) -> None:
     for name in ("agent:general", "general"):
         await chat.chat.completions.create(
@@ -109,7 +111,7 @@ async def test_an_agent_is_named_like_a_model(
 
 
 async def test_a_history_that_is_sent_again_is_not_said_again(
-    chat: openai.AsyncOpenAI, script: Script, client: AsyncClient
+    chat: "openai.AsyncOpenAI", script: Script, client: AsyncClient
 ) -> None:
     script.say("First.", "Second.", "Third.")
     messages = [user("one")]
@@ -125,7 +127,7 @@ async def test_a_history_that_is_sent_again_is_not_said_again(
 
 
 async def test_what_is_asked_once_more_is_answered_anew_with_its_own_history(
-    chat: openai.AsyncOpenAI, script: Script, client: AsyncClient
+    chat: "openai.AsyncOpenAI", script: Script, client: AsyncClient
 ) -> None:
     script.say("First.", "Second.", "Other.")
     await chat.chat.completions.create(model=MODEL, messages=[user("one")])
@@ -142,7 +144,7 @@ async def test_what_is_asked_once_more_is_answered_anew_with_its_own_history(
 
 
 async def test_a_conversation_that_went_on_elsewhere_is_not_the_client_s_any_more(
-    chat: openai.AsyncOpenAI, script: Script, client: AsyncClient
+    chat: "openai.AsyncOpenAI", script: Script, client: AsyncClient
 ) -> None:
     script.say("First.", "Elsewhere.", "Second.")
     await chat.chat.completions.create(model=MODEL, messages=[user("one")])
@@ -158,7 +160,7 @@ async def test_a_conversation_that_went_on_elsewhere_is_not_the_client_s_any_mor
 
 
 async def test_a_client_may_name_its_conversation(
-    chat: openai.AsyncOpenAI, script: Script, client: AsyncClient
+    chat: "openai.AsyncOpenAI", script: Script, client: AsyncClient
 ) -> None:
     for text in ("one", "two"):
         await chat.chat.completions.create(
@@ -170,7 +172,7 @@ async def test_a_client_may_name_its_conversation(
 
 
 async def test_a_key_that_may_write_alone_is_enough(
-    chat: openai.AsyncOpenAI, script: Script, make_key: Callable[..., Any]
+    chat: "openai.AsyncOpenAI", script: Script, make_key: Callable[..., Any]
 ) -> None:
     script.say("First.", "Second.")
     writer = chat.with_options(api_key=await make_key("chat:write"))
@@ -185,7 +187,7 @@ async def test_a_key_that_may_write_alone_is_enough(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_client_s_tools_are_called_and_answered(
-    chat: openai.AsyncOpenAI, script: Script, stream: bool
+    chat: "openai.AsyncOpenAI", script: Script, stream: bool
 ) -> None:
     script.say(calling(("pick_colour", "{}"), ("pick_colour", "{}"), text="Pick."), "Blue it is.")
     messages = [user("paint")]
@@ -210,7 +212,9 @@ async def test_the_client_s_tools_are_called_and_answered(
     assert results == ["blue", "red"]
 
 
-async def having(chat: openai.AsyncOpenAI, messages: list[Any], *, stream: bool) -> dict[str, Any]:
+async def having(
+    chat: "openai.AsyncOpenAI", messages: list[Any], *, stream: bool
+) -> dict[str, Any]:
     """Have an answer, in one way or the other; return what it comes to."""
     asked: Any = {"model": MODEL, "messages": list(messages), "tools": [PICK]}
     if not stream:
@@ -222,7 +226,7 @@ async def having(chat: openai.AsyncOpenAI, messages: list[Any], *, stream: bool)
 
 
 async def test_what_an_agent_asks_a_person_is_answered_by_what_he_says_next(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     script.say(calling(("ask_user", '{"question": "Which?"}')), "The red one.")
     first = await chat.chat.completions.create(model="general", messages=[user("choose")])
@@ -238,7 +242,7 @@ async def test_what_an_agent_asks_a_person_is_answered_by_what_he_says_next(
 
 
 async def test_what_the_daemon_s_own_tools_do_is_no_business_of_the_client_s(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     asked = json.dumps({"agent": "define", "prompt": "What is a heron?"})
     script.say(calling(("ask_agent", asked), text="Let me ask."), "A bird.", "It is a bird.")
@@ -251,7 +255,7 @@ async def test_what_the_daemon_s_own_tools_do_is_no_business_of_the_client_s(
 
 
 async def test_an_answer_fits_the_schema_that_is_sent(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     script.say('{"colour": "red"}')
     schema = {"type": "object", "properties": {"colour": {"type": "string"}}}
@@ -266,7 +270,7 @@ async def test_an_answer_fits_the_schema_that_is_sent(
     assert script.calls[0].output_schema == schema
 
 
-async def test_an_image_goes_to_the_model(chat: openai.AsyncOpenAI, script: Script) -> None:
+async def test_an_image_goes_to_the_model(chat: "openai.AsyncOpenAI", script: Script) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVyb24="}}
     content: Any = [{"type": "text", "text": "What is it?"}, image]
 
@@ -278,7 +282,7 @@ async def test_an_image_goes_to_the_model(chat: openai.AsyncOpenAI, script: Scri
 
 
 async def test_agents_and_models_are_listed(
-    chat: openai.AsyncOpenAI, http: HttpServer, make_key: Callable[..., Any]
+    chat: "openai.AsyncOpenAI", http: HttpServer, make_key: Callable[..., Any]
 ) -> None:
     names = [model.id async for model in chat.models.list()]
     one = await chat.models.retrieve("agent:general")
@@ -290,8 +294,10 @@ async def test_agents_and_models_are_listed(
 
 
 async def test_errors_are_the_client_s_own_kinds(
-    chat: openai.AsyncOpenAI, http: HttpServer, script: Script, make_key: Callable[..., Any]
+    chat: "openai.AsyncOpenAI", http: HttpServer, script: Script, make_key: Callable[..., Any]
 ) -> None:
+    import openai  # noqa: PLC0415  late: it takes a while
+
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         await chat.chat.completions.create(model="test/none", messages=[user("hello")])
     with pytest.raises(openai.NotFoundError):
@@ -311,8 +317,10 @@ async def test_errors_are_the_client_s_own_kinds(
 
 
 async def test_a_turn_that_fails_is_an_error_without_what_is_inside(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
+    import openai  # noqa: PLC0415  late: it takes a while
+
     script.say(*[ValueError("secret inside")] * 9)
 
     with pytest.raises(openai.InternalServerError) as whole:
@@ -322,8 +330,10 @@ async def test_a_turn_that_fails_is_an_error_without_what_is_inside(
 
 
 async def test_another_user_s_turn_takes_no_answers(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
+    import openai  # noqa: PLC0415  late: it takes a while
+
     script.say(calling(("pick_colour", "{}")))
     first = await chat.chat.completions.create(
         model=MODEL, messages=[user("paint")], tools=[PICK], extra_headers={"x-user-id": "anna"}
@@ -341,7 +351,7 @@ async def test_another_user_s_turn_takes_no_answers(
 
 
 async def test_a_request_that_is_sent_again_with_its_key_is_one_turn(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     headers = {"Idempotency-Key": "once"}
 
@@ -357,7 +367,7 @@ async def test_a_request_that_is_sent_again_with_its_key_is_one_turn(
 
 
 async def test_an_answer_that_breaks_off_and_is_given_anew_says_so_in_pieces(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     seen = asyncio.Event()
 
@@ -377,7 +387,7 @@ async def test_an_answer_that_breaks_off_and_is_given_anew_says_so_in_pieces(
 
 
 async def test_an_answer_that_breaks_off_comes_whole_all_the_same(
-    chat: openai.AsyncOpenAI, script: Script
+    chat: "openai.AsyncOpenAI", script: Script
 ) -> None:
     async def breaks(request: ModelCall) -> AsyncIterator[ModelChunk]:
         yield TextDelta("Good")
