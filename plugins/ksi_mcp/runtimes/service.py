@@ -1,17 +1,30 @@
 """Has the runtimes tried, gives tools to those that hold, and tells what came of it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
-from ksi_daemon.event_system import event_contributor, event_handler, event_observer
+from ksi_daemon.event_system import (
+    event_contributor,
+    event_handler,
+    event_interceptor,
+    event_observer,
+)
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.protocol import Event
+from ksi_daemon.principals import is_bearers
+from ksi_daemon.protocol import Denied, Event, Unavailable
 from ksi_mcp.events import McpRuntimes, McpRuntimesTold
 from ksi_mcp.runtimes.claude import NAME, ClaudeTrial
+from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TURNS, GateTrial
 from ksi_mcp.runtimes.sessions import Sessions
 from ksi_mcp.runtimes.verdicts import Verdicts
 from ksi_models.runtimes import Runtimes
 from ksi_system.events import HealthCheck, HealthChecked
+from ksi_tools.api import Tools
+
+Proceed = Callable[[Event], Awaitable[Any]]
+
+ORDER: Final = 10  # before anything is counted or paid
 
 
 class Service:
@@ -39,6 +52,27 @@ class Service:
             health="degraded" if problems else "ok", why="; ".join(problems) or None
         )
 
+    @event_interceptor("model:call", order=ORDER)
+    async def bound_models(self, event: Event, proceed: Proceed) -> Any:
+        """Let no model have tools whose calls could go around the gate."""
+        if getattr(event.data, "tools", ()):
+            await self._check(TURNS)
+            if event.context.agent is not None:
+                await self._check(AGENTS)
+        return await proceed(event)
+
+    @event_interceptor("mcp:call", order=ORDER)
+    async def bound_programs(self, event: Event, proceed: Proceed) -> Any:
+        """Let nobody from outside call tools where that could go around the gate."""
+        if is_bearers(event.context):
+            await self._check(PROGRAMS)
+        return await proceed(event)
+
+    async def _check(self, name: str) -> None:
+        why = await self._verdicts.why_not(name, with_tools=True)
+        if why is not None:
+            raise Denied(why) if self._verdicts.is_refused(name) else Unavailable(why)
+
     @event_observer("completion:result")
     def over(self, event: Event) -> None:
         """End what waits for results of a turn that is over."""
@@ -52,6 +86,10 @@ async def runtimes_of(plugin: Plugin) -> AsyncIterator[None]:
     runtimes = plugin.service(Runtimes)
     verdicts = Verdicts()
     sessions = Sessions(plugin, verdicts)
+    gate = GateTrial(plugin.bus, plugin.service(Tools))
+    verdicts.add(TURNS, gate.turns, is_asked_again=True)
+    verdicts.add(AGENTS, gate.agents, is_asked_again=True)
+    verdicts.add(PROGRAMS, gate.programs, is_asked_again=True)
     trial = ClaudeTrial(plugin, runtimes, sessions)
     verdicts.add(NAME, trial.run, lambda: trial.is_stale)
     plugin.add(sessions, Service(verdicts, runtimes))

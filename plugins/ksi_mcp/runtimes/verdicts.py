@@ -10,6 +10,7 @@ from ksi_mcp.events import McpRuntime, McpWay
 log = logging.getLogger(__name__)
 
 TRIAL_S: Final = 180.0
+AGAIN_S: Final = 5.0
 
 Trial = Callable[[], Awaitable[McpRuntime]]
 
@@ -28,10 +29,27 @@ class Verdicts:
         self._ended: dict[str, asyncio.Event] = {}
         self._is_stale: dict[str, Callable[[], bool]] = {}
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
+        self._asked_again: set[str] = set()
 
-    def add(self, name: str, trial: Trial, is_stale: Callable[[], bool] = never) -> None:
-        """Say how a runtime is tried, and how is known that it is another one by now."""
+    def add(
+        self,
+        name: str,
+        trial: Trial,
+        is_stale: Callable[[], bool] = never,
+        *,
+        is_asked_again: bool = False,
+    ) -> None:
+        """Say how a runtime is tried.
+
+        Args:
+            name: The runtime's.
+            trial: Tries it.
+            is_stale: Says that it is another one by now.
+            is_asked_again: Whether it is tried until that works.
+        """
         self._trials[name] = trial
+        if is_asked_again:
+            self._asked_again.add(name)
         self._is_stale[name] = is_stale
         self._found[name] = McpRuntime(name=name)
         self._ended[name] = asyncio.Event()
@@ -45,7 +63,15 @@ class Verdicts:
         for name in self._trials:
             await self._try(name)
         while True:
-            await self._try(await self._wanted.get())
+            try:
+                async with asyncio.timeout(AGAIN_S):
+                    name = await self._wanted.get()
+            except TimeoutError:
+                for name in self._asked_again:
+                    if self._found[name].state == "unproven":
+                        await self._try(name)
+            else:
+                await self._try(name)
 
     async def _try(self, name: str) -> None:
         try:
@@ -87,6 +113,10 @@ class Verdicts:
             case "unproven":
                 return f"nobody knows whether {name} can go around the gate of tools: {found.why}"
         return None
+
+    def is_refused(self, name: str) -> bool:
+        """Say whether a runtime was shown to go around the gate."""
+        return self._found[name].state == "refused"
 
     def problems(self) -> list[str]:
         """Say what is wrong, for the daemon's health."""

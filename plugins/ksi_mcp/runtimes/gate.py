@@ -1,0 +1,133 @@
+"""Tries the gate itself: what turns, agents and programs from outside may not call, is not called.
+
+All of it happens in a tenant of its own, where nobody else sees the tool that is called.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from ksi_daemon.bus import Bus
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.protocol import Busy, Context, KsiError, TimedOut, Unavailable
+from ksi_mcp.events import McpRuntime, McpWay
+from ksi_mcp.runtimes.verdicts import verdict_of
+from ksi_tools.api import ToolContext, Tools, ToolSpec
+from ksi_tools.events import ToolCall, ToolCalled, ToolPermit, ToolPermitted
+
+TENANT: Final = "ksi-trial"
+TOOL: Final = "canary"
+TURNS: Final = "turns of models"
+AGENTS: Final = "agents that ask agents"
+PROGRAMS: Final = "programs over MCP"
+PARENT: Final = "agent:trial-parent"
+CHILD: Final = "agent:trial-child"
+NOBODY: Final = "token:trial"
+NOT_TRIED: Final = (Busy, TimedOut, Unavailable)
+
+Ways = Iterable[tuple[str, Context, ToolCall]]
+
+
+class Canary:
+    """A tool that nobody may call.
+
+    Attributes:
+        name: Whose it is.
+        calls: How often it was called.
+    """
+
+    name = "trial"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: ToolContext) -> str:
+        """Be called."""
+        self.calls += 1
+        return "it was called"
+
+
+class GateTrial:
+    """Trials of the runtimes whose calls are made in the daemon.
+
+    Args:
+        bus: Calls tools.
+        tools: Takes on the tool.
+    """
+
+    def __init__(self, bus: Bus, tools: Tools) -> None:
+        self._bus = bus
+        self._tools = tools
+
+    async def turns(self) -> McpRuntime:
+        """Try what a turn's model may not call."""
+        call = ToolCall(name=TOOL, arguments="{}")
+        other = Context("", tenant=f"{TENANT}-other", conversation="trial")
+        ways = [
+            (
+                "a tool that is not permitted",
+                Context("", tenant=TENANT, conversation="trial"),
+                call,
+            ),
+            ("a tool of another tenant", other, call),
+        ]
+        return await self._tried(TURNS, ways)
+
+    async def agents(self) -> McpRuntime:
+        """Try what an agent may not have another one do, whatever that one may do itself."""
+        child = Context("", tenant=TENANT, agent=CHILD.partition(":")[2])
+        call = ToolCall(name=TOOL, arguments="{}")
+        await self._permit(PARENT, allow=())
+        await self._permit(CHILD, allow=("*",), parent=PARENT)
+        try:
+            return await self._tried(AGENTS, [("a child that may more", child, call)])
+        finally:
+            await self._permit(CHILD, forget=True)
+            await self._permit(PARENT, forget=True)
+
+    async def programs(self) -> McpRuntime:
+        """Try what somebody from outside may not call who has no scope for it."""
+        who = Context("", tenant=TENANT, principal=NOBODY)
+        event = {"event": "tool:call", "data": {"name": TOOL, "arguments": "{}"}}
+        ways = [
+            ("a tool without its scope", who, ToolCall(name=TOOL, arguments="{}")),
+            *(
+                (
+                    f"an event without its scope, as {name}",
+                    who,
+                    ToolCall(name=name, arguments=msgspec.json.encode(event).decode()),
+                )
+                for name in ("action", "look", "tool_call")
+            ),
+        ]
+        return await self._tried(PROGRAMS, ways)
+
+    async def _tried(self, name: str, ways: Ways) -> McpRuntime:
+        canary = Canary()
+        with self._tools.add_provider(canary, tenant=TENANT) as registration:
+            spec = ToolSpec(name=TOOL, description="No one may call it.", parameters=EMPTY)
+            registration.update([spec])
+            found = [await self._try(canary, *each) for each in ways]
+        return verdict_of(name, found)
+
+    async def _try(self, canary: Canary, way: str, who: Context, call: ToolCall) -> McpWay:
+        before = canary.calls
+        try:
+            with acting_as(who):
+                await self._bus.request("tool:call", call, result_type=ToolCalled)
+        except NOT_TRIED as error:
+            return McpWay(way=way, result="unknown", detail=error.message)
+        except KsiError:
+            pass  # it is as it should be, if the tool tells the same
+        if canary.calls > before:
+            return McpWay(way=way, result="through", detail="the tool was called")
+        return McpWay(way=way, result="held")
+
+    async def _permit(self, subject: str, **words: Any) -> None:
+        with acting_as(Context("", tenant=TENANT)):
+            permit = ToolPermit(subject=subject, **words)
+            await self._bus.request("tool:permit", permit, result_type=ToolPermitted)
+
+
+EMPTY: Final[dict[str, Any]] = {"type": "object", "properties": {}}

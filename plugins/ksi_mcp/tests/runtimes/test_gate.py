@@ -1,0 +1,114 @@
+"""The gate is tried at every start: what may not be called is not, whoever asks."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from ksi_client import AsyncClient
+from ksi_daemon.daemon import Daemon
+from ksi_daemon.event_system import acting_as
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.plugin import Plugin
+from ksi_daemon.protocol import Context
+from ksi_daemon.testing import installed_plugins, module_plugin
+from ksi_mcp.runtimes.gate import AGENTS, CHILD, PARENT, PROGRAMS, TENANT, TURNS, GateTrial
+from ksi_tools import bearers
+from ksi_tools.api import Tools
+from ksi_tools.events import ToolPermit
+
+NEEDED = ("postgres", "workflows", "models", "tools", "completion", "mcp")
+
+
+class Place:
+    """A plugin that has the trials' services."""
+
+    def __init__(self) -> None:
+        self.trial: GateTrial
+        self.plugin: Plugin
+
+    @hookimpl
+    def ksi_plugin(self) -> PluginInfo:
+        return PluginInfo(requires=("tools", "mcp"))
+
+    @hookimpl
+    async def ksi_lifespan(self, plugin: Plugin) -> AsyncIterator[None]:
+        self.plugin = plugin
+        self.trial = GateTrial(plugin.bus, plugin.service(Tools))
+        yield
+
+
+@pytest.fixture
+def place() -> Place:
+    return Place()
+
+
+@pytest.fixture
+def ksi_plugins(place: Place) -> list[EntryPoint]:
+    """The real gate."""
+    hooks = {"ksi_plugin": place.ksi_plugin, "ksi_lifespan": place.ksi_lifespan}
+    return [*installed_plugins(*NEEDED), module_plugin("place", **hooks)]
+
+
+async def tried(client: AsyncClient) -> dict[str, Any]:
+    """Return what the start has shown, once all is tried."""
+    while True:
+        told = await client.request("mcp:runtimes", {})
+        found = {each["name"]: each for each in told["runtimes"]}
+        if all(each.get("state", "waiting") != "waiting" for each in found.values()):
+            return found
+
+
+async def test_every_runtime_is_tried_at_the_start(client: AsyncClient) -> None:
+    found = await tried(client)
+
+    assert {name: found[name]["state"] for name in (TURNS, AGENTS, PROGRAMS)} == {
+        TURNS: "proven", AGENTS: "proven", PROGRAMS: "proven",
+    }  # fmt: skip
+    ways = {w["way"]: w["result"] for name in found for w in found[name].get("ways", ())}
+    assert set(ways.values()) == {"held"}
+    assert len(ways) >= 7
+    assert await client.request("tool:permissions", {"subject": "agent:trial-child"})
+
+
+async def test_a_gate_that_lets_turns_through_is_found_out(
+    daemon: Daemon, client: AsyncClient, place: Place
+) -> None:
+    await tried(client)
+    with acting_as(Context("", tenant=TENANT)):
+        permit = ToolPermit(subject="conversation:trial", allow=("*",))
+        await place.plugin.bus.request("tool:permit", permit)
+
+    found = await place.trial.turns()
+
+    assert found.state == "refused"
+    assert "a tool that is not permitted" in found.why
+
+
+async def test_a_gate_that_lets_children_do_more_is_found_out(
+    client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tried(client)
+    permit = place.trial._permit
+
+    async def unbounded(subject: str, **words: Any) -> None:
+        await permit(subject, **{k: v for k, v in words.items() if k != "parent"})
+
+    monkeypatch.setattr(place.trial, "_permit", unbounded)
+
+    found = await place.trial.agents()
+
+    assert (found.state, CHILD, PARENT) == ("refused", "agent:trial-child", "agent:trial-parent")
+
+
+async def test_a_gate_that_heeds_no_scopes_is_found_out(
+    client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tried(client)
+    monkeypatch.setattr(bearers, "is_covered", lambda tool, scopes: True)
+
+    found = await place.trial.programs()
+
+    assert found.state == "refused"
+    assert "a tool without its scope" in found.why
