@@ -110,9 +110,6 @@ class Connection:
         except TimeoutError:
             if self._session is None:
                 self._failed(f"it did not answer within {self._settings.connect_timeout_s:g} s")
-        except asyncio.CancelledError:
-            self.why = self.why or "it was ended"
-            raise
         except KsiError as error:
             self._failed(error.message)
         except Exception as error:  # noqa: BLE001  a stranger's program may have the SDK raise what it likes
@@ -247,8 +244,10 @@ class Connection:
         """Have it ended; does not wait for that."""
         self.is_over = True
         self._stirred.set()
-        if self._session is None and self._task is not None:
-            self._task.cancel()  # it is being connected still
+        if self._task is not None and not self.is_ready.is_set():
+            self._task.cancel()  # it is being connected still, or has not even begun
+            self.why = self.why or "it was ended"
+            self.is_ready.set()
 
     def _gone(self) -> None:
         """Note that the server says nothing more; who connects it is told by the SDK."""

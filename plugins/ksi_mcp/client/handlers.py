@@ -1,5 +1,7 @@
 """Answers what is asked of the servers of others, such as ``mcp:add`` and ``mcp:list``."""
 
+from msgspec import structs
+
 from ksi_daemon.event_system import current_context, event_contributor, event_handler
 from ksi_daemon.protocol import Busy, Context, Denied, TimedOut, Unavailable
 from ksi_mcp import events as e
@@ -49,12 +51,14 @@ class Handlers:
 
     async def _checked(self, remote: Remote) -> e.McpServerReport:
         """Ask a server for its tools; what goes wrong is in the report."""
+        why = None
         if remote.server.is_on:
             try:
                 await remote.check()
             except (Unavailable, TimedOut, Busy) as error:
-                remote.why = remote.why or error.message
-        return remote.report(with_tools=True)
+                why = error.message
+        report = remote.report(with_tools=True)
+        return structs.replace(report, why=report.why or why)
 
     @event_handler("mcp:accept")
     async def accept(self, request: e.McpAccept) -> e.McpServerReport:

@@ -261,7 +261,9 @@ class Remote:
     def is_idle(self) -> bool:
         """Say whether it is connected, and nobody calls it."""
         connection = self.connection
-        return connection is not None and not connection.is_over and not connection.calls
+        if connection is None or connection.is_over or not connection.is_ready.is_set():
+            return False
+        return not connection.calls
 
     def end(self) -> None:
         """Take its tools back, and end its connection."""

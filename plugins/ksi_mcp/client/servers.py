@@ -157,16 +157,22 @@ class Servers:
         self._wanted.set()
 
     async def _reload_one(self, key: Key) -> None:
-        remote = self._remotes.get(key)
-        if remote is None or remote.was_added:
+        if not self._is_of_settings(key[1]):
             server = await self._store.server(key)
             if server is None:
                 self._drop(key)
                 return
-            if remote is None or remote.server != server:
-                self._drop(key)
-                remote = self._add(key, server, was_added=True)
-        await remote.reload()
+            self._taken_on(key, server)
+        if key in self._remotes:
+            await self._remotes[key].reload()
+
+    def _taken_on(self, key: Key, server: McpServer) -> Remote:
+        """Return a server that was added, perhaps anew under a name that another had."""
+        known = self._remotes.get(key)
+        if known is not None and known.server == server:
+            return known
+        self._drop(key)
+        return self._add(key, server, was_added=True)
 
     def _drop(self, key: Key) -> None:
         remote = self._remotes.pop(key, None)
@@ -253,8 +259,7 @@ class Servers:
             raise Conflict(f"there is a server {name!r}: remove it first (mcp:remove)")
         if verdict == "too_many":
             raise Busy(f"there are {self._settings.max_servers} servers (mcp.max_servers)")
-        self._drop(key)
-        return self._add(key, server, was_added=True)
+        return self._taken_on(key, server)
 
     async def remove(self, tenant: str, name: str) -> None:
         """Take a server back.
