@@ -86,6 +86,8 @@ WITHOUT_TENANT: Final = {
     "ksi_memory.store_vectors": "keeps vectors, each of which names its tenant",
     "ksi_memory.unread": "names conversations that wait to be read and whose they are",
     "ksi_memory.want_embedder": "notes that a model's vectors are wanted, for everybody",
+    "ksi_mcp.all_known": "what is known of servers' tools, with whose it is, for the registry",
+    "ksi_mcp.all_servers": "names the servers that were added and whose they are",
     "ksi_tools.doubt_calls": "puts in doubt what daemons that are gone have left, whosever",
     "ksi_tools.forget_calls": "forgets calls that ended long ago, whosever",
     "ksi_tools.unsignalled": "names settled calls whose runs were not told, whosever",
