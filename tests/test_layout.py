@@ -167,7 +167,8 @@ OFFERED = {
     "ksi_journal": {"journal", "testing"},
     "ksi_completion": {"tokens"},
     "ksi_models": {"api", "testing"},
-    "ksi_tools": {"api", "testing"},
+    "ksi_memory": {"tables"},
+    "ksi_tools": {"api", "schemas", "testing", "tool"},  # the sidecar can't import the api
     "ksi_http": {"rooms", "testing"},
 }
 

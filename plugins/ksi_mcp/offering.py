@@ -107,7 +107,7 @@ class Offering:
         }
 
     @tool(effects="read_only", timeout_s=LOOK_S, for_programs=True)
-    async def look(self, event: EventName, data: Payload = {}) -> Any:  # noqa: B006  # it is copied
+    async def look(self, event: EventName, data: Payload = {}) -> Any:  # noqa: B006  each call has its own
         """Ask for something that is there: any event that changes nothing, and its payload."""
         route = await self._reachable(event)
         if not is_read(route.scope):
@@ -115,7 +115,7 @@ class Offering:
         return await self._sent(route, event, data)
 
     @tool(effects="effectful", timeout_s=ACT_S, for_programs=True)
-    async def action(self, event: EventName, data: Payload = {}) -> Any:  # noqa: B006  # it is copied
+    async def action(self, event: EventName, data: Payload = {}) -> Any:  # noqa: B006  each call has its own
         """Have something done: any event that may be reached from outside, and its payload."""
         return await self._sent(await self._reachable(event), event, data)
 
