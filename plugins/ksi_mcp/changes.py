@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Final
+from urllib.parse import quote
 
 from ksi_agents.events import AgentChanged
 from ksi_completion.events import CompletionResult
@@ -54,7 +55,9 @@ class Changes:
         """See agents come, change and go."""
         if isinstance(event.data, AgentChanged):
             tenant = event.context.tenant
-            self._note(McpUpdated(uri=f"ksi://agents/{event.data.name}", tenant=tenant))
+            self._note(
+                McpUpdated(uri=f"ksi://agents/{quote(event.data.name, safe='')}", tenant=tenant)
+            )
             if event.data.was is None:
                 self._note(McpChanged(kind="resources", tenant=tenant))
 
@@ -72,5 +75,5 @@ class Changes:
     def turn(self, event: Event) -> None:
         """See conversations go on."""
         if isinstance(event.data, CompletionResult):
-            uri = f"ksi://conversations/{event.data.conversation_id}"
+            uri = f"ksi://conversations/{quote(event.data.conversation_id, safe='')}"
             self._note(McpUpdated(uri=uri, tenant=event.context.tenant))
