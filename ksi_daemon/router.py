@@ -107,7 +107,7 @@ class Router:
         if taken is not None:
             raise Conflict(f"{route.name} is answered by {taken.plugin} already")
         self.routes[route.name] = route
-        self._table_changed()
+        self._table_changed(route)
 
     def add_contributor(self, route: Route) -> None:
         """Take on one of many that answer an event."""
@@ -151,7 +151,7 @@ class Router:
             self.reasons.pop(plugin, None)
         else:
             self.reasons[plugin] = reason
-        self._table_changed()
+        self._tell_changed()
 
     def check_ready(self, plugin: str, name: str) -> None:
         """Refuse an event while the plugin that it needs is not there.
@@ -164,8 +164,9 @@ class Router:
             message = f"{name} can't be answered: {plugin} {reason}"
             raise Unavailable(message, retry_after_s=STARTING_RETRY_S)
 
-    def _table_changed(self) -> None:
-        for route in self.routes.values():
+    def _table_changed(self, *added: Route) -> None:
+        """Put their gates around the routes: those that were added, or all."""
+        for route in added or self.routes.values():
             route.call = route.base
             for _, plugin, pattern, function in reversed(self._interceptors):
                 if matches(route.name, pattern) and not (own(route) and pattern.startswith("*")):
