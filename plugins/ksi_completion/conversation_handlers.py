@@ -63,6 +63,7 @@ class ConversationHandlers:
             system=clean(request.system) if request.system is not None else None,
             tools=request.tools,
             settings=encoded(request.settings),
+            kind=request.kind,
         )
         if await self._store.create(viewer.tenant, new):
             viewer = Viewer(viewer.tenant, viewer.user)  # its maker sees what it has made
@@ -82,6 +83,7 @@ class ConversationHandlers:
             agent=request.agent,
             user=request.user,
             archived=request.archived,
+            kind=request.kind,
             before=None if request.cursor is None else decode_cursor(request.cursor),
             limit=request.limit + 1,
         )

@@ -1,14 +1,16 @@
 -- name: create
 -- Was there no conversation of this id?
-SELECT ksi_completion.create_conversation($1, $2, $3, $4, $5, $6, $7, $8, $9);
+SELECT ksi_completion.create_conversation($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: find
 -- Which conversation has this id, if the sender may see it?
-SELECT * FROM ksi_completion.find_conversation($1, $2, $3, $4, $5);
+SELECT c.*, ksi_completion.kind_of($1, c.id) AS kind
+  FROM ksi_completion.find_conversation($1, $2, $3, $4, $5) c;
 
 -- name: list
 -- Which conversations may the sender see, the one that was used last first?
-SELECT * FROM ksi_completion.list_conversations($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+SELECT c.*, ksi_completion.kind_of($1, c.id) AS kind
+  FROM ksi_completion.list_conversations($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) c;
 
 -- name: rename
 -- Is there such a conversation, and does it have another title now?

@@ -73,6 +73,7 @@ class Found(Struct, frozen=True, kw_only=True):
     archived_at: datetime | None
     running: str | None
     waiting: int
+    kind: str | None
 
     @property
     def told(self) -> Conversation:
@@ -93,6 +94,7 @@ class Found(Struct, frozen=True, kw_only=True):
             archived_at=self.archived_at,
             forked_from=self.forked_from,
             forked_at=self.forked_at,
+            kind=self.kind,
         )
 
 
@@ -107,6 +109,7 @@ class New(Struct, frozen=True, kw_only=True):
     system: str | None = None
     tools: tuple[str, ...] | None = None
     settings: str | None = None
+    kind: str | None = None
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -205,7 +208,7 @@ class Conversations:
 
     async def create(self, tenant: str, new: New) -> bool:
         """Make a conversation, and say whether there was none of that id."""
-        made: bool = await self._database.fetchval(SQL["create"], tenant, *new.values)
+        made: bool = await self._database.fetchval(SQL["create"], tenant, *new.values, new.kind)
         return made
 
     async def find(self, viewer: Viewer, conversation: str) -> Found:
@@ -226,13 +229,14 @@ class Conversations:
         agent: str | None,
         user: str | None,
         archived: bool,
+        kind: str | None,
         before: tuple[datetime, str] | None,
         limit: int,
     ) -> list[Found]:
         """Return conversations, the one that was used last first, from a place on."""
         at, conversation = before or (None, None)
         rows = await self._database.fetch(
-            SQL["list"], *viewer.bounds, agent, user, archived, at, conversation, limit
+            SQL["list"], *viewer.bounds, agent, user, archived, at, conversation, kind, limit
         )
         return [_found(row) for row in rows]
 

@@ -10,6 +10,7 @@ from ksi_models.events import Message, ModelSettings, Part, Role, ToolSchema, Us
 
 ConversationId = Annotated[str, Meta(pattern=r"^[^\s\x00-\x1f]{1,200}\Z")]
 RunId = Annotated[str, Meta(min_length=1, max_length=200)]
+ConversationKind = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
 RequestKey = Annotated[str, Meta(min_length=1, max_length=200)]
 Prompt = Annotated[str, Meta(min_length=1, max_length=2_000_000)]
 Text = Annotated[str, Meta(max_length=2_000_000)]
@@ -423,7 +424,10 @@ class ContextAdded(Struct, frozen=True, kw_only=True):
 
 
 class ConversationCreate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Make a conversation; one of that id is left as it is."""
+    """Make a conversation; one of that id is left as it is.
+
+    ``kind`` says what it is for, in a word of its maker's.
+    """
 
     conversation_id: ConversationId | None = None
     title: Annotated[str, Meta(max_length=200)] | None = None
@@ -432,6 +436,7 @@ class ConversationCreate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     system: Text | None = None
     tools: Globs | None = None
     settings: ModelSettings | None = None
+    kind: ConversationKind | None = None
 
 
 class Conversation(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -452,6 +457,7 @@ class Conversation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     archived_at: datetime | None = None
     forked_from: str | None = None
     forked_at: int | None = None
+    kind: str | None = None
 
 
 class ConversationGet(Struct, frozen=True, kw_only=True):
@@ -465,6 +471,7 @@ class ConversationList(Struct, frozen=True, kw_only=True):
 
     agent: str | None = None
     user: str | None = None
+    kind: ConversationKind | None = None
     archived: bool = False
     limit: Limit = 50
     cursor: Annotated[str, Meta(max_length=300)] | None = None

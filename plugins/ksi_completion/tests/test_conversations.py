@@ -57,6 +57,20 @@ async def test_a_conversation_is_made_and_told(client: AsyncClient) -> None:
     assert (found["messages"], found["turns"]) == (0, 0)
 
 
+async def test_a_kind_tells_conversations_apart_and_goes_with_a_copy(client: AsyncClient) -> None:
+    for name, kind in (("a", "eval"), ("b", "chat"), ("c", None)):
+        made = {"conversation_id": name, "kind": kind}
+        assert (await client.request("conversation:create", made)).get("kind") == kind
+    copy = await client.request("conversation:fork", {"conversation_id": "a", "new_id": "d"})
+
+    found = await client.request("conversation:list", {"kind": "eval"})
+
+    assert copy["kind"] == "eval"
+    assert [each["conversation_id"] for each in found["conversations"]] == ["d", "a"]
+    with pytest.raises(InvalidData, match="kind"):
+        await client.request("conversation:list", {"kind": "a b"})
+
+
 async def test_making_a_conversation_again_leaves_it_as_it_is(client: AsyncClient) -> None:
     first = await client.request("conversation:create", {"conversation_id": "c", "title": "A"})
 

@@ -6,10 +6,11 @@ from aiohttp import web
 from aiohttp.web_routedef import AbstractRouteDef
 from msgspec.structs import replace
 
-from ksi_completion.events import CompletionInject, CompletionInjected
+from ksi_completion.events import CompletionInject, CompletionInjected, ConversationCreate
 from ksi_daemon.protocol import Conflict, InvalidData, KsiError
 from ksi_http.agui import events as a
-from ksi_http.agui import inputs
+from ksi_http.agui import headers, inputs
+from ksi_http.agui.headers import Told
 from ksi_http.agui.inputs import News, RunAgentInput
 from ksi_http.agui.running import ASK, Running, write
 from ksi_http.agui.translation import Place, read_place
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from ksi_http.sidecar.app import Sidecar
     from ksi_http.sidecar.callers import Caller
 
-AGENT: Final = "general"
 MAX_ID: Final = 8000
-MAX_INSTRUCTION: Final = 8000
-SESSION_TYPES: Final = ("chat", "workflow", "eval")
 RESUME: Final = "Last-Event-ID"
 
 Turn = dict[str, Any]  # the payload of ``completion:async``
@@ -93,48 +91,43 @@ class Room:
             found = await self._answered(caller, given, news, calls)
             if found is not None:
                 return found
-        agent = request.headers.get("x-agent-schema-name") or AGENT
-        if agent != AGENT:
-            await self._app.chats.check_agent(caller, agent)
-        await self._name(request, caller, given, agent)
-        return news, await self._new_turn(request, caller, given, news, agent)
+        return news, await self._new_turn(request, caller, given, news)
 
     async def _new_turn(
-        self,
-        request: web.Request,
-        caller: "Caller",
-        given: RunAgentInput,
-        news: News,
-        agent: str,
+        self, request: web.Request, caller: "Caller", given: RunAgentInput, news: News
     ) -> Turn:
-        added = request.headers.get("x-added-instruction")
-        if added is not None and len(added) > MAX_INSTRUCTION:
-            raise InvalidData(f"x-added-instruction: up to {MAX_INSTRUCTION} characters")
-        options: dict[str, Any] = {
-            "agent": agent,
-            "instructions": inputs.instructions_of(given, added),
-            "client_tools": inputs.client_tools_of(given),
-        }
+        """Return a turn that is to be had; its conversation is made where that is to be named."""
+        told = headers.read(request.headers, caller)
+        if told.agent != headers.AGENT:
+            await self._app.chats.check_agent(caller, told.agent)
         said = inputs.messages_of(news.said)
         if not said:
             raise InvalidData("messages: the last one says nothing")
-        turn: Turn = {key: value for key, value in options.items() if value}
-        turn["conversation_id"] = given.thread_id
-        turn["request_id"] = inputs.request_id_of(given.thread_id, news.said, options)
-        if news.before and await self._app.chats.conversation(caller, given.thread_id) is None:
-            said = inputs.messages_of(given.messages)  # it began elsewhere
-        turn["messages"] = said
-        return turn
+        if not news.before or await self._is_new(caller, given.thread_id):
+            said = inputs.messages_of(given.messages)  # it may have begun elsewhere
+            await self._make(caller, given.thread_id, told)
+        options: dict[str, Any] = {
+            "agent": told.agent,
+            "instructions": inputs.instructions_of(given, told.instructions),
+            "client_tools": inputs.client_tools_of(given),
+        }
+        return {
+            **{key: value for key, value in options.items() if value},
+            "conversation_id": given.thread_id,
+            "request_id": inputs.request_id_of(given.thread_id, news.said, options),
+            "messages": said,
+        }
 
-    async def _name(
-        self, request: web.Request, caller: "Caller", given: RunAgentInput, agent: str
-    ) -> None:
-        """Make the conversation by its name, where the front end gives one."""
-        name, kind = request.headers.get("x-session-name"), request.headers.get("x-session-type")
-        if kind is not None and kind not in SESSION_TYPES:
-            raise InvalidData(f"x-session-type: one of {', '.join(SESSION_TYPES)}")
-        if name:
-            made = {"conversation_id": given.thread_id, "title": name[:200], "agent": agent}
+    async def _is_new(self, caller: "Caller", thread: str) -> bool:
+        found = await self._app.chats.conversation(caller, thread)
+        return found is None or not found.turns
+
+    async def _make(self, caller: "Caller", thread: str, told: Told) -> None:
+        """Make the conversation, where the front end says what it is called or for."""
+        if told.title or told.kind:
+            made = ConversationCreate(
+                conversation_id=thread, title=told.title, kind=told.kind, agent=told.agent
+            )
             await self._app.request(caller, "conversation:create", made)
 
     # -- turns that wait ------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
 from ksi_http.testing import HttpServer
 from ksi_http.tests.agui.protocol import check_event
-from ksi_models.events import FilePart, TextPart
+from ksi_models.events import FilePart, ModelCall, TextPart
 
 PICK = {
     "name": "pick_colour",
@@ -143,6 +143,41 @@ async def test_a_conversation_that_began_elsewhere_is_taken_on_with_its_history(
     assert [message.role for message in call.messages] == ["user", "assistant", "user"]
 
 
+async def test_a_conversation_has_the_name_and_the_kind_that_its_first_run_gives(
+    http: HttpServer, script: Script
+) -> None:
+    names = {"x-session-name": "The boiler", "x-session-type": "eval"}
+    answer = {"id": "a1", "role": "assistant", "content": "Once."}
+    await have(http, given(user("one"), answer, user("two", "u2")), **names)
+    later = {"x-session-name": "Another", "x-session-type": "chat"}
+    await have(http, given(user("three", "u3")), **later)
+    await have(http, given(user("hello"), threadId="t2"))
+
+    _, evals = await http.get("/conversations?kind=eval")
+    _, chats = await http.get("/conversations?kind=chat")
+
+    (found,) = evals["conversations"]
+    assert (found["conversation_id"], found["title"], found["kind"]) == ("t1", "The boiler", "eval")
+    assert chats["conversations"] == []
+    assert roles_of(script.calls[0]) == ["user", "assistant", "user"]
+
+
+async def test_the_model_is_told_of_the_user_by_who_may_act_for_others(
+    http: HttpServer, script: Script, make_key: Callable[..., Any]
+) -> None:
+    told = {"x-user-id": "anna", "x-user-name": "Anna", "x-user-email": "anna@example.org"}
+    hers = {"Authorization": f"Bearer {await make_key('chat:write', user='anna')}"}
+    await have(http, given(user("hello")), **told)
+    await have(http, given(user("and I?", "u2")), **hers)
+    async with posted(http, given(user("x", "u3")), **hers, **told) as response:
+        refused = await response.json()
+
+    assert '{"name":"Anna","email":"anna@example.org"}' in (script.calls[0].system or "")
+    assert "Anna" not in (script.calls[1].system or "")
+    assert response.status == 403
+    assert "x-user-name" in refused["error"]["message"]
+
+
 async def test_a_tool_of_the_front_end_s_is_called_and_answered_with_the_next_run(
     http: HttpServer, script: Script
 ) -> None:
@@ -193,8 +228,8 @@ def called(events: list[Any], text: str = "") -> dict[str, Any]:
     return {"id": "a1", "role": "assistant", "content": text, "toolCalls": calls}
 
 
-def roles(script: Script) -> list[str]:
-    return [message.role for message in script.calls[-1].messages]
+def roles_of(call: ModelCall) -> list[str]:
+    return [message.role for message in call.messages]
 
 
 async def test_what_is_said_instead_of_using_a_tool_of_the_front_end_s_is_heard(
@@ -210,7 +245,7 @@ async def test_what_is_said_instead_of_using_a_tool_of_the_front_end_s_is_heard(
     assert text_of(second) == text_of(again) == "Never mind, then."
     told = [e["content"] for e in second if e["type"] == "TOOL_CALL_RESULT"]
     assert told == ["The person did not answer."] * 2
-    assert roles(script) == ["user", "assistant", "tool", "tool", "user"]
+    assert roles_of(script.calls[-1]) == ["user", "assistant", "tool", "tool", "user"]
     assert len(script.calls) == 2
 
 
@@ -442,6 +477,8 @@ async def test_a_run_that_fails_says_so_with_a_code(http: HttpServer, script: Sc
         (given(user("")), {}, 400, "says nothing"),
         (given(user("hello")), {"x-agent-schema-name": "reseacher"}, 404, "researcher"),
         (given(user("hello")), {"x-session-type": "party"}, 400, "x-session-type"),
+        (given(user("hello")), {"x-user-email": "anna"}, 400, "x-user-email"),
+        (given(user("hello")), {"x-user-name": "a" * 201}, 400, "x-user-name"),
         (given(user("hello")), {"Last-Event-ID": "7"}, 400, "begin without it"),
         (given(user("hello"), threadId="a b"), {}, 400, "threadId"),
         (given(user("hello"), tools=[{**PICK, "name": "a b"}]), {}, 400, "client_tools"),
