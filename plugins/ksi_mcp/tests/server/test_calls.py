@@ -81,7 +81,8 @@ async def test_one_session_bears_two_identities(
         }
         headers = auth | head | session | {"MCP-Protocol-Version": "2025-11-25"} | more
         async with http.session.post(f"{http.url}/mcp", json=asked, headers=headers) as answer:
-            return await answer.text()
+            text: str = await answer.text()
+            return text
 
     other = await make_key("*")
     of_ann, of_bob = await call(2), await call(3, **{"x-user-id": "bob"})
@@ -142,8 +143,10 @@ async def test_progress_and_the_log_of_the_call_are_told(connect: Connect, mode:
     seen: list[Any] = []
     lines: list[Any] = []
 
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        seen.append((done, total, message))
+    async def progress(
+        progress: float, total: float | None = None, message: str | None = None
+    ) -> None:
+        seen.append((progress, total, message))
 
     async def logged(line: types.LoggingMessageNotificationParams) -> None:
         lines.append((line.level, line.data))
