@@ -12,6 +12,7 @@ from ksi_cli.connection import given_token
 from ksi_cli.output import UsageError
 from ksi_daemon import process
 from ksi_daemon.home import Home
+from ksi_mcp.client import commands as servers
 
 mcp = typer.Typer(
     rich_markup_mode=None,
@@ -57,3 +58,14 @@ def serve(
     from ksi_mcp import stdio  # noqa: PLC0415  it brings the SDK, which takes a second
 
     asyncio.run(stdio.serve(token or "", tuple(scope or ()), user, tenant))
+
+
+for _name, _command in (
+    ("add", servers.add),
+    ("remove", servers.remove),
+    ("list", servers.list_servers),
+    ("check", servers.check),
+    ("accept", servers.accept),
+    ("login", servers.login),
+):
+    mcp.command(_name)(_command)

@@ -21,10 +21,12 @@ from ksi_models.api import GuardedProcess, ProcessBounds
 log = logging.getLogger(__name__)
 
 SESSION: Final = "ksi_mcp.client.session"  # loaded late, with the SDK
+BEARER: Final = "ksi_mcp.client.bearer"
 WIRES: Final = "ksi_mcp.client.wires"
 CLOSE_S: Final = 5.0
 REFRESH_S: Final = 1.0
 LOGGED_S: Final = 10.0
+UNAUTHORIZED: Final = "HTTP 401"
 MAX_WHY_CHARS: Final = 1_000
 MAX_TIMEOUTS: Final = 3
 # What any program needs of the environment, and no more.
@@ -50,7 +52,7 @@ class Connection:
         settings: The bounds.
         folder: Its own, where its process runs.
         listed: Told what it says of its tools, and whether that is all, whenever it was asked.
-        login: Makes what logs in with it, where one does.
+        login: The file of the login with it, where one logs in.
 
     Attributes:
         is_ready: Set when it has told its tools, or has failed.
@@ -67,7 +69,7 @@ class Connection:
         settings: McpSettings,
         folder: Path,
         listed: Listed,
-        login: Callable[[], Any] | None = None,
+        login: Path | None = None,
     ) -> None:
         self.is_ready = asyncio.Event()
         self.is_over = False
@@ -120,6 +122,8 @@ class Connection:
             self.is_ready.set()
 
     def _failed(self, why: str) -> None:
+        if self._server.oauth and UNAUTHORIZED in why:
+            why = f"{why}: log in with ksi mcp login {self._name}"
         complaints = self._process.complaints if self._process is not None else ""
         if complaints:
             why = f"{why}; it said: {complaints}"
@@ -157,10 +161,14 @@ class Connection:
     async def _http_wire(self, wires: Any) -> Any:
         headers = await looked_up(self._server.headers)
         self._given = tuple(headers.values())
+        auth = None
+        if self._login is not None:
+            bearer: Any = await asyncio.to_thread(importlib.import_module, BEARER)
+            auth = bearer.Bearer(self._login, self._server.url)
         return wires.http_wire(
             self._server.url,
             headers,
-            self._login() if self._login is not None else None,
+            auth,
             max_bytes=self._settings.max_result_bytes,
             connect_timeout_s=self._settings.connect_timeout_s,
         )

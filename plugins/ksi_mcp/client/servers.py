@@ -20,6 +20,7 @@ from ksi_daemon.protocol import (
     Unavailable,
 )
 from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.logins import file_of
 from ksi_mcp.client.references import check_named
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
@@ -206,6 +207,7 @@ class Servers:
             self._settings,
             self._home / FOLDER / tenant / name,
             remote.listed,
+            file_of(self._home, tenant, name) if remote.server.oauth else None,
         )
         connection.start(self._group)
         return connection

@@ -249,12 +249,8 @@ class Endpoint(httpx2.AsyncBaseTransport):
         try:
             response = await self._inner.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            if not is_call:
-                raise
             return _made(request, 502, NOT_SENT, f"it can't be reached: {_told(error)}")
         except httpx2.TransportError as error:
-            if not is_call:
-                raise
             return _made(request, 502, LOST, f"the connection was lost: {_told(error)}")
         try:
             return await self._bounded(request, response, is_call=is_call)

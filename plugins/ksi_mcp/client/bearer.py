@@ -1,0 +1,105 @@
+"""Sends a login's token with each request, and has it renewed in time.
+
+Not the SDK's provider, which would look for the servers of others' choice and ask a person whenever
+a token isn't taken: the daemon renews tokens where somebody once logged in, and does no more.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+from msgspec import Struct, structs
+
+from ksi_mcp.client import logins
+from ksi_mcp.client.logins import Login
+
+
+class Renewed(Struct, frozen=True):
+    """What a server answers that renews a token."""
+
+    access_token: str
+    expires_in: float | None = None
+    refresh_token: str | None = None
+
+
+class Bearer(httpx2.Auth):
+    """A login with a server.
+
+    Args:
+        file: Where it is kept; read each time, since somebody may log in meanwhile.
+        url: The server's.
+    """
+
+    def __init__(self, file: Path, url: str) -> None:
+        self._file = file
+        self._url = url
+        self._renewing = asyncio.Lock()
+
+    async def async_auth_flow(
+        self, request: httpx2.Request
+    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """Send a request with the token; once more with a new one where that isn't taken."""
+        login = await self._read()
+        if login is not None and login.is_expiring and login.can_be_renewed:
+            async with self._renewing:
+                login = await self._read() or login
+                if login.is_expiring and login.can_be_renewed:
+                    login = await self._take(login, (yield _renewal(login))) or login
+        response = yield _with(request, login)
+        if response.status_code != 401 or login is None or not login.can_be_renewed:
+            return
+        async with self._renewing:
+            newer = await self._read()
+            if newer is None or newer.access_token == login.access_token:
+                newer = await self._take(login, (yield _renewal(login)))
+        if newer is not None:
+            yield _with(request, newer)
+
+    async def _read(self) -> Login | None:
+        return await asyncio.to_thread(logins.read, self._file, self._url)
+
+    async def _take(self, login: Login, response: httpx2.Response) -> Login | None:
+        """Keep what a token was renewed to, if it was."""
+        if response.status_code != 200:
+            return None
+        try:
+            told = msgspec.json.decode(await response.aread(), type=Renewed)
+        except (msgspec.DecodeError, httpx2.HTTPError):
+            return None
+        made = structs.replace(
+            login,
+            access_token=told.access_token,
+            refresh_token=told.refresh_token or login.refresh_token,
+            expires_at=time.time() + told.expires_in if told.expires_in else 0.0,
+        )
+        await asyncio.to_thread(logins.write, self._file, made)
+        return made
+
+
+def _with(request: httpx2.Request, login: Login | None) -> httpx2.Request:
+    if login is not None:
+        request.headers["authorization"] = f"Bearer {login.access_token}"
+    return request
+
+
+def _renewal(login: Login) -> httpx2.Request:
+    """Make the request for a new token (RFC 6749, section 6; RFC 8707)."""
+    data = {
+        "grant_type": "refresh_token",
+        "refresh_token": login.refresh_token or "",
+        "resource": login.url,
+    }
+    headers = {"accept": "application/json"}
+    if login.client_method == "client_secret_basic":
+        pair = f"{quote(login.client_id, safe='')}:{quote(login.client_secret or '', safe='')}"
+        headers["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    else:
+        data["client_id"] = login.client_id
+        if login.client_method == "client_secret_post":
+            data["client_secret"] = login.client_secret or ""
+    return httpx2.Request("POST", login.token_endpoint or "", data=data, headers=headers)
