@@ -8,6 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol import Denied, InvalidData
+from ksi_http.agui.inputs import RunAgentInput
+from ksi_http.sidecar import openapi
 
 if TYPE_CHECKING:
     from ksi_http.sidecar.callers import Caller
@@ -19,6 +21,18 @@ MAX_INSTRUCTION: Final = 8000
 MAX_NAME: Final = 200
 MAX_EMAIL: Final = 320
 _EMAIL: Final = re.compile(r"[^\s@<>\"]+@[^\s@<>\"]+")
+
+
+DESCRIBED: Final = {
+    "x-agent-schema-name": f"The agent that answers; {AGENT} unless given.",
+    "x-user-id": "For whom, where the key may act for others.",
+    "x-user-name": "How the model is to know the user, where the key may act for others.",
+    "x-user-email": "The same.",
+    "x-session-name": "The title of a conversation that is made.",
+    "x-session-type": f"What it is for: one of {', '.join(SESSION_TYPES)}.",
+    "x-added-instruction": "What the model is told besides, in this turn alone.",
+    "Last-Event-ID": "The id of the last event that came: go on after it.",
+}
 
 
 class Told(Struct, frozen=True, kw_only=True):
@@ -57,6 +71,20 @@ def read(headers: Mapping[str, str], caller: "Caller") -> Told:
         kind=kind,
         instructions="\n\n".join(each for each in told if each) or None,
     )
+
+
+def operation_of(summary: str, *parameters: openapi.Schema) -> openapi.Schema:
+    """Describe a route that has runs."""
+    shown = openapi.operation("ag-ui", summary, body=RunAgentInput, parameters=parameters)
+    shown["parameters"] += [
+        {"name": name, "in": "header", "description": what, "schema": {"type": "string"}}
+        for name, what in DESCRIBED.items()
+    ]
+    shown["responses"]["200"] = {
+        "description": "The events of AG-UI.",
+        "content": {openapi.EVENT_STREAM: {"schema": {"type": "string"}}},
+    }
+    return shown
 
 
 def _user_of(headers: Mapping[str, str], caller: "Caller") -> str:

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from ksi_daemon.protocol import InvalidData
 from ksi_http.agui import parts
 from ksi_http.agui.state import TOOL
+from ksi_http.sidecar.chats import conversation_of
 
 NO_ANSWER: Final = "The person did not answer."
 QUESTION: Final = "ask_user"
-CONVERSATION: Final = Meta(pattern=r"\A[^\s\x00-\x1f]{1,200}\Z")
 
 Id = Annotated[str, Meta(min_length=1, max_length=500)]
 
@@ -70,7 +70,7 @@ class Resume(Struct, frozen=True, kw_only=True, rename="camel"):
 class RunAgentInput(Struct, frozen=True, kw_only=True, rename="camel"):
     """What a front end sends to have a run."""
 
-    thread_id: Annotated[str, CONVERSATION]
+    thread_id: Annotated[str, Meta(min_length=1, max_length=2000)]
     run_id: Id
     parent_run_id: str | None = None
     state: Any = None
@@ -79,6 +79,11 @@ class RunAgentInput(Struct, frozen=True, kw_only=True, rename="camel"):
     context: Annotated[tuple[InputContext, ...], Meta(max_length=100)] | None = None
     forwarded_props: Any = None
     resume: Annotated[tuple[Resume, ...], Meta(max_length=100)] | None = None
+
+    @property
+    def conversation(self) -> str:
+        """The conversation that the thread is here."""
+        return conversation_of(self.thread_id)
 
 
 class News(Struct, frozen=True, kw_only=True):

@@ -15,13 +15,16 @@ from ksi_http.agui.inputs import News, RunAgentInput
 from ksi_http.agui.running import ASK, Running, write
 from ksi_http.agui.translation import Place, read_place
 from ksi_http.sidecar import bodies, errors
+from ksi_http.sidecar.openapi import described, path_parameter
 from ksi_http.sidecar.streaming import event_stream
 
 if TYPE_CHECKING:
     from ksi_http.sidecar.app import Sidecar
     from ksi_http.sidecar.callers import Caller
 
+CONVERSATION: Final = "conversation_id"
 MAX_ID: Final = 8000
+MAX_THREAD: Final = 2000
 RESUME: Final = "Last-Event-ID"
 
 Turn = dict[str, Any]  # the payload of ``completion:async``
@@ -30,7 +33,7 @@ Turn = dict[str, Any]  # the payload of ``completion:async``
 def routes(app: "Sidecar") -> list[AbstractRouteDef]:
     """Return the routes."""
     room = Room(app)
-    return [web.post("/agui", room.run), web.post("/chat/{conversation_id}", room.run)]
+    return [web.post("/agui", room.run), web.post("/chat/{conversation_id}", room.chat)]
 
 
 class Room:
@@ -43,12 +46,26 @@ class Room:
     def __init__(self, app: "Sidecar") -> None:
         self._app = app
 
+    @described(headers.operation_of("Have a run of AG-UI: a turn, as its events."))
     async def run(self, request: web.Request) -> web.StreamResponse:
         """Have a run: the events of a turn, until it ends or waits for the front end."""
+        given = await bodies.read_json(request, self._app.settings, RunAgentInput)
+        return await self._have(request, given)
+
+    @described(
+        headers.operation_of("Have a run of AG-UI in a conversation.", path_parameter(CONVERSATION))
+    )
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Have a run in the conversation that the address names."""
+        given = await bodies.read_json(request, self._app.settings, RunAgentInput)
+        thread = request.match_info[CONVERSATION]
+        if len(thread) > MAX_THREAD:
+            raise InvalidData(f"{CONVERSATION}: up to {MAX_THREAD} characters")
+        return await self._have(request, replace(given, thread_id=thread))
+
+    async def _have(self, request: web.Request, given: RunAgentInput) -> web.StreamResponse:
         app = self._app
         caller = app.caller(request)
-        given = await bodies.read_json(request, app.settings, RunAgentInput)
-        given = in_thread(given, request.match_info.get("conversation_id"))
         marks = marks_of(request.headers.get(RESUME))
         if marks:
             news, turn = News(said=(), answers={}, resumed={}, before=()), None
@@ -78,7 +95,7 @@ class Room:
         """Return what is new, and what answers it: a turn that waits for it, or one to be had."""
         news = inputs.news_of(given)
         if news.answers or news.resumed:
-            run = await self._at_work(caller, given.thread_id)
+            run = await self._at_work(caller, given.conversation)
             if run is not None:
                 await self._inject(caller, given, news)
                 return news, run
@@ -103,9 +120,9 @@ class Room:
         said = inputs.messages_of(news.said)
         if not said:
             raise InvalidData("messages: the last one says nothing")
-        if not news.before or await self._is_new(caller, given.thread_id):
+        if not news.before or await self._is_new(caller, given.conversation):
             said = inputs.messages_of(given.messages)  # it may have begun elsewhere
-            await self._make(caller, given.thread_id, told)
+            await self._make(caller, given.conversation, told)
         options: dict[str, Any] = {
             "agent": told.agent,
             "instructions": inputs.instructions_of(given, told.instructions),
@@ -113,8 +130,8 @@ class Room:
         }
         return {
             **{key: value for key, value in options.items() if value},
-            "conversation_id": given.thread_id,
-            "request_id": inputs.request_id_of(given.thread_id, news.said, options),
+            "conversation_id": given.conversation,
+            "request_id": inputs.request_id_of(given.conversation, news.said, options),
             "messages": said,
         }
 
@@ -141,12 +158,12 @@ class Room:
     ) -> tuple[News, str] | None:
         """Take what the user says for the answer to what the agent's last message left open."""
         runs = [_run_of(call) for call in calls]
-        run = await self._at_work(caller, given.thread_id)
+        run = await self._at_work(caller, given.conversation)
         if run is not None and run not in runs:
             return None  # what is at work there is none of what the front end knows
         if run is None:  # perhaps this is sent again, and its turn has ended meanwhile
             said = inputs.text_alone(news.said)
-            if said and await self._app.chats.was_said(caller, given.thread_id, runs[-1], said):
+            if said and await self._app.chats.was_said(caller, given.conversation, runs[-1], said):
                 return inputs.taken_as_answers(news, calls), runs[-1]
             return None
         taken = inputs.taken_as_answers(news, calls)
@@ -157,9 +174,9 @@ class Room:
         """Have the turn at work read what the user says besides."""
         if news.said:
             said = CompletionInject(
-                conversation_id=given.thread_id,
+                conversation_id=given.conversation,
                 prompt=inputs.prompt_of(news.said),
-                request_id=inputs.request_id_of(given.thread_id, news.said, {}),
+                request_id=inputs.request_id_of(given.conversation, news.said, {}),
             )
             await self._app.request(
                 caller, "completion:inject", said, result_type=CompletionInjected
@@ -169,11 +186,6 @@ class Room:
 def _run_of(call: str) -> str:
     """Return the turn that has made a call."""
     return call.rsplit(":", 2)[0]
-
-
-def in_thread(given: RunAgentInput, conversation: str | None) -> RunAgentInput:
-    """Return the input in the conversation that the address names."""
-    return given if conversation is None else replace(given, thread_id=conversation)
 
 
 def marks_of(header: str | None) -> dict[str, Place | None]:

@@ -509,7 +509,7 @@ class Running:
             self._looking.cancel()
 
     async def _look_before(self, top: Branch) -> None:
-        chats, thread = self._app.chats, self._given.thread_id
+        chats, thread = self._app.chats, self._given.conversation
         while True:
             with suppress(KsiError):
                 if await chats.waits_for_a_person(self._caller, thread, but_for=top.run):

@@ -4,10 +4,14 @@ Whoever may chat may have this looked up for the chat, whether or not the key ma
 asked in the caller's name, so that nobody is shown what is another's.
 """
 
+import hashlib
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from ksi_agents.events import AgentDefinition, AgentGet
 from ksi_client import AsyncClient
@@ -33,7 +37,16 @@ MAX_KNOWN: Final = 1000
 MAX_DEPTH: Final = 16
 LOOKED_THROUGH: Final = 100  # messages
 
+_CONVERSATION: Final = re.compile(r"[^\s\x00-\x1f]{1,200}")
+
 Taken = Callable[[], AbstractAsyncContextManager[AsyncClient]]
+
+
+def conversation_of(name: str) -> str:
+    """Return the conversation that a name means, which may be any text elsewhere."""
+    if _CONVERSATION.fullmatch(name):
+        return name
+    return f"key-{hashlib.sha256(msgspec.json.encode((name,))).hexdigest()[:40]}"
 
 
 class Chats:

@@ -1,7 +1,6 @@
 """Takes events from outside, and tells how the runs stand that they began."""
 
 import hashlib
-import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -20,6 +19,7 @@ from ksi_daemon.protocol import InvalidData
 from ksi_http.events import HttpRaw, HttpRawFound, HttpRawKeep
 from ksi_http.sidecar import bodies, errors
 from ksi_http.sidecar.callers import Caller, checked_user
+from ksi_http.sidecar.chats import conversation_of
 from ksi_http.sidecar.generated import idempotency_key
 from ksi_http.sidecar.openapi import KEY_PARAMETER, described, operation, path_parameter
 
@@ -37,7 +37,6 @@ STATUSES: Final[dict[str, Status]] = {
     "failed": "failed",
     "cancelled": "failed",
 }
-_CONVERSATION: Final = re.compile(r"[^\s\x00-\x1f]{1,200}")
 RUN: Final = [path_parameter("run_id")]
 WAIT: Final = {
     "name": "wait_s",
@@ -173,11 +172,6 @@ class Runs:
 def agent_of(kind: str, agents: dict[str, str]) -> str:
     """Return the agent that takes the events of a type."""
     return next((agent for glob, agent in agents.items() if fnmatchcase(kind, glob)), AGENT)
-
-
-def conversation_of(key: str) -> str:
-    """Return the conversation that a key names, which may be any text elsewhere."""
-    return key if _CONVERSATION.fullmatch(key) else f"key-{_digest(key)}"
 
 
 def wait_s(request: web.Request) -> float:

@@ -117,6 +117,16 @@ async def test_a_run_is_a_turn_in_the_conversation_of_its_thread(
     assert [turn["agent"] for turn in turns] == ["general"]
 
 
+async def test_a_conversation_may_be_called_by_any_text(http: HttpServer, script: Script) -> None:
+    path = "/chat/the%20boiler%2F7"
+    events = await have(http, given(user("one")), path)
+    await have(http, given(user("two", "u2")), path)
+    await have(http, given(user("three", "u3"), threadId="the boiler/7"))
+
+    assert events[0]["threadId"] == events[-1]["threadId"] == "the boiler/7"
+    assert len(script.calls[-1].messages) == 5
+
+
 async def test_a_history_that_is_sent_again_is_not_said_again(
     http: HttpServer, script: Script
 ) -> None:
@@ -480,7 +490,7 @@ async def test_a_run_that_fails_says_so_with_a_code(http: HttpServer, script: Sc
         (given(user("hello")), {"x-user-email": "anna"}, 400, "x-user-email"),
         (given(user("hello")), {"x-user-name": "a" * 201}, 400, "x-user-name"),
         (given(user("hello")), {"Last-Event-ID": "7"}, 400, "begin without it"),
-        (given(user("hello"), threadId="a b"), {}, 400, "threadId"),
+        (given(user("hello"), threadId=""), {}, 400, "threadId"),
         (given(user("hello"), tools=[{**PICK, "name": "a b"}]), {}, 400, "client_tools"),
         ({"threadId": "t1"}, {}, 400, "runId"),
     ],

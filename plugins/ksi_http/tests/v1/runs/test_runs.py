@@ -8,8 +8,9 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script
+from ksi_http.sidecar.chats import conversation_of
 from ksi_http.testing import HttpServer
-from ksi_http.v1.runs import agent_of, conversation_of
+from ksi_http.v1.runs import agent_of
 
 
 def event(**more: Any) -> dict[str, Any]:
