@@ -90,16 +90,23 @@ async def test_the_turn_makes_the_calls_of_its_model_and_the_same_process_goes_o
     ended = await turn(
         client,
         {"think": "First.", "calls": [call("pay", "bread"), call("pay", "wine")]},
-        {"calls": [call("pay", "fish")]},
+        {"calls": [{"name": "Bash", "arguments": {}}, call("pay", "fish")]},
         {"say": "All is paid."},
     )
 
     assert (ended["status"], ended["text"]) == ("succeeded", "All is paid."), ended
     assert till.paid == ["bread", "wine", "fish"]
-    assert len(fake_claude.runs) == 1
     calls = await client.request("tool:calls", {})
     assert [(each["name"], each["status"]) for each in calls["calls"]] == [("pay", "done")] * 3
     assert ended["usage"]["output_tokens"] == 3
+    (run,) = fake_claude.runs
+    arguments = run["arguments"]
+    assert arguments[arguments.index("--tools") + 1] == ""
+    assert arguments[arguments.index("--allowedTools") + 1] == "mcp__ksi"
+    assert arguments[arguments.index("--permission-mode") + 1] == "dontAsk"
+    assert "ksi_" not in json.dumps([arguments, run["environ"]])  # no token
+    with pytest.raises(KsiError, match="only the server of a program's conversation"):
+        await client.request("mcp:session_call", {"name": "pay"})
 
 
 async def test_nothing_is_done_twice_where_the_process_is_killed_as_it_waits(
@@ -112,35 +119,6 @@ async def test_nothing_is_done_twice_where_the_process_is_killed_as_it_waits(
     assert len(fake_claude.runs) == 2
     assert "paid for bread" in ended["text"]  # the second one repeats what it was told
     assert "don't call them again" in ended["text"]
-
-
-async def test_its_own_tools_are_off_and_only_ours_are_allowed(
-    client: AsyncClient, fake_claude: FakeClaude
-) -> None:
-    ended = await turn(client, {"calls": [{"name": "Bash", "arguments": {}}]}, {"say": "No."})
-
-    (run,) = fake_claude.runs
-    arguments = run["arguments"]
-    assert (ended["status"], ended["text"]) == ("succeeded", "No."), ended
-    assert arguments[arguments.index("--tools") + 1] == ""
-    assert arguments[arguments.index("--allowedTools") + 1] == "mcp__ksi"
-    assert arguments[arguments.index("--permission-mode") + 1] == "dontAsk"
-    assert "ksi_" not in json.dumps([arguments, run["environ"]])  # no token
-
-
-async def test_the_result_of_a_call_is_given_once(
-    client: AsyncClient, fake_claude: FakeClaude, till: Till
-) -> None:
-    await turn(client, {"say": "proven"})
-    fake_claude.cheat("again")
-    ended = await turn(client, {"calls": [call("pay", "bread")]})
-
-    assert till.paid == ["bread"], ended
-
-
-async def test_a_call_that_no_conversation_waits_for_is_denied(client: AsyncClient) -> None:
-    with pytest.raises(KsiError, match="only the server of a program's conversation"):
-        await client.request("mcp:session_call", {"name": "pay"})
 
 
 # -- the canary -----------------------------------------------------------------------------------
@@ -164,16 +142,6 @@ async def ways(client: AsyncClient) -> tuple[str, dict[str, str]]:
     return refusal, {way["way"]: way["result"] for way in found.get("ways", ())}
 
 
-async def test_a_command_that_holds_is_proven(client: AsyncClient) -> None:
-    refusal, found = await ways(client)
-
-    health = await client.request("system:health", {})
-    assert refusal == ""
-    assert set(found.values()) == {"held"}
-    assert len(found) == 8
-    assert {p["plugin"]: p["health"] for p in health["plugins"]}["mcp"] == "ok"
-
-
 async def test_a_command_that_cheats_is_refused_whichever_way_it_does(
     client: AsyncClient, fake_claude: FakeClaude
 ) -> None:
@@ -186,6 +154,9 @@ async def test_a_command_that_cheats_is_refused_whichever_way_it_does(
         "hooks": "its own configuration of MCP servers and hooks",
         "impatient": "a result that nobody gave it",
     }
+    refusal, found = await ways(client)
+    assert (refusal, set(found.values()), len(found)) == ("", {"held"}, 8)
+
     for cheat, way in cheats.items():
         fake_claude.cheat(cheat)
 
