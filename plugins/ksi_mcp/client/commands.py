@@ -146,7 +146,7 @@ def login(
         bool, typer.Option("--browser/--no-browser", help="Open the page, or only show it.")
     ] = True,
 ) -> None:
-    """Log in with a server in the browser; what comes of it is kept in this home."""
+    """Log in with a server, in the browser."""
     with connect() as client:
         found = found_server(
             client.request("mcp:list", e.McpList(), result_type=e.McpServers), name
