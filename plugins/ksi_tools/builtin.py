@@ -37,7 +37,7 @@ def client_tool(
 
 
 @tool(effects="read_only", timeout_s=5.0)
-def current_time(timezone: Annotated[str, Meta(max_length=100)] = "UTC") -> str:
+async def current_time(timezone: Annotated[str, Meta(max_length=100)] = "UTC") -> str:
     """Tell the date and the time, in a time zone such as Europe/Berlin."""
     try:
         now = datetime.now(UTC).astimezone(ZoneInfo(timezone))
