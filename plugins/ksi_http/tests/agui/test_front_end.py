@@ -57,6 +57,8 @@ async def test_it_holds_conversations_with_tools_questions_and_other_agents(
     http: HttpServer, script: Script, front_end: Path
 ) -> None:
     asked = json.dumps({"agent": "define", "prompt": "What is a heron?"})
+    choose = json.dumps({"agent": "general", "prompt": "Choose."})
+    question = calling(("ask_user", '{"question": "Which?"}'))
     conversations: dict[str, tuple[list[Any], list[tuple[str, str]]]] = {
         "plain": (["Good day."], [("assistant", "Good day.")]),
         "tool": (
@@ -64,23 +66,33 @@ async def test_it_holds_conversations_with_tools_questions_and_other_agents(
             [("assistant", "Pick."), ("tool", "blue"), ("assistant", "Blue.")],
         ),
         "question": (
-            [calling(("ask_user", '{"question": "Which?"}')), "Red."],
+            [question, "Red."],
             [("tool", "the red one"), ("assistant", "Red.")],
         ),
         "agents": (
             [calling(("ask_agent", asked)), "A bird.", "It is a bird."],
             [("assistant", "A bird."), ("tool", "A bird."), ("assistant", "It is a bird.")],
         ),
+        "an agent's question": (
+            [calling(("ask_agent", choose)), question, "Red.", "It is red."],
+            [
+                ("tool", "the red one"),
+                ("assistant", "Red."),
+                ("tool", "Red."),
+                ("assistant", "It is red."),
+            ],
+        ),
     }
     for prompt, (answers, expected) in conversations.items():
         script.say(*answers, "No more.")
 
-        known = await talk(http, front_end, "router" if prompt == "agents" else "general", prompt)
+        is_of_agents = "agent" in prompt
+        known = await talk(http, front_end, "router" if is_of_agents else "general", prompt)
 
         end = [("user", "and then?"), ("assistant", "No more.")]
         told = said(known)
         assert told[0] == ("user", prompt)
         assert sorted(told[1:-2]) == sorted(expected), known
         assert told[-2:] == end, known
-        assert ("SUBAGENT_STARTED" in known["events"]) == (prompt == "agents")
+        assert ("SUBAGENT_STARTED" in known["events"]) == is_of_agents
         assert known["events"][-1] == "RUN_FINISHED"

@@ -11,9 +11,15 @@ import pytest
 
 from ksi_client import AsyncClient
 from ksi_completion.tests.doubles import Script, calling
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.plugin import Plugin
+from ksi_daemon.protocol import TimedOut
+from ksi_daemon.testing import module_plugin
 from ksi_http.testing import HttpServer
 from ksi_http.tests.agui.protocol import check_event
 from ksi_models.events import FilePart, ModelCall, TextPart
+from ksi_tools.api import Tools, tool
 
 PICK = {
     "name": "pick_colour",
@@ -538,3 +544,68 @@ class TestFrontEndsThatKnowNoSubAgents:
         ]
         assert not any(event.get("subagentRunId") for event in events)
         assert text_of(events) == "It is a bird."
+
+
+async def test_a_run_that_is_cancelled_says_so(http: HttpServer, script: Script) -> None:
+    script.say("Good day.")
+    script.gate = asyncio.Event()
+    async with posted(http, given(user("hello"))) as response:
+        events = events_of(response)
+        started = (await anext(events))[1]
+        await http.post(f"/v1/runs/{started['metadata']['ksi']['run_id']}/cancel")
+        rest = [event async for _, event in events]
+
+    assert rest[-1]["outcome"] == {"type": "cancelled"}
+
+
+@tool(effects="effectful")
+async def lamp() -> str:
+    """Switch the lamp, of which nobody knows whether it did."""
+    raise TimedOut("the lamp did not answer")
+
+
+@hookimpl
+def info() -> PluginInfo:
+    return PluginInfo(requires=("tools",))
+
+
+@hookimpl
+async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
+    with plugin.service(Tools).add(lamp, provider=plugin.name):
+        yield
+
+
+class TestCallsInDoubt:
+    @pytest.fixture
+    def ksi_plugins(self, ksi_plugins: list[EntryPoint]) -> list[EntryPoint]:
+        lamps = module_plugin("lamps", ksi_plugin=info, ksi_lifespan=lifespan)
+        return [*ksi_plugins, lamps]
+
+    async def test_a_person_decides_what_became_of_them(
+        self,
+        http: HttpServer,
+        script: Script,
+        client: AsyncClient,
+        make_key: Callable[..., Any],
+    ) -> None:
+        keeper = {"text": "---\nname: keeper\ntools: [lamp]\n---\nKeep the light."}
+        await client.request("agent:apply", {"documents": [keeper]})
+        headers = {"x-agent-schema-name": "keeper"}
+        script.say(calling(("lamp", "{}")), "It is light.")
+        first = await have(http, given(user("light!")), **headers)
+        (interrupt,) = first[-1]["outcome"]["interrupts"]
+        history = (user("light!"), called(first))
+        verdict = {"verdict": "done", "content": "It shines."}
+        resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": verdict}]
+        writer = {"Authorization": f"Bearer {await make_key('chat:write')}"}
+
+        impatient = await have(http, given(*history, user("And?", "u2")), **headers)
+        refused = await have(http, given(*history, resume=resume), **headers, **writer)
+        decided = await have(http, given(*history, resume=resume), **headers)
+
+        assert interrupt["reason"] == "tool_call_in_doubt"
+        assert impatient[-1]["outcome"]["interrupts"] == [interrupt]
+        assert (refused[-1]["type"], refused[-1]["code"]) == ("RUN_ERROR", "denied")
+        assert of(decided, "TOOL_CALL_RESULT")["content"] == "It shines."
+        assert text_of(decided) == "It is light."
+        assert roles_of(script.calls[-1]) == ["user", "assistant", "tool", "user"]
