@@ -191,7 +191,7 @@ class Remote:
             except AnswerError as error:
                 raise Failed(self._fenced(str(error))) from error
             else:
-                return self._told(tool, result)
+                return await asyncio.to_thread(self._told, tool, result)
         raise AssertionError
 
     def _tool(self, name: str) -> Definition:

@@ -1,25 +1,29 @@
 """Makes what strangers wrote fit for a model to read: visible, bounded and marked as theirs."""
 
-import unicodedata
+import re
 from typing import Any, Final
 
 from ksi_daemon.protocol import InvalidData
 
 MAX_DEPTH: Final = 40
-KEPT: Final = frozenset("\n\t")
-# What can't be seen but is read: control and format characters, private ones, halves of pairs.
-INVISIBLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Cn"})
+PIECE_CHARS: Final = 20_000
+# What can't be seen but is read: control characters but for line breaks and tabs, those that turn
+# the direction or have no width (but for the joiners that scripts need), private ones, halves of
+# pairs, and the tags and variants from U+E0000 on, which can spell out whole sentences.
+_INVISIBLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ud800-\uf8ff\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U0010ffff]"
+)
 # What a schema compares with, and must stay as it is.
 COMPARED: Final = frozenset({"pattern", "const", "enum", "default", "patternProperties"})
 
 
 def cleaned(text: str, max_chars: int | None = None) -> str:
     """Return a text without what can't be seen, cut where it is too long."""
-    if not text.isascii() or not text.isprintable():
-        text = text.replace("\r\n", "\n")
-        text = "".join(
-            each for each in text if each in KEPT or unicodedata.category(each) not in INVISIBLE
-        )
+    # Piece by piece, since others wait while a pattern is at work.
+    pieces = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+    text = "".join(_INVISIBLE.sub("", piece) for piece in pieces)
     if max_chars is not None and len(text) > max_chars:
         text = f"{text[:max_chars]}… [cut]"
     return text
