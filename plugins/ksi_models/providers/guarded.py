@@ -83,6 +83,13 @@ class _Pipes(asyncio.SubprocessProtocol):
     async def until_writable(self) -> None:
         await self._writable.wait()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close what is left: the process has ended, and said all."""
+        self._transport.close()
+
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             self.output.feed_data(data)
