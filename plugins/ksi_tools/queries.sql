@@ -1,11 +1,15 @@
 -- name: begin
--- May this call be made, and what is known of it?
-SELECT b.verdict, b.times, (b.known).*
+-- May this call be made, and what is known of it? What has no effect waits for no disk: all that
+-- might be built on it is written behind it, and so is lost with it or not at all.
+SELECT b.verdict, b.times, (b.known).*,
+       CASE WHEN $7 = 'read_only' AND NOT $14
+            THEN set_config('synchronous_commit', 'off', true) END AS without_waiting
   FROM ksi_tools.begin_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) b;
 
 -- name: end
--- Writes what came of a call.
-SELECT ksi_tools.end_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+-- Writes what came of a call; that of one without an effect waits for no disk, either.
+SELECT ksi_tools.end_call($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12),
+       CASE WHEN $13 THEN set_config('synchronous_commit', 'off', true) END AS without_waiting;
 
 -- name: settle
 -- A person settles a call.

@@ -190,6 +190,7 @@ class Ledger:
             ending.duration_ms,
             ending.why,
             list(ending.text.pieces),
+            intent.tool.effects == "read_only",
         )
         return bool(row[0] == "ok")
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -253,3 +253,26 @@ async def test_an_error_is_kept_as_it_was(database: Database) -> None:
     _, _, known = await daemon.ledger.begin(world.intent("a"))
     assert known is not None
     assert known.error_body == body
+
+
+@pytest.mark.parametrize(
+    ("effects", "waits"), [("read_only", "off"), ("idempotent", "on"), ("effectful", "on")]
+)
+async def test_only_what_has_no_effect_does_not_wait_for_the_disk(
+    database: Database, effects: str, waits: str
+) -> None:
+    world = World(database, effects)
+    (daemon, _) = world.daemons
+    await daemon.start()
+    intent = world.intent("a")
+
+    for write in ("begin", "end"):
+        async with database.transaction() as connection:
+            await connection.execute("SET LOCAL synchronous_commit = on")
+            ledger = Ledger(cast(Database, connection), lambda: (daemon.name, daemon.epoch))
+            if write == "begin":
+                await ledger.begin(intent)
+            else:
+                assert await ledger.end(intent, Ending("done", Text("x"), 1.0))
+
+            assert await connection.fetchval("SHOW synchronous_commit") == waits, write
