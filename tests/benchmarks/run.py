@@ -13,6 +13,7 @@ from typing import Any, Final
 import agents
 import bench_http
 import bench_journal
+import bench_mcp
 import bench_store
 import completion
 import exchange
@@ -35,6 +36,7 @@ BENCHMARKS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "http": bench_http.measure,
     "journal": bench_journal.measure,
     "kernel": kernel.measure,
+    "mcp": bench_mcp.measure,
     "memory_finding": memory_finding.measure,
     "memory_quality": memory_quality.measure,
     "memory_search": memory_search.measure,
