@@ -57,8 +57,7 @@ class Bearer(httpx2.Auth):
             newer = await self._read()
             if newer is None or newer.access_token == login.access_token:
                 newer = await self._take(login, (yield _renewal(login)))
-        if newer is not None:
-            yield _with(request, newer)
+        yield _with(request, newer or login)  # in any case: the last answer is what the caller gets
 
     async def _read(self) -> Login | None:
         return await asyncio.to_thread(logins.read, self._file, self._url)

@@ -60,7 +60,9 @@ def connected(tmp_path: Path) -> Connected:
 
     @asynccontextmanager
     async def connecting(
-        server: McpServer | None = None, settings: McpSettings | None = None
+        server: McpServer | None = None,
+        settings: McpSettings | None = None,
+        login: Path | None = None,
     ) -> AsyncIterator[tuple[Connection, Told]]:
         told = Told()
         connection = Connection(
@@ -69,6 +71,7 @@ def connected(tmp_path: Path) -> Connected:
             settings or McpSettings(),
             tmp_path / "home",
             told.listed,
+            login,
         )
         async with asyncio.TaskGroup() as group:
             connection.start(group)

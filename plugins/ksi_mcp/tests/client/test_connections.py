@@ -204,3 +204,14 @@ say(line()["id"], {"tools": [{"name": "x", "inputSchema": {"type": "object"}}]})
 os.read(0, 1)
 os._exit(1)
 """
+
+
+async def test_a_server_by_the_sdk_is_called_in_the_newest_protocol(connected: Connected) -> None:
+    script = str(Path(__file__).with_name("sdk_server.py"))
+    server = McpServer(command=sys.executable, args=(script,))
+    async with connected(server) as (connection, told):
+        result = await connection.call("add", {"a": 1, "b": 2}, told.progressed)
+        assert connection._session._client.protocol_version == "2026-07-28"
+
+    assert result["structuredContent"] == {"result": 3}
+    assert told.lists[0][0]["name"] == "add"

@@ -1,0 +1,188 @@
+"""Logging in with a server, and staying so."""
+
+import asyncio
+import stat
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ksi_daemon.protocol import Failed
+from ksi_mcp.client import logins
+from ksi_mcp.client.login import log_in
+from ksi_mcp.client.logins import Login
+from ksi_mcp.events import McpServer
+from ksi_mcp.tests.client.conftest import Connected
+from ksi_mcp.tests.client.test_http import Far
+
+
+class Guarded(Far):
+    """A server that wants a token, and gives them out itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.valid = "token-1"
+        self.renewals: list[dict[str, str]] = []
+        self.root = ""
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self.valid}":
+            where = f'Bearer resource_metadata="{self.root}/.well-known/oauth-protected-resource"'
+            return web.Response(status=401, headers={"WWW-Authenticate": where})
+        return await super().post(request)
+
+    async def resource(self, request: web.Request) -> web.Response:
+        return web.json_response({"resource": self.url, "authorization_servers": [self.root]})
+
+    async def issuer(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "issuer": self.root,
+                "authorization_endpoint": f"{self.root}/authorize",
+                "token_endpoint": f"{self.root}/token",
+                "registration_endpoint": f"{self.root}/register",
+                "response_types_supported": ["code"],
+                "code_challenge_methods_supported": ["S256"],
+            }
+        )
+
+    async def register(self, request: web.Request) -> web.Response:
+        given = await request.json()
+        made = {"client_id": "ksi-1", "token_endpoint_auth_method": "none"}
+        return web.json_response({**given, **made}, status=201)
+
+    async def token(self, request: web.Request) -> web.Response:
+        given = {name: str(value) for name, value in (await request.post()).items()}
+        self.renewals.append(given)
+        if given["grant_type"] == "refresh_token" and given["refresh_token"] != "again-1":
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        return web.json_response(
+            {
+                "access_token": self.valid,
+                "token_type": "Bearer",
+                "expires_in": 3600,
+                "refresh_token": "again-1",
+            }
+        )
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Guarded]:
+    """Run a server that wants a token."""
+    made = Guarded()
+    app = web.Application()
+    app.router.add_post("/mcp", made.post)
+    app.router.add_get("/.well-known/oauth-protected-resource", made.resource)
+    app.router.add_get("/.well-known/oauth-authorization-server", made.issuer)
+    app.router.add_post("/register", made.register)
+    app.router.add_post("/token", made.token)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    made.root = f"http://{host}:{port}"
+    made.url = f"{made.root}/mcp"
+    yield made
+    await runner.cleanup()
+
+
+def sent_back_to(url: str, **more: str) -> tuple[str, dict[str, str]]:
+    """Return where the page to log in sends the browser, and with what."""
+    asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    return asked["redirect_uri"], {"state": asked["state"], **more}
+
+
+async def browse(url: str, query: dict[str, str]) -> tuple[int, str]:
+    """Go where a browser is sent."""
+    async with aiohttp.ClientSession() as browser, browser.get(url, params=query) as response:
+        return response.status, await response.text()
+
+
+def guarded_server(guarded: Guarded) -> McpServer:
+    """Return how it is reached."""
+    return McpServer(url=guarded.url, oauth=True, handshake="legacy")
+
+
+async def test_somebody_logs_in_and_the_daemon_calls_in_their_name(
+    guarded: Guarded, connected: Connected, tmp_path: Path
+) -> None:
+    file = tmp_path / "logins" / "far.json"
+    pages: list[Any] = []
+
+    async def person(url: str) -> None:
+        where, query = sent_back_to(url, code="code-1")
+        pages.append(await browse(where, {}))
+        pages.append(await browse(where, query))
+
+    await log_in(guarded.url, file, person)
+    async with connected(guarded_server(guarded), login=file) as (connection, told):
+        result = await connection.call("echo", {}, told.progressed)
+
+    assert result["content"][0]["text"] == "done"
+    assert [status for status, _ in pages] == [404, 200]
+    assert guarded.renewals[0]["code"] == "code-1"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    login = logins.read(file, guarded.url)
+    assert login is not None
+    assert login.token_endpoint == f"{guarded.root}/token"
+    assert logins.read(file, "https://elsewhere.test/mcp") is None
+
+
+async def test_one_who_refuses_is_not_logged_in(guarded: Guarded, tmp_path: Path) -> None:
+    async def person(url: str) -> None:
+        where, query = sent_back_to(url, error="access_denied", error_description="No <b>way</b>")
+        _, page = await browse(where, query)
+        assert "No &lt;b&gt;way" in page
+
+    with pytest.raises(Failed, match="No <b>way</b>"):
+        await log_in(guarded.url, tmp_path / "far.json", person)
+    assert logins.read(tmp_path / "far.json", guarded.url) is None
+
+
+def logged_in(guarded: Guarded, file: Path, **more: Any) -> None:
+    """Leave a login, as a command has made it once."""
+    login = Login(
+        url=guarded.url,
+        access_token="token-0",
+        refresh_token="again-1",
+        token_endpoint=f"{guarded.root}/token",
+        client_id="ksi-1",
+    )
+    logins.write(
+        file, Login(**{**{name: getattr(login, name) for name in login.__struct_fields__}, **more})
+    )
+
+
+@pytest.mark.parametrize("expires_at", [0.0, time.time() - 10])
+async def test_a_token_is_renewed_once_and_kept(
+    guarded: Guarded, connected: Connected, tmp_path: Path, expires_at: float
+) -> None:
+    file = tmp_path / "far.json"
+    logged_in(guarded, file, expires_at=expires_at)
+    async with (
+        connected(guarded_server(guarded), login=file) as (connection, told),
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(3):
+            group.create_task(connection.call("echo", {}, told.progressed))
+
+    assert len(guarded.renewals) == 1
+    login = logins.read(file, guarded.url)
+    assert login is not None
+    assert login.access_token == "token-1"
+
+
+async def test_where_nobody_is_logged_in_any_more_is_told_what_to_do(
+    guarded: Guarded, connected: Connected, tmp_path: Path
+) -> None:
+    file = tmp_path / "far.json"
+    logged_in(guarded, file, refresh_token="long ago")
+    async with connected(guarded_server(guarded), login=file) as (connection, _):
+        pass
+
+    assert "log in with ksi mcp login faulty" in str(connection.why)
