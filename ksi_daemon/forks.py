@@ -28,6 +28,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import IO, Any, Final, Protocol
 
+from ksi_daemon.installed import installed_plugins, version_of
+
 CAN_FORK: Final = sys.platform == "linux"
 REQUEST_BYTES: Final = 128 * 1024
 HANDLES: Final = 16
@@ -256,6 +258,9 @@ def _import(module: str) -> None:
     for point in entry_points(group=PARTS.get(module, "")):
         with contextlib.suppress(Exception):
             point.load()
+    if module == "ksi_daemon":
+        for point in installed_plugins():
+            version_of(point.dist)
 
 
 def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

@@ -5,7 +5,6 @@ The plugin's code is the same as in the daemon; only its bus is another one.
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import os
 import select
@@ -26,8 +25,9 @@ from ksi_daemon import loop as event_loop
 from ksi_daemon.bus import converted
 from ksi_daemon.event_system import current_context, payload_of
 from ksi_daemon.hosts import HostAwait, HostAwaited, HostHello, HostKnown, HostReady, HostTask
+from ksi_daemon.installed import GROUP, installed_plugins
 from ksi_daemon.listeners import Observer
-from ksi_daemon.loader import GROUP, Loaded, Loader
+from ksi_daemon.loader import Loaded, Loader
 from ksi_daemon.logs import configured
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Context, Event, Failed, InvalidData
@@ -180,7 +180,7 @@ class Host:
         return None
 
     async def _start(self, name: str) -> None:
-        points = [p for p in importlib.metadata.entry_points(group=GROUP) if p.name == name]
+        points = [p for p in installed_plugins() if p.name == name]
         self._loader.load([name], points)
         loaded = self._loader.plugins.get(name)
         if loaded is None:

@@ -1,11 +1,9 @@
 """Finds plugins, checks them, starts them in the order of what they require, and stops them."""
 
 import asyncio
-import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cache
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -15,6 +13,7 @@ from msgspec import Struct
 from ksi_daemon import hookspecs
 from ksi_daemon.event_system import declarations_of
 from ksi_daemon.hookspecs import PluginInfo
+from ksi_daemon.installed import installed_plugins, version_of
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Failed, InvalidData, KsiError
 from ksi_daemon.protocol.names import did_you_mean, matches_any
@@ -24,7 +23,6 @@ from ksi_daemon.supervisor import Supervisor, is_cancelled, told
 
 log = logging.getLogger(__name__)
 
-GROUP = "ksi"
 State = Literal[
     "loaded", "starting", "ready", "restarting", "failed", "unavailable", "disabled", "stopped"
 ]
@@ -139,14 +137,14 @@ class Loader:
         Raises:
             InvalidData: The settings of a plugin are wrong.
         """
-        entry_points = importlib.metadata.entry_points(group=GROUP) if found is None else found
+        entry_points = installed_plugins() if found is None else found
         for entry_point in sorted(entry_points, key=lambda each: each.name):
             if entry_point.name in self.plugins:
                 # Which of them is meant can't be told, and neither has begun to run.
                 self._router.forget(entry_point.name)
                 self._fail(self.plugins[entry_point.name], "two packages have a plugin so named")
                 continue
-            loaded = Loaded(entry_point.name, _version_of(getattr(entry_point, "dist", None)))
+            loaded = Loaded(entry_point.name, version_of(getattr(entry_point, "dist", None)))
             loaded.named_essential = loaded.name in self._essential
             self.plugins[loaded.name] = loaded
             if matches_any(loaded.name, allowed):
@@ -338,8 +336,3 @@ class Loader:
         loaded.set_state("failed", reason)
         if loaded.is_essential:
             self.essential_failed.set()
-
-
-@cache  # a package may have many plugins, and its metadata are parsed at each look
-def _version_of(distribution: importlib.metadata.Distribution | None) -> str:
-    return distribution.version if distribution is not None else ""

@@ -9,16 +9,13 @@ pytest settings, or the mark ``anyio``) and take what they need:
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +23,7 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient, LocalTransport, UnixTransport
-from ksi_daemon import forks
+from ksi_daemon import forks, installed
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.loader import EntryPoint
 
@@ -61,12 +58,7 @@ def memory_folder() -> Path | None:
 
 def installed_plugins(*names: str) -> list[EntryPoint]:
     """Return the plugins that are installed: all of them, or those of these names."""
-    return [point for point in _installed(tuple(sys.path)) if not names or point.name in names]
-
-
-@functools.cache  # a file of each distribution is read, which takes a tenth of a test's time
-def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group="ksi"))
+    return [point for point in installed.installed_plugins() if not names or point.name in names]
 
 
 class ModuleEntryPoint:

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final
 import asyncpg
 from msgspec import Struct
 
+from ksi_daemon import installed
 from ksi_daemon.protocol import Conflict, Failed, InvalidData
 from ksi_postgres.errors import told_of, translated
 from ksi_postgres.queries import load_queries
@@ -85,7 +86,7 @@ def own_root() -> Path:
 
 def installed_plugins() -> dict[str, EntryPoint]:
     """Return the entry points of all plugins by name."""
-    return {point.name: point for point in entry_points(group="ksi")}
+    return {point.name: point for point in installed.installed_plugins()}
 
 
 def in_order(requires: Mapping[str, Sequence[str]]) -> list[str]:
@@ -112,11 +113,11 @@ def find_migrations(plugins: Iterable[str]) -> list[Migration]:
     Raises:
         InvalidData: A file has a wrong name, or a number is missing.
     """
-    installed = installed_plugins()
+    points = installed_plugins()
     found: list[Migration] = []
     for plugin in plugins:
-        point = installed.get(plugin)
-        version = point.dist.version if point is not None and point.dist is not None else ""
+        point = points.get(plugin)
+        version = installed.version_of(point.dist if point is not None else None)
         folder = _folder(plugin, point)
         if folder is not None and folder.is_dir():
             found.extend(read_folder(plugin, folder, version))
