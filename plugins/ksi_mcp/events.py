@@ -44,6 +44,13 @@ class McpCalling(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: str | None = None
 
 
+class McpCalled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last that is told of a call, and the lines of the log that came before it."""
+
+    last: McpCalling
+    said: tuple[McpCalling, ...] = ()
+
+
 class McpWhoami(Struct, frozen=True, kw_only=True):
     """Ask as whom the daemon sees a connection, what it may do, and how KSI is to be offered."""
 

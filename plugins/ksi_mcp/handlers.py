@@ -48,6 +48,11 @@ class Watched:
             self._told.append(told)
             self._news.set()
 
+    def rest(self) -> tuple[e.McpCalling, ...]:
+        """Return what is there, without waiting."""
+        told, self._told = self._told, []
+        return tuple(told)
+
     def log(self, level: e.Level, data: Any) -> None:
         """Tell what a tool says by itself."""
         self.put(e.McpCalling(level=level, data=data))
@@ -135,6 +140,8 @@ class Handlers:
                     while not called.done():
                         for told in await watched.take():
                             yield told
+                    for told in watched.rest():
+                        yield told
                 except GeneratorExit:  # a task group would wrap it
                     is_closed = True
                 finally:
@@ -144,14 +151,18 @@ class Handlers:
                 del self._calls[key]
         if is_closed:
             return
-        outcome = called.result()
-        if isinstance(outcome, KsiError):
-            raise outcome
-        asks = exchange.asked(outcome.content)
-        if asks is not None:
-            yield e.McpCalling(asks=asks.requests, state=asks.state)
-        else:
-            yield e.McpCalling(called=outcome)
+        yield _ended(called.result(), exchange)
+
+    @event_handler("mcp:call_quietly", scope="tools:write", timeout_s=0)
+    async def call_quietly(self, request: e.McpCall) -> e.McpCalled:
+        """Call a tool as ``mcp:call`` does, and tell all at its end: one answer costs less."""
+        ask = ToolCall(
+            name=request.name, arguments=request.arguments, call_id=request.call_id or uuid4().hex
+        )
+        watched = Watched(logs=request.logs)
+        exchange = Exchange(request.capabilities, request.answers, request.state, watched.log)
+        called = await self._called(ask, watched, exchange)
+        return e.McpCalled(last=_ended(called, exchange), said=watched.rest())
 
     async def _called(
         self, ask: ToolCall, watched: Watched, exchange: Exchange
@@ -176,6 +187,20 @@ class Handlers:
         watched = self._calls.get((event.context.tenant, told.call_id))
         if watched is not None:
             watched.put(e.McpCalling(message=told.message, done=told.done, total=told.total))
+
+
+def _ended(called: ToolCalled | KsiError, exchange: Exchange) -> e.McpCalling:
+    """Return the last that is told of a call: what came of it, or what the tool asks.
+
+    Raises:
+        KsiError: The call itself was wrong.
+    """
+    if isinstance(called, KsiError):
+        raise called
+    asks = exchange.asked(called.content)
+    if asks is None:
+        return e.McpCalling(called=called)
+    return e.McpCalling(asks=asks.requests, state=asks.state)
 
 
 def _context() -> Context:

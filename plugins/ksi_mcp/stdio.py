@@ -35,7 +35,14 @@ TOO_LONG: Final = b"{too long\n"  # which is told to be no JSON
 KNOWN_S: Final = 60.0
 TOKEN_S: Final = 7 * 86_400.0
 # What every call here passes; which of it is let through is looked at before.
-NEEDED: Final = ("mcp:call", "mcp:whoami", "system:describe", "tool:call", "tool:list")
+NEEDED: Final = (
+    "mcp:call",
+    "mcp:call_quietly",
+    "mcp:whoami",
+    "system:describe",
+    "tool:call",
+    "tool:list",
+)
 CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 
 

@@ -61,7 +61,7 @@ class Service:
                 await self._check(AGENTS)
         return await proceed(event)
 
-    @event_interceptor("mcp:call", order=ORDER)
+    @event_interceptor("mcp:call*", order=ORDER)
     async def bound_programs(self, event: Event, proceed: Proceed) -> Any:
         """Let nobody from outside call tools where that could go around the gate."""
         if is_bearers(event.context):

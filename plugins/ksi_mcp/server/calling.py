@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ksi_daemon.protocol import KsiError
-from ksi_mcp.events import McpCall, McpCalling
+from ksi_mcp.events import McpCall, McpCalled, McpCalling
 from ksi_mcp.server import asking, results
 from ksi_mcp.server.catalogue import Offered
 from ksi_mcp.server.levels import Levels
@@ -158,6 +158,13 @@ class Calling:
             answers=answers,
             state=state,
         )
+        if not self._is_followed():
+            quiet: McpCalled = await self._reach.ask(
+                "mcp:call_quietly", call, result_type=McpCalled
+            )
+            for line in quiet.said:
+                await self._tell(line)
+            return quiet.last
         said = self._reach.follow("mcp:call", call, result_type=McpCalling)
         last = McpCalling()
         async with aclosing(said):
@@ -165,6 +172,11 @@ class Calling:
                 if last.called is None and last.asks is None:
                     await self._tell(last)
         return last
+
+    def _is_followed(self) -> bool:
+        """Say whether the caller wants to know of the call while it is made."""
+        meta = self._ctx.meta
+        return (meta is not None and "progress_token" in meta) or self._levels.are_set(self._ctx)
 
     async def _tell(self, said: McpCalling) -> None:
         session = self._ctx.session

@@ -25,7 +25,7 @@ FRESH_S: Final = 1.0
 KNOWN_S: Final = 30.0
 SUFFIX: Final = "_tool"
 MAX_DESCRIPTION: Final = 8000
-NOT_SHOWN: Final = frozenset({"mcp:call"})  # the way here itself
+NOT_SHOWN: Final = frozenset({"mcp:call", "mcp:call_quietly"})  # the way here
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ class Levels:
         """Say whether a caller wants to be told of anything."""
         return self._wants(ctx, "emergency")
 
+    def are_set(self, ctx: Ctx) -> bool:
+        """Say whether a caller has said what it wants to be told of."""
+        if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+            return self.wants_any(ctx)
+        return _connection(ctx) in self._least
+
     def _wants(self, ctx: Ctx, level: types.LoggingLevel) -> bool:
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
             return level in allowed_log_levels(ctx.protocol_version, ctx.meta)
