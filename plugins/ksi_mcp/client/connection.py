@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import KsiError
-from ksi_mcp.client.errors import LostError, NotSentError
+from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.client.references import looked_up, masked
 from ksi_mcp.client.text import cleaned
 from ksi_mcp.events import McpServer
@@ -53,6 +54,7 @@ class Connection:
         folder: Its own, where its process runs.
         listed: Told what it says of its tools, and whether that is all, whenever it was asked.
         login: The file of the login with it, where one logs in.
+        confined: Knows whom the daemon does not take for its owner: a server's process is nobody.
 
     Attributes:
         is_ready: Set when it has told its tools, or has failed.
@@ -70,6 +72,7 @@ class Connection:
         folder: Path,
         listed: Listed,
         login: Path | None = None,
+        confined: Confined | None = None,
     ) -> None:
         self.is_ready = asyncio.Event()
         self.is_over = False
@@ -82,6 +85,7 @@ class Connection:
         self._folder = folder
         self._listed = listed
         self._login = login
+        self._confined = confined
         self._task: asyncio.Task[None] | None = None
         self._session: Any = None
         self._is_stale = False
@@ -155,6 +159,7 @@ class Connection:
             folder=self._folder,
             max_line_bytes=wires.READ_BYTES,
             bounds=ProcessBounds(memory_mb=server.memory_mb),
+            confined=self._confined,
         )
         return wires.process_wire(self._process, self._settings.max_result_bytes)
 
@@ -181,6 +186,7 @@ class Connection:
                     await self._stirred.wait()
             except TimeoutError:
                 if not self.calls:
+                    self.is_over = True  # before it is closed: nobody may call any more
                     return
             self._stirred.clear()
             if self._is_stale and not self.is_over:
@@ -197,6 +203,9 @@ class Connection:
             log.info("a server's tools can't be asked for", extra={"server": self._name})
             self.why = _told(error)
             self.end()
+        except (AnswerError, KsiError) as error:
+            told = {"server": self._name, "why": str(error)}
+            log.warning("a server's tools are not known anew", extra=told)
 
     async def _ask_for_tools(self, session: Any) -> None:
         self._asked_at = time.monotonic()

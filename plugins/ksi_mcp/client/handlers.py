@@ -6,7 +6,7 @@ from ksi_daemon.event_system import current_context, event_contributor, event_ha
 from ksi_daemon.protocol import Busy, Context, Denied, TimedOut, Unavailable
 from ksi_mcp import events as e
 from ksi_mcp.client.remote import Remote
-from ksi_mcp.client.servers import Servers
+from ksi_mcp.client.servers import DEFAULT, Servers
 from ksi_system.events import HealthCheck, HealthChecked
 
 
@@ -65,6 +65,8 @@ class Handlers:
         """Accept what a server says now of tools that are held back."""
         context = _persons_context()
         remote = self._servers.find(context.tenant, request.name)
+        if remote.is_everybodys and context.tenant != DEFAULT:
+            raise Denied(f"{request.name} is everybody's: its owner accepts what it says")
         await remote.accept(request.tools, request.digest)
         return remote.report(with_tools=True)
 

@@ -77,6 +77,7 @@ class Remote:
         self._held_back = held_back
         self._connecting = asyncio.Lock()
         self._keeping = asyncio.Lock()
+        self._has_ended = False
         self._failures = 0
         self._retry_at = 0.0
         self._refused: tuple[str, ...] = ()
@@ -89,10 +90,17 @@ class Remote:
         """Its name."""
         return self.key[1]
 
+    @property
+    def is_everybodys(self) -> bool:
+        """Whether all tenants have it."""
+        return not self.was_added and not self.server.tenant
+
     # -- its tools ------------------------------------------------------------------------------
 
     def take(self, known: Known) -> None:
         """Offer the tools that are known and may be used."""
+        if self._has_ended:
+            return
         self.known = known
         specs = []
         self._own_names = {}
@@ -175,7 +183,7 @@ class Remote:
         """Call a tool of the server's, which is started or connected where it isn't yet."""
         tool = self._tool(name)
         for attempt in (1, 2):
-            connection = await self.connected()
+            connection = await self._connected_for_a_call()
             if self._tool(name) != tool:  # it has just said something else of it
                 raise Denied(HELD_BACK.format(tool=tool.name, server=self.server_name))
             try:
@@ -193,6 +201,17 @@ class Remote:
             else:
                 return await asyncio.to_thread(self._told, tool, result)
         raise AssertionError
+
+    async def _connected_for_a_call(self) -> Connection:
+        """Connect; when the call is ended meanwhile, that is no doubt: nobody was asked anything.
+
+        Raises:
+            Unavailable: There is no connection.
+        """
+        try:
+            return await self.connected()
+        except asyncio.CancelledError as error:
+            raise Unavailable(f"{self.server_name} was not connected in time") from error
 
     def _tool(self, name: str) -> Definition:
         own = self._own_names.get(name, "")
@@ -267,6 +286,7 @@ class Remote:
 
     def end(self) -> None:
         """Take its tools back, and end its connection."""
+        self._has_ended = True
         self._registration.remove()
         self._own_names = {}
         if self.connection is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ksi_daemon.bus import Bus
+from ksi_daemon.confinement import Confined
 from ksi_daemon.event_system import acting_as
 from ksi_daemon.protocol import (
     Busy,
@@ -45,16 +46,24 @@ class Servers:
         store: Keeps them.
         bus: Publishes what changes.
         home: Where each has a folder of its own.
+        confined: Knows whom the daemon does not take for its owner.
     """
 
     def __init__(
-        self, settings: McpSettings, tools: Tools, store: Store, bus: Bus, home: Path
+        self,
+        settings: McpSettings,
+        tools: Tools,
+        store: Store,
+        bus: Bus,
+        home: Path,
+        confined: Confined,
     ) -> None:
         self._settings = settings
         self._tools = tools
         self._store = store
         self._bus = bus
         self._home = home
+        self._confined = confined
         self._remotes: dict[Key, Remote] = {}
         self._group: asyncio.TaskGroup | None = None
         self._reload: dict[Key, None] = {}
@@ -208,6 +217,7 @@ class Servers:
             self._home / FOLDER / tenant / name,
             remote.listed,
             file_of(self._home, tenant, name) if remote.server.oauth else None,
+            self._confined,
         )
         connection.start(self._group)
         return connection
@@ -233,9 +243,7 @@ class Servers:
         raise NotFound(f"there is no server {name!r}: see mcp:list (ksi mcp list)")
 
     def _has(self, tenant: str, remote: Remote) -> bool:
-        if remote.was_added or remote.server.tenant:
-            return remote.key[0] == tenant
-        return True
+        return remote.is_everybodys or remote.key[0] == tenant
 
     def _is_of_settings(self, name: str) -> bool:
         return name in self._settings.servers

@@ -22,7 +22,9 @@ async def client(plugin: Plugin) -> AsyncIterator[None]:
     """Offer the tools of other programs' servers, while this runs."""
     settings: McpSettings = plugin.settings
     database = plugin.service(Database)
-    servers = Servers(settings, plugin.service(Tools), Store(database), plugin.bus, plugin.home)
+    servers = Servers(
+        settings, plugin.service(Tools), Store(database), plugin.bus, plugin.home, plugin.confined
+    )
     async with servers.running(database):
         plugin.add(Handlers(servers))
         plugin.start_task("servers", servers.keep_up, FOR_EVER)

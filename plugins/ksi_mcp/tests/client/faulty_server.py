@@ -8,6 +8,7 @@ line in ``FOLDER/calls``. What a call does is the tool's name.
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 FOLDER = Path(sys.argv[1])
 INPUT = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = ["echo", "fail", "lie", "picture", "leave", "crash", "hang", "big", "bytes", "deep"]
-TOOLS += ["noise", "flood", "nag", "change", "again", "environment", "stranger", "rpc_error"]
+TOOLS += ["noise", "flood", "nag", "change", "environment", "socket", "stranger", "rpc_error"]
 
 
 def say(message: Any) -> None:
@@ -35,6 +36,14 @@ def raw(data: bytes) -> None:
 def text(told: str) -> dict[str, Any]:
     """Make a result."""
     return {"content": [{"type": "text", "text": told}]}
+
+
+def asked_of(path: str) -> str:
+    """Return what a daemon's socket answers to who comes without a token."""
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.connect(path)
+        daemon.sendall(b'{"id": "1", "event": "system:config", "data": {}}\n')
+        return daemon.makefile().readline()
 
 
 def tools() -> list[dict[str, Any]]:
@@ -98,6 +107,8 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
             say({"method": "notifications/tools/list_changed"})
         case "environment":
             answer = text(json.dumps(dict(os.environ)))
+        case "socket":
+            answer = text(asked_of(str(arguments["text"])))
         case "stranger":
             say({"id": number + 1000, "result": text("for nobody")})
             say({"id": "no number", "result": text("for nobody")})

@@ -1,6 +1,7 @@
 """Servers in a daemon: what agents can call of theirs, and what is kept of it."""
 
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -298,3 +299,36 @@ async def test_an_agent_adds_no_server(run: Run, tmp_path: Path) -> None:
             await client.request(
                 "mcp:add", {"name": "far", "server": far}, context={"agent": "clever"}
             )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
+async def test_a_server_s_process_is_not_the_owner(run: Run, tmp_path: Path) -> None:
+    async with run(far=faulty(tmp_path / "far")) as client:
+        await server(client)
+        path = str(client.daemon.home.socket)
+        told = await called(client, "far_socket", text=path)
+
+    assert '"code":"denied"' in told["content"]
+
+
+async def test_a_call_that_ends_before_the_server_is_there_is_in_no_doubt(
+    run: Run, tmp_path: Path
+) -> None:
+    far = faulty(tmp_path / "far")
+    async with run(far=far) as client:
+        await server(client)
+    (tmp_path / "far" / "sleeps").touch()
+    async with run(far=far) as client:
+        request = {"name": "far_echo", "timeout_s": 0.3}
+        ended = await client.request("tool:call", request)
+
+    assert ended["status"] == "failed"
+    assert "not connected in time" in ended["content"]
+    assert calls(tmp_path / "far") == []
+
+
+async def test_only_its_owner_accepts_for_everybody(run: Run, tmp_path: Path) -> None:
+    async with run(far=faulty(tmp_path / "far")) as client:
+        await server(client)
+        with pytest.raises(Denied, match="everybody's"):
+            await client.request("mcp:accept", {"name": "far"}, context={"tenant": "acme"})
