@@ -202,7 +202,7 @@ OFFERED = {
     "ksi_workflows": {"api", "testing"},
     "ksi_journal": {"journal", "testing"},
     "ksi_completion": {"tokens"},
-    "ksi_models": {"api", "testing"},
+    "ksi_models": {"api", "runtimes", "testing"},
     "ksi_memory": {"tables"},
     "ksi_tools": {"api", "schemas", "testing", "tool"},  # the sidecar can't import the api
     "ksi_http": {"rooms", "testing"},
