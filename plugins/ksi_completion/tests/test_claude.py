@@ -1,4 +1,4 @@
-"""Turns with the claude command, which calls no tools yet, in a daemon with the real models."""
+"""Turns with the claude command, in a daemon in which nothing gives it tools."""
 
 from typing import Any
 

@@ -5,8 +5,8 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -41,7 +41,7 @@ from ksi_models.runtimes import Runtimes
 NAME: Final = "claude-cli"
 PROBE: Final = Path(__file__).with_name("probe.py")
 TOOL: Final = "canary"
-FOLDER: Final = "trial-"
+FOLDER: Final = "claude-trial"
 TOKEN_S: Final = 60.0
 LINE_BYTES: Final = 65_536
 OURS: Final = "mcp__ksi__"
@@ -151,9 +151,13 @@ class ClaudeTrial:
         self._tried = self._runtimes.installed()
         if self._tried is None:
             return McpRuntime(name=NAME, state="absent", why="there is no claude command")
-        with tempfile.TemporaryDirectory(dir=self._plugin.home, prefix=FOLDER) as name:
-            folder = Path(name)
+        folder = self._plugin.home / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)  # of a daemon that was killed
+        folder.mkdir(mode=0o700)
+        try:
             return verdict_of(NAME, [*await self._asked(folder), *await self._probed(folder)])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # -- the command itself ---------------------------------------------------------------------
 

@@ -63,14 +63,13 @@ class Verdicts:
         for name in self._trials:
             await self._try(name)
         while True:
+            undone = [name for name in self._asked_again if self._found[name].state == "unproven"]
             try:
-                async with asyncio.timeout(AGAIN_S):
-                    name = await self._wanted.get()
+                async with asyncio.timeout(AGAIN_S if undone else None):
+                    undone = [await self._wanted.get()]
             except TimeoutError:
-                for name in self._asked_again:
-                    if self._found[name].state == "unproven":
-                        await self._try(name)
-            else:
+                pass  # whatever kept them from being tried may be over
+            for name in undone:
                 await self._try(name)
 
     async def _try(self, name: str) -> None:

@@ -214,6 +214,8 @@ class ClaudeCLI:
 
     async def stream(self, question: Question) -> AsyncGenerator[Delta, None]:
         """Ask, in the process that waits for these results, or in the conversation's session."""
+        if question.settings.tool_choice == "none":
+            question = msgspec.structs.replace(question, tools=())
         await self._check(question)
         key = (question.tenant, question.conversation or "", question.model)
         talk = self._waiting_for(question)
