@@ -214,9 +214,7 @@ class ClaudeCLI:
 
     async def stream(self, question: Question) -> AsyncGenerator[Delta, None]:
         """Ask, in the process that waits for these results, or in the conversation's session."""
-        if question.settings.tool_choice == "none":
-            question = msgspec.structs.replace(question, tools=())
-        await self._check(question)
+        question = await self._checked(question)
         key = (question.tenant, question.conversation or "", question.model)
         talk = self._waiting_for(question)
         if talk is not None:
@@ -284,8 +282,10 @@ class ClaudeCLI:
             if run in talk.whose:
                 self._forget(first)
 
-    async def _check(self, question: Question) -> None:
+    async def _checked(self, question: Question) -> Question:
         tools = self._tools()
+        if question.settings.tool_choice == "none":
+            question = msgspec.structs.replace(question, tools=())
         if question.tools and tools is None:
             raise ProviderError(
                 "refused",
@@ -298,6 +298,7 @@ class ClaudeCLI:
             why = await tools.why_not(with_tools=bool(question.tools))
             if why is not None:
                 raise ProviderError("refused", why)
+        return question
 
     # -- a call ---------------------------------------------------------------------------------
 
