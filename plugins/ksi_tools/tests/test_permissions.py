@@ -182,10 +182,12 @@ async def test_an_agent_speaks_of_its_own_children_alone(run: Run) -> None:
 
 
 @asynccontextmanager
-async def as_token(client: Client, **identity: str) -> AsyncIterator[AsyncClient]:
+async def as_token(
+    client: Client, *scopes: str, name: str = "t", **identity: str
+) -> AsyncIterator[AsyncClient]:
     daemon: Any = client.daemon
-    grants = Grants(call=("tool:*",), serve=("*",))
-    token = daemon.tokens.issue(Principal("t", grants, **identity), ttl_s=60)
+    grants = Grants(call=("tool:*",), scopes=scopes, serve=("*",))
+    token = daemon.tokens.issue(Principal(name, grants, **identity), ttl_s=60)
     async with AsyncClient(UnixTransport(daemon.home.socket), token=token) as made:
         yield made
 
@@ -202,6 +204,51 @@ async def test_a_token_may_no_more_than_what_was_said(run: Run) -> None:
             assert await allowed(agent) == {"mail_read"}
             await permit(client, "agent:a", allow=["*"])
             assert await allowed(agent) == {"mail_read", "mail_send", "file_write"}
+
+
+@tool(effects="effectful", name="door_open", for_programs=True)
+async def open_door() -> str:
+    """Open the door; it looks itself at who asks."""
+    return "open"
+
+
+async def test_a_token_calls_what_its_scopes_say_where_it_speaks_for_itself(run: Run) -> None:
+    everything = {"mail_read", "mail_send", "file_write"}
+    async with run(*MAIL) as client:
+        async with as_token(client, "tools:call:mail_*", name="mails") as mails:
+            assert await allowed(mails) == {"mail_read", "mail_send"}
+            with pytest.raises(Denied, match="scope tools:call:file_write"):
+                await mails.request("tool:call", {"name": "file_write"})
+            async with as_token(client, "memory:*", name="mails"):  # two of one name
+                assert await allowed(mails) == {"mail_read"}
+        async with as_token(client, "*", name="all") as made:
+            assert await allowed(made) == everything
+        async with as_token(client, "*", name="agents", agent="a") as agent:
+            assert await allowed(agent) == {"mail_read"}
+
+
+async def test_nobody_gives_scopes_to_himself(run: Run) -> None:
+    async def scopes(data: Any, context: Any) -> Any:
+        return {"scopes": ["*"], "known": True}
+
+    async with run(*MAIL) as client, as_token(client) as nobody:
+        await nobody.serve("principal:scopes", scopes, contributor=True)
+
+        assert await allowed(nobody) == {"mail_read"}
+
+
+async def test_what_is_for_programs_is_for_no_agent_whatever_is_said_of_it(run: Run) -> None:
+    async with run(open_door) as client:
+        await permit(client, "agent:a", allow=["*"])
+        for context in (AGENT, {"conversation": "c"}):
+            with pytest.raises(Denied, match="door_open"):
+                await client.request("tool:call", {"name": "door_open"}, context=context)
+            listed = await client.request("tool:list", {}, context=context)
+            assert "door_open" not in {each["name"] for each in listed["tools"]}
+        async with as_token(client) as somebody:
+            called = await somebody.request("tool:call", {"name": "door_open"})
+
+    assert called["content"] == "open"
 
 
 class Relay:
