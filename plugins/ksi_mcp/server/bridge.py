@@ -27,6 +27,7 @@ from ksi_client import Subscription
 from ksi_client.client import RECONNECTED
 from ksi_daemon.protocol import Busy, Conflict, Failed, KsiError, Unavailable
 from ksi_daemon.protocol.wire import DECODE_ERRORS
+from ksi_http.events import HttpKeyRevoked
 from ksi_http.rooms import Caller, Sidecar, read_body, shown
 from ksi_mcp.events import McpChanged, McpServing, McpUpdated, McpYou
 from ksi_mcp.server.news import News
@@ -43,7 +44,7 @@ OPEN_S: Final = 5.0
 RETRY_MS: Final = 1000  # after which time a client is to take up a stream that was cut
 AGAIN_S: Final = 2.0
 SESSION: Final = "Mcp-Session-Id"
-CHANGED, UPDATED = "mcp:changed", "mcp:updated"
+CHANGED, UPDATED, REVOKED = "mcp:changed", "mcp:updated", "http:key_revoked"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
 
@@ -130,6 +131,7 @@ class Bridge:
         self._manager: StreamableHTTPSessionManager | None = None
         self._is_open = asyncio.Event()
         self._ids = Ids()
+        self._open: dict[str, set[Exchange]] = {}  # by key
 
     async def open(self) -> None:
         """Begin to answer; ends with the server.
@@ -169,11 +171,17 @@ class Bridge:
     async def _follow(self, news: News) -> None:
         """Hand on what the daemon says to have changed; for ever."""
         subscriptions = [
-            await self._app.connections.first.subscribe(pattern) for pattern in (CHANGED, UPDATED)
+            await self._app.connections.first.subscribe(pattern)
+            for pattern in (CHANGED, UPDATED, REVOKED)
         ]
         async with asyncio.TaskGroup() as tasks:
             for subscription in subscriptions:
                 tasks.create_task(self._take(subscription, news), name="mcp news")
+
+    def _end(self, key_id: str) -> None:
+        """End what a key has open that is not valid any more."""
+        for exchange in tuple(self._open.get(key_id, ())):
+            exchange.end()
 
     async def _take(self, subscription: Subscription, news: News) -> None:
         async for event in subscription:
@@ -184,6 +192,8 @@ class Bridge:
                 elif event.name == UPDATED:
                     updated = msgspec.convert(event.data, McpUpdated)
                     await news.updated(updated.uri, updated.tenant)
+                elif event.name == REVOKED:
+                    self._end(msgspec.convert(event.data, HttpKeyRevoked).id)
                 elif event.name == RECONNECTED:
                     await news.all_changed()
             except msgspec.ValidationError as error:
@@ -203,9 +213,16 @@ class Bridge:
         exchange = Exchange(self._app, request, body)
         _CALLER.set(caller)
         auth_context_var.set(user)  # what is to come back with answers is bound to the key
-        with self._ids.held(request, body):
-            self._app.begin(exchange.run(self._manager, scope), "mcp request")
-            return await exchange.answered()
+        open_ones = self._open.setdefault(caller.id, set())
+        open_ones.add(exchange)
+        try:
+            with self._ids.held(request, body):
+                self._app.begin(exchange.run(self._manager, scope), "mcp request")
+                return await exchange.answered()
+        finally:
+            open_ones.discard(exchange)
+            if not open_ones:
+                self._open.pop(caller.id, None)
 
 
 class Named(Struct, frozen=True):
@@ -294,6 +311,10 @@ class Exchange:
         if self._failure is not None:
             raise self._failure
         return self.response
+
+    def end(self) -> None:
+        """Cut it off, as if the client had gone."""
+        self._is_gone.set()
 
     async def receive(self) -> Message:
         """Return the body; asked again, wait until the client is gone."""

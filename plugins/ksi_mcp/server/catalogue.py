@@ -199,9 +199,13 @@ def page(names: list[str], cursor: str | None, size: int) -> tuple[list[str], st
     Raises:
         ValueError: The cursor is none of ours.
     """
-    after = "" if cursor is None else base64.urlsafe_b64decode(cursor.encode()).decode()
+    after = "" if cursor is None else _read(cursor)
     left = [name for name in names if name > after]
     shown = left[:size]
     if len(left) <= size:
         return shown, None
     return shown, base64.urlsafe_b64encode(shown[-1].encode()).decode()
+
+
+def _read(cursor: str) -> str:
+    return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()

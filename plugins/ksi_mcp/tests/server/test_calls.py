@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import mcp_types as types
 import pytest
@@ -13,25 +13,26 @@ from ksi_client import AsyncClient
 from ksi_mcp.tests.server.conftest import LEGACY, MODERN, Connect, text_of
 from ksi_mcp.tests.server.tools import Toolbox
 
-BOTH = pytest.mark.parametrize("mode", [MODERN, LEGACY])
+MODES: Final = (MODERN, LEGACY)
+BOTH = pytest.mark.parametrize("mode", MODES)
 MakeKey = Callable[..., Any]
 
 
-@BOTH
-async def test_a_tool_is_listed_and_called(connect: Connect, toolbox: Toolbox, mode: str) -> None:
-    async with connect(mode) as client:
-        listed = await client.list_tools()
-        result = await client.call_tool("add", {"a": 1, "b": 2})
-        shouted = await client.call_tool("shout", {"text": "hello"})
+async def test_a_tool_is_listed_and_called(connect: Connect, toolbox: Toolbox) -> None:
+    for mode in MODES:
+        async with connect(mode) as client:
+            listed = await client.list_tools()
+            result = await client.call_tool("add", {"a": 1, "b": 2})
+            shouted = await client.call_tool("shout", {"text": "hello"})
 
-    found = {each.name: each for each in listed.tools}
-    assert {"search", "remember", "look", "action", "add", "odd_whose"} <= found.keys()
-    assert not {"odd_hidden", "client_tool"} & found.keys()
-    assert found["add"].annotations is not None
-    assert found["add"].annotations.read_only_hint
-    assert result.structured_content == {"sum": 3}
-    assert toolbox.calls == ["hello"]
-    assert text_of(shouted) == "HELLO"
+        found = {each.name: each for each in listed.tools}
+        assert {"search", "remember", "look", "action", "add", "odd_whose"} <= found.keys()
+        assert not {"odd_hidden", "client_tool"} & found.keys()
+        assert found["add"].annotations is not None
+        assert found["add"].annotations.read_only_hint
+        assert result.structured_content == {"sum": 3}
+        assert toolbox.calls.pop() == "hello"
+        assert text_of(shouted) == "HELLO"
 
 
 async def test_every_call_is_in_the_ledger_in_the_name_of_its_own_caller(
@@ -93,49 +94,49 @@ async def test_one_session_bears_two_identities(
     assert "Session not found" in of_other
 
 
-@BOTH
 async def test_a_key_sees_and_calls_what_its_scopes_say(
-    connect: Connect, toolbox: Toolbox, make_key: MakeKey, mode: str
+    connect: Connect, toolbox: Toolbox, make_key: MakeKey
 ) -> None:
-    reader = await make_key("odd:read")
-    caller = await make_key("tools:write")
+    for mode in MODES:
+        reader = await make_key("odd:read")
+        caller = await make_key("tools:write")
 
-    async with connect(mode, reader) as client:
-        names = {each.name for each in (await client.list_tools()).tools}
-        looked = await client.call_tool("look", {"event": "odd:whose"})
-        denied = await client.call_tool("action", {"event": "odd:do"})
-        hidden = await client.call_tool("look", {"event": "odd:hidden"})
-        with pytest.raises(MCPError, match="no tool 'shout'"):
-            await client.call_tool("shout", {"text": "no"})
-    async with connect(mode, caller) as client:
-        may = {each.name for each in (await client.list_tools()).tools}
+        async with connect(mode, reader) as client:
+            names = {each.name for each in (await client.list_tools()).tools}
+            looked = await client.call_tool("look", {"event": "odd:whose"})
+            denied = await client.call_tool("action", {"event": "odd:do"})
+            hidden = await client.call_tool("look", {"event": "odd:hidden"})
+            with pytest.raises(MCPError, match="no tool 'shout'"):
+                await client.call_tool("shout", {"text": "no"})
+        async with connect(mode, caller) as client:
+            may = {each.name for each in (await client.list_tools()).tools}
 
-    assert names == {"look", "action", "odd_whose"}
-    assert looked.structured_content is not None
-    assert denied.is_error
-    assert "odd:write" in text_of(denied)
-    assert hidden.is_error
-    assert "not_found" in text_of(hidden)
-    assert {"add", "tool_answer"} <= may
-    assert "shout" not in may  # it is not read-only: tools:call:shout
-    assert toolbox.calls == []
+        assert names == {"look", "action", "odd_whose"}
+        assert looked.structured_content is not None
+        assert denied.is_error
+        assert "odd:write" in text_of(denied)
+        assert hidden.is_error
+        assert "not_found" in text_of(hidden)
+        assert {"add", "tool_answer"} <= may
+        assert "shout" not in may  # it is not read-only: tools:call:shout
+        assert toolbox.calls == []
 
 
-@BOTH
-async def test_what_is_wrong_with_a_call_is_told_to_the_model(connect: Connect, mode: str) -> None:
-    async with connect(mode) as client:
-        wrong = await client.call_tool("add", {"a": "one"})
-        failed = await client.call_tool("fail", {})
-        event = await client.call_tool("tool_answer", {"call_id": 3})
+async def test_what_is_wrong_with_a_call_is_told_to_the_model(connect: Connect) -> None:
+    for mode in MODES:
+        async with connect(mode) as client:
+            wrong = await client.call_tool("add", {"a": "one"})
+            failed = await client.call_tool("fail", {})
+            event = await client.call_tool("tool_answer", {"call_id": 3})
 
-    assert wrong.is_error
-    assert "invalid_data" in text_of(wrong)
-    assert failed.is_error
-    assert text_of(failed) == "busy: there is too much to do"
-    assert failed.meta is not None
-    assert failed.meta["ksi/code"] == "busy"
-    assert event.is_error
-    assert "call_id" in text_of(event)
+        assert wrong.is_error
+        assert "invalid_data" in text_of(wrong)
+        assert failed.is_error
+        assert text_of(failed) == "busy: there is too much to do"
+        assert failed.meta is not None
+        assert failed.meta["ksi/code"] == "busy"
+        assert event.is_error
+        assert "call_id" in text_of(event)
 
 
 @BOTH
@@ -159,31 +160,31 @@ async def test_progress_and_the_log_of_the_call_are_told(connect: Connect, mode:
     assert ("warning", "the last step was a bad one") in lines
 
 
-@BOTH
-async def test_a_call_that_is_given_up_is_ended(
-    connect: Connect, toolbox: Toolbox, mode: str
-) -> None:
-    async with connect(mode) as client, asyncio.timeout(10.0):
-        async with asyncio.TaskGroup() as tasks:
-            waiting = tasks.create_task(client.call_tool("wait", {}))
-            await toolbox.begun.wait()
-            waiting.cancel()
-        await toolbox.ended.wait()
+async def test_a_call_that_is_given_up_is_ended(connect: Connect, toolbox: Toolbox) -> None:
+    for mode in MODES:
+        async with connect(mode) as client, asyncio.timeout(10.0):
+            toolbox.begun.clear()
+            toolbox.ended.clear()
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(client.call_tool("wait", {}))
+                await toolbox.begun.wait()
+                waiting.cancel()
+            await toolbox.ended.wait()
 
-    assert toolbox.ended.is_set()
+        assert toolbox.ended.is_set()
 
 
-@BOTH
-async def test_a_long_output_is_a_resource(connect: Connect, mode: str) -> None:
-    async with connect(mode) as client:
-        result = await client.call_tool("much", {})
-        link = result.content[-1]
-        assert isinstance(link, types.ResourceLink)
-        read = await client.read_resource(link.uri)
+async def test_a_long_output_is_a_resource(connect: Connect) -> None:
+    for mode in MODES:
+        async with connect(mode) as client:
+            result = await client.call_tool("much", {})
+            link = result.content[-1]
+            assert isinstance(link, types.ResourceLink)
+            read = await client.read_resource(link.uri)
 
-    assert "more: tool:output" in text_of(result)
-    assert isinstance(read.contents[0], types.TextResourceContents)
-    assert read.contents[0].text == "much " * 20_000
+        assert "more: tool:output" in text_of(result)
+        assert isinstance(read.contents[0], types.TextResourceContents)
+        assert read.contents[0].text == "much " * 20_000
 
 
 @BOTH
@@ -217,15 +218,15 @@ async def test_a_question_that_is_declined_is_dropped(connect: Connect, mode: st
     assert "dropped" in text_of(result)
 
 
-@BOTH
 async def test_where_nobody_can_be_asked_the_call_waits(
-    connect: Connect, client: AsyncClient, mode: str
+    connect: Connect, client: AsyncClient
 ) -> None:
-    async with connect(mode) as program:
-        result = await program.call_tool("ask_user", {"question": "Which colour?"})
-    (call,) = (await client.request("tool:calls"))["calls"]
+    for mode in MODES:
+        async with connect(mode) as program:
+            result = await program.call_tool("ask_user", {"question": "Which colour?"})
+        call = (await client.request("tool:calls"))["calls"][0]
 
-    assert result.is_error
-    assert result.meta is not None
-    assert result.meta["ksi/call_id"] == call["call_id"]
-    assert call["status"] == "waiting"
+        assert result.is_error
+        assert result.meta is not None
+        assert result.meta["ksi/call_id"] == call["call_id"]
+        assert call["status"] == "waiting"

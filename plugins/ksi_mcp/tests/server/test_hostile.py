@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from ksi_client import AsyncClient
 from ksi_http.testing import HttpServer
 from ksi_mcp.tests.server.conftest import Connect
 from ksi_mcp.tests.server.tools import Toolbox
@@ -25,8 +26,9 @@ MakeKey = Callable[..., Any]
 class Raw:
     """A session of which every message is written by hand."""
 
-    def __init__(self, http: HttpServer) -> None:
+    def __init__(self, http: HttpServer, key: str | None = None) -> None:
         self.http = http
+        self.key = key
         self.session: dict[str, str] = {}
 
     async def begin(self) -> None:
@@ -36,7 +38,7 @@ class Raw:
 
     async def send(self, message: Any, **headers: str) -> tuple[int, Any, str]:
         body = {"jsonrpc": "2.0", **message} if isinstance(message, dict) else message
-        given = self.http.authorization() | HEAD | VERSION | self.session | headers
+        given = self.http.authorization(self.key) | HEAD | VERSION | self.session | headers
         url = f"{self.http.url}/mcp"
         async with self.http.session.post(url, json=body, headers=given) as answer:
             return answer.status, answer.headers, await answer.text()
@@ -189,3 +191,21 @@ async def test_a_client_that_never_reads_holds_up_nobody(
 
     assert '\\"sum\\":42' in same
     assert other.structured_content == {"sum": 3}
+
+
+async def test_a_key_that_is_revoked_ends_what_it_listens_to(
+    http: HttpServer, raw: Raw, client: AsyncClient, make_key: MakeKey
+) -> None:
+    key = await make_key("*")
+    listener = Raw(http, key)
+    await listener.begin()
+    given = http.authorization(key) | {"Accept": "text/event-stream"} | listener.session
+    stream = await http.session.get(f"{http.url}/mcp", headers=given)
+
+    await client.request("http:key_revoke", {"id": key.split("_")[2]})
+    async with asyncio.timeout(20.0):
+        await stream.content.read()
+    status, _, _ = await listener.send({"id": 1, "method": "tools/list"})
+
+    assert stream.status == 200
+    assert status == 401

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import mcp_types as types
 import msgspec
@@ -15,7 +15,8 @@ from ksi_daemon.testing import installed_plugins
 from ksi_mcp.tests.server.conftest import LEGACY, MODERN, Connect, text_of
 
 NEEDED = ("postgres", "workflows", "tools", "models", "completion", "agents", "mcp", "http")
-BOTH = pytest.mark.parametrize("mode", [MODERN, LEGACY])
+MODES: Final = (MODERN, LEGACY)
+BOTH = pytest.mark.parametrize("mode", MODES)
 MakeKey = Callable[..., Any]
 
 
@@ -38,41 +39,40 @@ def json_of(read: types.ReadResourceResult) -> Any:
     return msgspec.json.decode(content.text)
 
 
-@BOTH
 async def test_agents_conversations_and_health_can_be_read(
-    connect: Connect, client: AsyncClient, make_key: MakeKey, mode: str
+    connect: Connect, client: AsyncClient, make_key: MakeKey
 ) -> None:
     await client.request("conversation:create", {"conversation_id": "a/talk", "title": "Herons"})
     few = await make_key("chat:read")
+    for mode in MODES:
+        async with connect(mode) as program:
+            listed = {each.uri: each.name for each in (await program.list_resources()).resources}
+            talk = json_of(await program.read_resource("ksi://conversations/a%2Ftalk"))
+            critic = json_of(await program.read_resource("ksi://agents/critic"))
+            health = json_of(await program.read_resource("ksi://health"))
+            event = json_of(await program.read_resource("ksi://events/agent:list"))
+            templates = (await program.list_resource_templates()).resource_templates
+            for wrong in (
+                "ksi://agents/nobody",
+                "ksi://nothing",
+                "file:///etc/passwd",
+                "ksi://agents/",
+            ):
+                with pytest.raises(MCPError, match="no resource") as refused:
+                    await program.read_resource(wrong)
+                assert refused.value.data == {"uri": wrong}
+        async with connect(mode, few) as program:
+            of_few = {each.uri for each in (await program.list_resources()).resources}
+            with pytest.raises(MCPError, match="no resource"):
+                await program.read_resource("ksi://agents/critic")
 
-    async with connect(mode) as program:
-        listed = {each.uri: each.name for each in (await program.list_resources()).resources}
-        talk = json_of(await program.read_resource("ksi://conversations/a%2Ftalk"))
-        critic = json_of(await program.read_resource("ksi://agents/critic"))
-        health = json_of(await program.read_resource("ksi://health"))
-        event = json_of(await program.read_resource("ksi://events/agent:list"))
-        templates = (await program.list_resource_templates()).resource_templates
-        for wrong in (
-            "ksi://agents/nobody",
-            "ksi://nothing",
-            "file:///etc/passwd",
-            "ksi://agents/",
-        ):
-            with pytest.raises(MCPError, match="no resource") as refused:
-                await program.read_resource(wrong)
-            assert refused.value.data == {"uri": wrong}
-    async with connect(mode, few) as program:
-        of_few = {each.uri for each in (await program.list_resources()).resources}
-        with pytest.raises(MCPError, match="no resource"):
-            await program.read_resource("ksi://agents/critic")
-
-    assert listed["ksi://conversations/a%2Ftalk"] == "Herons"
-    assert talk["messages"] == []
-    assert critic["info"]["name"] == "critic"
-    assert health["state"] == "ready"
-    assert event["events"][0]["event"] == "agent:list"
-    assert "ksi://agents/{name}" in {each.uri_template for each in templates}
-    assert of_few == {"ksi://conversations", "ksi://conversations/a%2Ftalk"}
+        assert listed["ksi://conversations/a%2Ftalk"] == "Herons"
+        assert talk["messages"] == []
+        assert critic["info"]["name"] == "critic"
+        assert health["state"] == "ready"
+        assert event["events"][0]["event"] == "agent:list"
+        assert "ksi://agents/{name}" in {each.uri_template for each in templates}
+        assert of_few == {"ksi://conversations", "ksi://conversations/a%2Ftalk"}
 
 
 @BOTH
