@@ -63,6 +63,7 @@ class Calling:
         self._levels = levels
         self._ask_timeout_s = ask_timeout_s
         self._is_modern = asking.is_modern(ctx)
+        self._done = -1.0
 
     async def make(self, offered: Offered, params: types.CallToolRequestParams) -> Answer:
         """Make a call, or go on with one; what goes wrong with it is told to the model."""
@@ -179,13 +180,14 @@ class Calling:
         return (meta is not None and "progress_token" in meta) or self._levels.are_set(self._ctx)
 
     async def _tell(self, said: McpCalling) -> None:
-        session = self._ctx.session
+        """Tell of a line of the log, or of progress, which has to grow each time it is told."""
         if said.level is not None:
             await self._levels.tell(self._ctx, said.level, said.data)
-        elif said.done is not None:
-            await session.report_progress(said.done, said.total, said.message or None)
-        else:
-            await session.report_progress(0.0, said.total, said.message)
+            return
+        done = self._done + 1 if said.done is None else said.done
+        if done > self._done:
+            self._done = done
+            await self._ctx.session.report_progress(done, said.total, said.message or None)
 
 
 def _read_state(state: str | None) -> State:

@@ -191,7 +191,7 @@ class Serving:
                 on_completion=self.complete,
                 on_set_logging_level=self._levels.set,
             )
-        security = RequestStateSecurity.ephemeral()
+        security = RequestStateSecurity.ephemeral(ttl=self._settings.ask_timeout_s)
         boundary = RequestStateBoundary(security, default_audience=NAME)
         server.middleware[:] = [boundary, self._meet]  # and no traces: nobody here collects them
         return server

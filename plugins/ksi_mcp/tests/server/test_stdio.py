@@ -84,3 +84,13 @@ async def test_a_line_that_is_too_long_is_none(tmp_path: Path) -> None:
     lines = [line async for line in Lines(io.BytesIO(long + b'{"b":1}\n' + long[:-1]))]
 
     assert lines == ["{too long\n", '{"b":1}\n']
+
+
+def test_what_speaks_mcp_is_imported_when_somebody_does() -> None:
+    early = "ksi_mcp.plugin, ksi_mcp.http, ksi_mcp.commands"
+    words = f"import sys, {early}; print({{'mcp', 'mcp_types', 'pydantic'}} & sys.modules.keys())"
+    command = [sys.executable, "-c", words]
+
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert told == "set()\n"
