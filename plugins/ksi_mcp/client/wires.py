@@ -6,6 +6,7 @@ the server can have got that; so no failure breaks more than it has to.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -133,8 +134,11 @@ class _Pipes:
     def __init__(self, process: GuardedProcess, max_bytes: int) -> None:
         self._process = process
         self._max_bytes = max_bytes
-        self._written: anyio.Event | None = None  # set when what is being written is
+        self._written = 0
+        self._writing: anyio.Event | None = None  # set when what is being written is
         self._unsent: list[int | str] = []
+        # When each request was written, and where in all that was written it ends.
+        self._asked: dict[int | str, tuple[float, int]] = {}
 
     async def read(self, send: ObjectSendStream[Message]) -> None:
         lines = Lines(self._max_bytes)
@@ -144,10 +148,7 @@ class _Pipes:
                     for line in lines.feed(data):
                         for message in self._messages(line):
                             await send.send(message)
-                if self._written is not None:
-                    with anyio.move_on_after(CLOSE_S):
-                        await self._written.wait()
-                for request_id in self._unsent:
+                for request_id in await self._not_got():
                     told = failure(request_id, NOT_SENT, "it ended before it got the request")
                     await send.send(SessionMessage(told))
 
@@ -161,6 +162,8 @@ class _Pipes:
             message = _parsed(line)
         except ValidationError as error:
             return [error, *self._unreadable(line[:300], "it sent what is no JSON-RPC")]
+        if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
+            self._asked.pop(message.id, None)
         return [SessionMessage(message)]
 
     def _unreadable(self, head: bytes, why: str) -> list[Message]:
@@ -169,21 +172,42 @@ class _Pipes:
             return [ValueError(why)]
         return [SessionMessage(failure(request_id, LOST, why))]
 
+    async def _not_got(self) -> list[int | str]:
+        """Return which requests the process can't have read, now that it says nothing more."""
+        is_gone = await self._process.until_gone(CLOSE_S)
+        if self._writing is not None:
+            with anyio.move_on_after(CLOSE_S):
+                await self._writing.wait()
+        if not is_gone:
+            return self._unsent
+        ended = self._process.ended
+        read = self._written - ended.unread_bytes
+        late = [
+            request_id
+            for request_id, (at, end) in self._asked.items()
+            if end > read or (ended.gone_at is not None and at > ended.gone_at)
+        ]
+        return [*self._unsent, *late]
+
     async def write(self, receive: ObjectReceiveStream[SessionMessage]) -> None:
         async with receive:
             async for each in receive:
                 message = each.message
                 data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-                self._written = anyio.Event()
+                self._writing = anyio.Event()
                 try:
+                    at = time.monotonic()
                     await self._process.write(data)
+                    self._written += len(data)
+                    if isinstance(message, JSONRPCRequest):
+                        self._asked[message.id] = (at, self._written)
                 except OSError:
                     if isinstance(message, JSONRPCRequest):
                         self._unsent.append(message.id)
                     self._process.end()  # its end tells those who wait
                     return
                 finally:
-                    self._written.set()
+                    self._writing.set()
 
 
 def _parsed(line: bytes) -> JSONRPCMessage:

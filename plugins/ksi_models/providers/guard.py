@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 PR_SET_CHILD_SUBREAPER: Final = 36
 GRACE_S: Final = 1.0
 REAP_S: Final = 5.0
+READ_BYTES: Final = 65_536
 MEASURE_S: Final = 0.2
 # What would be free without a process: not the code of programs, which it shares with others.
 HELD: Final = ("RssAnon:", "RssShmem:", "VmSwap:")
@@ -104,12 +105,14 @@ def main(lifeline: int, bounds: Bounds, command: list[str]) -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     child = start(lifeline, bounds, command)
+    unread = os.dup(0)  # but for what it leaves of its input
     for own in (0, 1, 2):  # the ends of the command's pipes are to be its own
         os.dup2(os.open(os.devnull, os.O_RDWR), own)
     code = watch(child, lifeline, awake, bounds)
     kill_group(child, signal.SIGKILL)
     reap_others()
-    tell(lifeline, bounds.report(code))
+    gone_at = time.monotonic()  # from now on nobody reads
+    tell(lifeline, {**bounds.report(code), "gone_at": gone_at, "unread_bytes": left_of(unread)})
     return code if code >= 0 else 128 - code  # as a shell tells that a signal ended it
 
 
@@ -167,6 +170,16 @@ def left(deadline: float | None, pause: float | None) -> float | None:
         return pause
     until = max(deadline - time.monotonic(), 0.05)
     return until if pause is None else min(until, pause)
+
+
+def left_of(number: int) -> int:
+    """Return how much there is still to read of what nobody else reads any more."""
+    size = 0
+    with contextlib.suppress(OSError):  # there is no more just now
+        os.set_blocking(number, False)
+        while data := os.read(number, READ_BYTES):
+            size += len(data)
+    return size
 
 
 def tell(lifeline: int, report: dict[str, Any]) -> None:

@@ -38,12 +38,16 @@ class Ended(Struct, frozen=True, kw_only=True):
         broken: The bound for which it was ended.
         memory_mb: What it held at most, as far as that was measured.
         cpu_s: The time that it took, as far as that was measured.
+        gone_at: When it and all that it started were gone, by the monotonic clock, if known.
+        unread_bytes: What was left unread of its input then.
     """
 
     code: int
     broken: Literal["memory_mb", "cpu_s"] | None = None
     memory_mb: float = 0.0
     cpu_s: float = 0.0
+    gone_at: float | None = None
+    unread_bytes: int = 0
 
     @property
     def signal(self) -> str | None:

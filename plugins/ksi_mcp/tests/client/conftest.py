@@ -3,17 +3,21 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ksi_daemon.testing import DaemonProcess
 from ksi_mcp.client.connection import Connection
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
+from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database, settings_for
 
+SHARED = ("daemon.plugins=system,postgres,workflows,models,tools,mcp", "models.find_local=false")
 FAULTY = str(Path(__file__).with_name("faulty_server.py"))
 
 
@@ -88,3 +92,20 @@ def tools_of(*names: str, **more: Any) -> str:
     """Return the text of a file with tools."""
     schema = {"type": "object", "properties": {"text": {"type": "string"}}}
     return json.dumps([{"name": name, "inputSchema": schema, **more} for name in names])
+
+
+@pytest.fixture(scope="session")
+def home(
+    _postgres_loop: _Loop, postgres_server: TestServer, engine_template: str
+) -> Iterator[Path]:
+    """The home of a daemon that tests share which add servers of their own."""
+    logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
+    with tempfile.TemporaryDirectory(prefix="ksi-mcp-") as folder:
+        daemon = DaemonProcess(Path(folder))
+        settings = (*settings_for(logins), *SHARED)
+        daemon.start(*(part for each in settings for part in ("--set", each)))
+        try:
+            yield Path(folder)
+        finally:
+            daemon.stop()
+    _postgres_loop.run(drop_database(postgres_server, logins))

@@ -10,8 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi_client import AsyncClient, Conflict, Denied, InvalidData, LocalTransport, NotFound
+from ksi_client import (
+    AsyncClient,
+    Conflict,
+    Denied,
+    InvalidData,
+    LocalTransport,
+    NotFound,
+    UnixTransport,
+)
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
 from ksi_mcp.events import McpServer
 from ksi_mcp.tests.client.conftest import calls, faulty, tools_of
@@ -52,6 +61,19 @@ def run(ksi_home: Path, database_logins: Logins) -> Run:
             yield client
 
     return running
+
+
+@pytest.fixture
+async def shared(home: Path) -> AsyncIterator[AsyncClient]:
+    """A client of a daemon that other tests use too: for servers that are added."""
+    async with AsyncClient(UnixTransport(socket_path(home))) as client:
+        yield client
+
+
+async def added(client: AsyncClient, name: str, server: McpServer) -> Any:
+    """Add a server."""
+    given = {"name": name, "server": msgspec.to_builtins(server)}
+    return await client.request("mcp:add", given)
 
 
 async def called(client: AsyncClient, name: str, **arguments: str) -> Any:
@@ -100,12 +122,11 @@ async def test_a_call_passes_the_gate_and_ends_as_it_should(run: Run, tmp_path: 
 
 
 async def test_a_server_that_left_is_started_again_and_gets_the_call_once(
-    run: Run, tmp_path: Path
+    shared: AsyncClient, tmp_path: Path
 ) -> None:
-    async with run(far=faulty(tmp_path / "far")) as client:
-        await server(client)
-        await called(client, "far_leave")
-        again = await called(client, "far_echo", text="on")
+    await added(shared, "left", faulty(tmp_path / "far"))
+    await called(shared, "left_leave")
+    again = await called(shared, "left_echo", text="on")
 
     assert again["status"] == "done"
     assert calls(tmp_path / "far") == ["leave", "echo"]
@@ -175,34 +196,37 @@ async def test_a_tool_that_changes_in_the_middle_of_a_turn_is_not_called(
     assert calls(tmp_path / "far") == ["change"]
 
 
-async def test_what_is_new_is_held_back_where_that_is_wanted(run: Run, tmp_path: Path) -> None:
+async def test_what_is_new_is_held_back_where_that_is_wanted(
+    shared: AsyncClient, tmp_path: Path
+) -> None:
     far = faulty(tmp_path / "far", accept_new=False)
     tools = tmp_path / "far" / "tools.json"
     tools.write_text(tools_of("echo"))
-    async with run(far=far) as client:
-        await server(client)
-        tools.write_text(tools_of("echo", "new"))
+    await added(shared, "careful", far)
+    tools.write_text(tools_of("echo", "new"))
 
-        assert await status(client) == {"echo": "offered", "new": "held_back"}
+    assert await status(shared, "careful") == {"echo": "offered", "new": "held_back"}
 
 
-async def test_effects_are_believed_where_the_server_is_trusted(run: Run, tmp_path: Path) -> None:
+async def test_effects_are_believed_where_the_server_is_trusted(
+    shared: AsyncClient, tmp_path: Path
+) -> None:
     notes = {"annotations": {"readOnlyHint": True}}
-    for name in ("near", "far"):
-        (tmp_path / name).mkdir()
+    for name, is_trusted in (("trusted", True), ("not_trusted", False)):
+        far = faulty(tmp_path / name, trust_annotations=is_trusted)
         (tmp_path / name / "tools.json").write_text(tools_of("echo", **notes))
-    near = faulty(tmp_path / "near", trust_annotations=True)
-    async with run(near=near, far=faulty(tmp_path / "far")) as client:
-        await client.request("mcp:check", {})
-        listed = await client.request("tool:list", {"pattern": "*_echo"})
+        await added(shared, name, far)
+    listed = await shared.request("tool:list", {"pattern": "*trusted_echo"})
 
     assert {each["name"]: each["effects"] for each in listed["tools"]} == {
-        "far_echo": "effectful",
-        "near_echo": "read_only",
+        "not_trusted_echo": "effectful",
+        "trusted_echo": "read_only",
     }
 
 
-async def test_what_can_t_be_a_tool_is_left_out_and_told(run: Run, tmp_path: Path) -> None:
+async def test_what_can_t_be_a_tool_is_left_out_and_told(
+    shared: AsyncClient, tmp_path: Path
+) -> None:
     far = faulty(tmp_path / "far")
     odd = [
         {"name": "fine", "inputSchema": {"type": "object"}, "description": "Fi\u200bne\x07."},
@@ -212,15 +236,14 @@ async def test_what_can_t_be_a_tool_is_left_out_and_told(run: Run, tmp_path: Pat
         {"name": "dots.and/more", "inputSchema": {"type": "object"}},
     ]
     (tmp_path / "far" / "tools.json").write_text(json.dumps(odd))
-    async with run(far=far) as client:
-        report = await server(client)
-        listed = await client.request("tool:list", {"pattern": "far_*"})
+    report = await added(shared, "odd", far)
+    listed = await shared.request("tool:list", {"pattern": "odd_*"})
 
     offered = [each["name"] for each in listed["tools"]]
     assert len(report["refused"]) == 3
-    assert "far_fine" in offered
-    assert [each for each in offered if each.startswith("far_dots_and_more_")] != []
-    fine = next(each for each in listed["tools"] if each["name"] == "far_fine")
+    assert "odd_fine" in offered
+    assert [each for each in offered if each.startswith("odd_dots_and_more_")] != []
+    fine = next(each for each in listed["tools"] if each["name"] == "odd_fine")
     assert fine["description"].endswith("It says of it: Fine.")
 
 
@@ -279,32 +302,33 @@ async def test_one_that_idles_makes_room_for_another(run: Run, tmp_path: Path) -
     assert states == ["idle", "connected"]
 
 
-async def test_a_tool_of_a_plugin_s_keeps_its_name(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "far").mkdir()
+async def test_a_tool_of_a_plugin_s_keeps_its_name(shared: AsyncClient, tmp_path: Path) -> None:
+    far = faulty(tmp_path / "far", prefix="")
     (tmp_path / "far" / "tools.json").write_text(tools_of("current_time"))
-    async with run(far=faulty(tmp_path / "far", prefix="")) as client:
-        report = await server(client)
-        ours = await called(client, "current_time")
-        theirs = await called(client, "current_time_2")
+    report = await added(shared, "clock", far)
+    ours = await called(shared, "current_time")
+    theirs = await called(shared, "current_time_2")
 
     assert report["tools"][0]["offered_as"] == "current_time_2"
     assert "MCP" not in ours["content"]
-    assert "data from the MCP server far" in theirs["content"]
+    assert "data from the MCP server clock" in theirs["content"]
 
 
-async def test_an_agent_adds_no_server(run: Run, tmp_path: Path) -> None:
-    far = msgspec.to_builtins(faulty(tmp_path / "far"))
-    async with run() as client:
-        with pytest.raises(Denied, match="no agent"):
-            await client.request(
-                "mcp:add", {"name": "far", "server": far}, context={"agent": "clever"}
-            )
+async def test_an_agent_adds_no_server(shared: AsyncClient, tmp_path: Path) -> None:
+    given = {"name": "far", "server": msgspec.to_builtins(faulty(tmp_path / "far"))}
+
+    with pytest.raises(Denied, match="no agent"):
+        await shared.request("mcp:add", given, context={"agent": "clever"})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
-async def test_a_server_s_process_is_not_the_owner(run: Run, tmp_path: Path) -> None:
+async def test_neither_another_tenant_nor_a_server_s_process_is_the_owner(
+    run: Run, tmp_path: Path
+) -> None:
     async with run(far=faulty(tmp_path / "far")) as client:
         await server(client)
+        with pytest.raises(Denied, match="everybody's"):
+            await client.request("mcp:accept", {"name": "far"}, context={"tenant": "acme"})
         path = str(client.daemon.home.socket)
         told = await called(client, "far_socket", text=path)
 
@@ -325,10 +349,3 @@ async def test_a_call_that_ends_before_the_server_is_there_is_in_no_doubt(
     assert ended["status"] == "failed"
     assert "not connected in time" in ended["content"]
     assert calls(tmp_path / "far") == []
-
-
-async def test_only_its_owner_accepts_for_everybody(run: Run, tmp_path: Path) -> None:
-    async with run(far=faulty(tmp_path / "far")) as client:
-        await server(client)
-        with pytest.raises(Denied, match="everybody's"):
-            await client.request("mcp:accept", {"name": "far"}, context={"tenant": "acme"})
