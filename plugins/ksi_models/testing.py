@@ -130,8 +130,13 @@ def _no_keys_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ksi_settings_of_models() -> list[str]:
-    """Have the daemon under test ask nobody outside."""
-    return ["models.model=test/echo", "models.find_local=false", "models.keyring=false"]
+    """Have the daemon under test ask nobody outside, nor try a command that is installed here."""
+    return [
+        "models.model=test/echo",
+        "models.find_local=false",
+        "models.keyring=false",
+        "models.claude_command=none-in-tests",
+    ]
 
 
 @pytest.fixture
