@@ -9,7 +9,7 @@ from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import installed_plugins
 from ksi_postgres.logins import Logins
 
-SETTINGS = ["memory.embedder=none", "memory.remember_after_s=0", "workflows.queue_poll_s=0.05"]
+SETTINGS = ["memory.embedder=none", "memory.remember_after_s=0", "workflows.queue_poll_s=0.2"]
 NEEDED = {"postgres", "workflows", "tools", "completion", "memory"}
 
 

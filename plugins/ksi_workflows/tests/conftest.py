@@ -30,7 +30,7 @@ def ksi_plugins() -> list[EntryPoint]:
 @pytest.fixture
 def ksi_settings() -> list[str]:
     """Queues that are looked at often."""
-    return ["workflows.queue_poll_s=0.05"]
+    return ["workflows.queue_poll_s=0.2"]
 
 
 @pytest.fixture

@@ -149,7 +149,9 @@ async def test_a_dream_reads_no_more_than_it_may(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "ksi_settings", [("memory.dream_days=200", "memory.pattern_days=200")], indirect=True
+    "ksi_settings",
+    [("memory.dream_days=200", "memory.pattern_days=200", "memory.max_dream_items=800")],
+    indirect=True,
 )
 async def test_of_a_long_dream_the_first_is_told_and_all_is_done(client: AsyncClient) -> None:
     text = "User: We decided to plant apple trees, and moved the garden's fence to the south. "
@@ -161,7 +163,7 @@ async def test_of_a_long_dream_the_first_is_told_and_all_is_done(client: AsyncCl
             "starts_at": (noon + timedelta(days=day)).isoformat(),
         }
         for day in range(100)
-        for number in range(20)
+        for number in range(8)
     ]
     await client.request(
         "memory:upsert", {"table": "moments", "items": moments}, context={"run": "a-run"}
