@@ -16,10 +16,10 @@ from ksi_tools.events import CLIENT_TOOL, ToolInfo, ToolList, ToolListed
 from ksi_tools.schemas import flattened
 from ksi_tools.tool import MAX_NAME_CHARS, name_of_event
 
-OWN: Final = "mcp"  # the provider of the tools for programs
+OWN: Final = "mcp"  # the provider of the tools for programs, which look themselves at who calls
 READ: Final = ":read"
 LOOK, ACT = "look", "action"
-NEEDED: Final = {"search": "memory:read", "remember": "memory:write"}
+NEEDED: Final = {"search": "memory:read", "remember": "memory:write", LOOK: None, ACT: None}
 MAX_KEPT: Final = 200
 FRESH_S: Final = 1.0
 KNOWN_S: Final = 30.0
@@ -122,8 +122,8 @@ def _scope_of(events: Mapping[str, EventDescription], offered: Offered) -> str:
 def _is_shown(reach: Reach, info: ToolInfo) -> bool:
     if not info.is_allowed or info.name == CLIENT_TOOL:
         return False
-    if info.provider == OWN:
-        needed = NEEDED.get(info.name)
+    if info.provider == OWN and info.name in NEEDED:
+        needed = NEEDED[info.name]
         return needed is None or reach.may(needed)
     return reach.may("tools:write")
 

@@ -20,11 +20,12 @@ class Told:
 
     def __init__(self, *tools: tuple[ToolInfo, dict[str, Any]], name: str = "ann") -> None:
         self.name = name
+        self.scopes: set[str] = set()
         self.tools = tools
         self.asked = 0
 
     def may(self, scope: str) -> bool:
-        return True
+        return scope in self.scopes or not self.scopes
 
     async def events(self) -> Mapping[str, EventDescription]:
         return {"bird:list": described("bird:list")}
@@ -58,9 +59,11 @@ def described(event: str) -> EventDescription:
     )
 
 
-def tool(name: str, schema: dict[str, Any] | None = None) -> tuple[ToolInfo, dict[str, Any]]:
+def tool(
+    name: str, schema: dict[str, Any] | None = None, provider: str = "other"
+) -> tuple[ToolInfo, dict[str, Any]]:
     """Make a tool."""
-    info = ToolInfo(name=name, description="Do it.", effects="effectful", provider="other")
+    info = ToolInfo(name=name, description="Do it.", effects="effectful", provider=provider)
     return info, schema or {"type": "object", "properties": {}}
 
 
@@ -86,6 +89,16 @@ async def test_an_event_that_was_made_a_tool_is_told_of_once() -> None:
     known = (await Catalogues(lists_events=True).fresh(Told(tool("bird_list", schema)))).by_name
 
     assert list(known) == ["bird_list"]
+
+
+async def test_without_a_scope_for_tools_there_are_those_that_look_at_scopes_themselves() -> None:
+    own = [tool(name, provider="mcp") for name in ("search", "remember", "look", "of_a_server")]
+    reach = Told(*own, tool("look_2"), tool("sing"))
+    reach.scopes = {"memory:read"}
+
+    known = (await Catalogues(lists_events=True).fresh(reach)).by_name
+
+    assert list(known) == ["look", "search"]
 
 
 async def test_events_are_tools_only_where_that_is_wanted() -> None:
