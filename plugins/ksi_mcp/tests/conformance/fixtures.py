@@ -506,8 +506,10 @@ def plugin() -> Any:
         fixtures.offers = plugin.service(Offers)
         fixtures.registration = plugin.service(Tools).add_provider(fixtures)
         fixtures.registration.update(fixtures.specs())
-        offered = {"prompts": prompts(), "resources": resources(), "templates": templates()}
-        with fixtures.registration, fixtures.offers.add(**offered):  # type: ignore[arg-type]
+        offered = fixtures.offers.add(
+            prompts=prompts(), resources=resources(), templates=templates()
+        )
+        with fixtures.registration, offered:
             yield
 
     return module_plugin("conformance", ksi_plugin=ksi_plugin, ksi_lifespan=ksi_lifespan)
