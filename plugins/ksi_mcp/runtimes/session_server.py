@@ -12,6 +12,7 @@ than a second of CPU time.
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -130,8 +131,7 @@ class Server:
                     request_id = self._asked.pop(answer.get("id"), None)
                 if request_id is not None:
                     self._say({"id": request_id, "result": result_of(answer)})
-        with contextlib.suppress(OSError):
-            sys.stdin.close()  # the daemon is gone: so is all that this is for
+        os._exit(0)  # the daemon is gone; nothing else wakes a thread that reads
 
     def _say(self, message: Message) -> None:
         line = json.dumps({"jsonrpc": "2.0", **message}) + "\n"
