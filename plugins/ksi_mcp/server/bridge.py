@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -208,7 +209,7 @@ class Bridge:
         assert self._manager is not None
         caller = self._app.caller(request)
         body = await read_body(request, self._app.settings)
-        user = _user_of(caller)
+        user = _user_of(caller.id)
         scope = _scope_of(request, caller, user)
         exchange = Exchange(self._app, request, body)
         _CALLER.set(caller)
@@ -365,9 +366,10 @@ class Exchange:
             await self.response.prepare(self._request)
 
 
-def _user_of(caller: Caller) -> AuthenticatedUser:
+@lru_cache(maxsize=1000)
+def _user_of(key_id: str) -> AuthenticatedUser:
     """Return whose a session is: a key's, whomever its requests are for."""
-    return AuthenticatedUser(AccessToken(token="", client_id=caller.id, scopes=[]))
+    return AuthenticatedUser(AccessToken(token="", client_id=key_id, scopes=[]))
 
 
 def _scope_of(request: web.Request, caller: Caller, user: AuthenticatedUser) -> Scope:
