@@ -26,7 +26,9 @@ def routes(app: Sidecar) -> list[AbstractRouteDef]:
 
 
 def _operation(summary: str) -> dict[str, object]:
-    return {"summary": summary, "tags": ["mcp"], "responses": {"200": {"description": "MCP."}}}
+    refused = {"description": "An error of MCP's, or of this server's."}
+    responses = {"200": {"description": "MCP."}, "default": refused}
+    return {"summary": summary, "tags": ["mcp"], "responses": responses}
 
 
 class Room:
