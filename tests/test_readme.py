@@ -88,6 +88,7 @@ def test_a_newcomer_sees_what_the_readme_shows(checkout: Checkout) -> None:
     checkout.copy_tree()
     newcomer = Newcomer(checkout)
 
+    checkout.use_uv()  # which pip fetches otherwise, as for the environment of these tests
     for block in blocks_in("console"):
         newcomer.follow(block.text)
     for block in blocks_in("text"):

@@ -66,6 +66,7 @@ class Traps:
         self.folder = folder
         self.marks = folder / "marks"
         self.secret = secrets.token_hex(16)
+        self.result = secrets.token_hex(16)
         self.file = folder / "file"
 
     def set(self) -> None:
@@ -185,14 +186,13 @@ class ClaudeTrial:
             told = "it did not ask for the tool that it was given"
             return [McpWay(way=OWN_TOOLS, result="unknown", detail=told)]
         seen = await asyncio.to_thread(_seen_by, traps.secret)
-        before = len(api.requests)
-        result = Message("tool", (ToolResultPart(calls[0].id, TOOL, "it is done"),))
+        result = Message("tool", (ToolResultPart(calls[0].id, TOOL, traps.result),))
         await _answer(claude, (*first, wanted.message, result))
         return [
             _way(OWN_TOOLS, [*traps.sprung("shell", "written"), *_used(api, traps)]),
             _way(OWN_CONFIGURATION, traps.sprung("server", "hook")),
             _way(ENVIRONMENT, seen),
-            _way(GATE, ["it went on"] if before != 1 or len(api.requests) < before + 1 else []),
+            _way(GATE, _went_on(api, traps)),
         ]
 
     # -- what it could start --------------------------------------------------------------------
@@ -293,6 +293,12 @@ def _failed(error: ProviderError, api: ModelAPI, traps: Traps) -> list[McpWay]:
     ways = [_way(OWN_TOOLS, used), _way(OWN_CONFIGURATION, traps.sprung("server", "hook"))]
     through = [way for way in ways if way.result == "through"]
     return through or [McpWay(way=OWN_TOOLS, result="unknown", detail=error.message)]
+
+
+def _went_on(api: ModelAPI, traps: Traps) -> list[str]:
+    """Return what shows that it told its model another result than the one that it was given."""
+    told = [json.dumps(request.get("messages")) for request in api.requests[1:]]
+    return [] if told and all(traps.result in each for each in told) else ["it went on"]
 
 
 def _used(api: ModelAPI, traps: Traps) -> list[str]:

@@ -24,7 +24,14 @@ from ksi_models.handlers import Handlers
 from ksi_models.keys import Keys
 from ksi_models.lanes import Lanes
 from ksi_models.prices import Prices
-from ksi_models.provider import Answered, KnownModel, Provider, ProviderError, Question
+from ksi_models.provider import (
+    WITHOUT_TOOLS,
+    Answered,
+    KnownModel,
+    Provider,
+    ProviderError,
+    Question,
+)
 from ksi_models.recorder import Recorder
 from ksi_models.settings import ModelsSettings
 from ksi_models.store import Store
@@ -142,7 +149,8 @@ class Table:
         return list(self.by_name.values())
 
     def calls_tools(self, name: str) -> bool:
-        return True
+        """Say whether its models can."""
+        return name not in WITHOUT_TOOLS
 
 
 class FakeBus:

@@ -309,12 +309,12 @@ async def test_the_next_model_is_asked_where_one_can_t_answer(bench: Make) -> No
 
 
 async def test_a_model_that_stands_in_and_calls_no_tools_is_offered_none(bench: Make) -> None:
-    first, second = Acting("a", fail("login")), Acting("claude-cli")
-    made = bench(first, second, fallbacks={"a:one": "claude-cli/sonnet"})
+    first, second = Acting("a", fail("login")), Acting("builtin")
+    made = bench(first, second, fallbacks={"a:one": "builtin/extractive"})
     tools = (ToolSchema("look", "Look.", {"type": "object"}),)
 
     await made.call("a:one", tools=tools)
-    await made.call("claude-cli/sonnet", tools=tools)
+    await made.call("builtin/extractive", tools=tools)
 
     assert first.asked[0].tools == tools
     assert [question.tools for question in second.asked] == [(), tools]

@@ -1,5 +1,6 @@
 """Servers in a daemon: what agents can call of theirs, and what is kept of it."""
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -91,6 +92,15 @@ async def server(client: AsyncClient, name: str = "far") -> Any:
     return (await client.request("mcp:check", {"name": name}))["servers"][0]
 
 
+async def until_left(client: AsyncClient, name: str) -> None:
+    """Wait until a server is connected no more."""
+    async with asyncio.timeout(20):
+        while True:
+            servers = (await client.request("mcp:list", {}))["servers"]
+            if not any((s["name"], s["state"]) == (name, "connected") for s in servers):
+                return
+
+
 async def status(client: AsyncClient, name: str = "far") -> dict[str, str]:
     """Check a server, and return how its tools are."""
     return {each["name"]: each["status"] for each in (await server(client, name))["tools"]}
@@ -126,6 +136,7 @@ async def test_a_server_that_left_is_started_again_and_gets_the_call_once(
 ) -> None:
     await added(shared, "left", faulty(tmp_path / "far"))
     await called(shared, "left_leave")
+    await until_left(shared, "left")  # what is sent as it leaves may be in doubt
     again = await called(shared, "left_echo", text="on")
 
     assert again["status"] == "done"
