@@ -48,6 +48,7 @@ SESSION: Final = "Mcp-Session-Id"
 CHANGED, UPDATED, REVOKED = "mcp:changed", "mcp:updated", "http:key_revoked"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
+SECRET_HEADERS: Final = frozenset({"authorization", "x-api-key", "sec-websocket-protocol"})
 
 _CALLER: Final[ContextVar[Caller | None]] = ContextVar("ksi_mcp_caller", default=None)
 
@@ -377,7 +378,7 @@ def _scope_of(request: web.Request, caller: Caller, user: AuthenticatedUser) -> 
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
         for name, value in request.headers.items()
-        if name not in (hdrs.AUTHORIZATION, "x-api-key")
+        if name.lower() not in SECRET_HEADERS
     ]
     return {
         "type": "http",
