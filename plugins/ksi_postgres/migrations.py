@@ -210,6 +210,7 @@ async def migrate(connection: asyncpg.Connection, known: Sequence[Migration]) ->
             if told is not error:
                 raise told from error
             raise Failed(_failure(migration, error)) from error
+    await _presume(connection, {each.plugin for each in waiting} - {STORE})
     return len(waiting)
 
 
@@ -246,6 +247,12 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
             time.monotonic() - began,
         )
     log.info("migrated", extra={"migration": migration.title})
+
+
+async def _presume(connection: asyncpg.Connection, plugins: Iterable[str]) -> None:
+    async with connection.transaction():
+        await connection.execute("SET LOCAL ROLE ksi_owner")
+        await connection.execute(SQL["presume"], sorted(plugins))
 
 
 async def _open_schema(connection: asyncpg.Connection, migration: Migration) -> None:

@@ -221,6 +221,10 @@ END $$;
 -- What in a plugin's schema stands outside of the walls?
 SELECT problem FROM ksi_postgres.breaches($1);
 
+-- name: presume
+-- Tells Postgres what to think of the tables of some plugins, where it knows nothing of them yet.
+SELECT ksi_postgres.presume(plugin) FROM unnest($1::text[]) AS plugin;
+
 -- name: bind_tenant
 -- Binds the transaction to a tenant: row security shows it that tenant's rows alone.
 SELECT set_config('ksi.tenant', $1, true);

@@ -143,6 +143,26 @@ async def test_each_is_applied_once_in_a_schema_of_its_plugin(admin: asyncpg.Con
     assert await admin.fetchval(owner) == "ksi_owner"
 
 
+async def test_a_row_of_a_young_table_is_found_by_its_key_however_many_its_tenant_has(
+    admin: asyncpg.Connection,
+) -> None:
+    table = """
+        CREATE TABLE thing (tenant text, id text, n bigint NOT NULL, gone_at timestamptz,
+                            PRIMARY KEY (tenant, id));
+        CREATE INDEX newest ON thing (tenant, n);
+        CREATE INDEX living ON thing (tenant) WHERE gone_at IS NULL;
+        SELECT ksi_postgres.protect('thing');
+    """
+    await migrate(admin, [step(table)])
+
+    for query in (
+        "SELECT * FROM ksi_shop.thing t WHERE (t.tenant, t.id) = ('a', 'b')",
+        "SELECT * FROM ksi_shop.thing t WHERE (t.tenant, t.id) = ('a', 'b') AND t.gone_at IS NULL",
+    ):
+        plan = "\n".join(row[0] for row in await admin.fetch(f"EXPLAIN {query}"))
+        assert " thing_pkey " in plan, plan
+
+
 async def test_nothing_stays_of_the_role_and_the_path_that_a_migration_ran_with(
     admin: asyncpg.Connection,
 ) -> None:
