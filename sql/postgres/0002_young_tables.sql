@@ -20,7 +20,7 @@ BEGIN
           FROM pg_class c
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          WHERE c.relnamespace = to_regnamespace('ksi_' || plugin)
-           AND c.relkind IN ('r', 'p')
+           AND c.relkind = 'r' -- of one in parts, the parts are asked
            AND c.reltuples < 0 -- never analysed
            AND (a.attname = 'tenant'
                 OR NOT a.attnotnull
