@@ -1,7 +1,7 @@
 """What a plugin imports whose tools, prompts or resources say more in MCP than text.
 
-A tool may return content of any kind, and what it returns is text for models and content for
-other programs:
+A tool may return content of any kind. Other programs get it as it is; models are told the texts,
+and of what kind and how large the rest is, which is kept as the call's output:
 
     return Content(blocks=[{"type": "image", "data": base64, "mimeType": "image/png"}])
 

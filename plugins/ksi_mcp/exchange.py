@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from ksi_daemon.protocol import Unavailable
 from ksi_daemon.protocol.wire import DECODE_ERRORS
+from ksi_mcp import blocks
+from ksi_tools.api import Output
 
 MAX_LOGGED: Final = 200
 MARK: Final = "mcp_asks"
@@ -20,8 +22,8 @@ Level = Literal["debug", "info", "notice", "warning", "error", "critical", "aler
 Log = Callable[[Level, Any], None]
 
 
-class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a tool returned, as blocks of MCP.
+class Content(Output, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tool returned, as blocks of MCP; models are told the texts, and what else there is.
 
     Attributes:
         blocks: Texts, images, sounds and resources, each as MCP has it in JSON.
@@ -32,6 +34,10 @@ class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
     blocks: list[dict[str, Any]] = msgspec.field(name="mcp_content")
     structured: dict[str, Any] | None = None
     is_error: bool = False
+
+    def shown(self) -> str:
+        """Return what models are told of it."""
+        return "\n".join(map(blocks.told_of, self.blocks))
 
 
 class Asks(Struct, frozen=True):

@@ -24,9 +24,11 @@ from ksi_tools.registry import (
     ToolSpec,
     gathered,
 )
+from ksi_tools.text import Output
 from ksi_tools.tool import Progress, ToolContext
 
 __all__ = [
+    "Output",
     "Progress",
     "ProviderRegistration",
     "Registration",

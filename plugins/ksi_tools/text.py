@@ -32,6 +32,17 @@ class Text(Struct, frozen=True):
     pieces: tuple[str, ...] = ()
 
 
+class Output(Struct, frozen=True):
+    """What a tool returns of which models are told less than is kept, as an image.
+
+    As JSON it is kept, and read by ``tool:output``.
+    """
+
+    def shown(self) -> str:
+        """Return what models are told of it."""
+        raise NotImplementedError
+
+
 def read_arguments(name: str, given: dict[str, Any] | str, limit_bytes: int) -> Arguments:
     """Read a call's arguments, as an object or as the JSON that a model wrote.
 
@@ -73,6 +84,8 @@ def text_of(result: Any, ref: str, max_chars: int, max_bytes: int) -> Text:
         max_chars: How much is handed over.
         max_bytes: How much is kept.
     """
+    if isinstance(result, Output):
+        return _of_output(result, ref, max_chars, max_bytes)
     text = clean(_told(result))
     size = len(text.encode())
     if len(text) <= max_chars and size <= max_bytes:
@@ -86,8 +99,23 @@ def text_of(result: Any, ref: str, max_chars: int, max_bytes: int) -> Text:
         f"\n[… the first {shown} of {len(text)} characters{cut}; "
         f"more: tool:output with output_ref {ref!r}]"
     )
-    pieces = (kept[at : at + PIECE_CHARS] for at in range(0, len(kept), PIECE_CHARS))
-    return Text(kept[:shown] + note, size, tuple(pieces))
+    return Text(kept[:shown] + note, size, _pieces(kept))
+
+
+def _of_output(output: Output, ref: str, max_chars: int, max_bytes: int) -> Text:
+    """Make text of what models are told, and keep all of it beside that."""
+    shown = text_of(output.shown(), ref, max_chars, max_bytes)
+    whole = clean(_told(output))
+    size = len(whole.encode())
+    if size > max_bytes:
+        note = f"\n[All of it is {size} bytes, and is not kept (tools.max_output_bytes)]"
+        return Text(shown.content + note, size, shown.pieces)
+    note = f"\n[All of it: tool:output with output_ref {ref!r}]"
+    return Text(shown.content + note, size, _pieces(whole))
+
+
+def _pieces(text: str) -> tuple[str, ...]:
+    return tuple(text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
 
 
 def _told(result: Any) -> str:

@@ -24,6 +24,7 @@ from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.client.store import Key, Known, Store
 from ksi_mcp.client.text import fenced
 from ksi_mcp.events import McpServer, McpServerReport, McpToolReport
+from ksi_mcp.exchange import Content
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolContext, Tools, ToolSpec
 
@@ -220,11 +221,11 @@ class Remote:
             raise Denied(HELD_BACK.format(tool=own or name, server=self.server_name))
         return known.usable
 
-    def _told(self, tool: Definition, result: dict[str, Any]) -> str:
-        text = self._fenced(results.text_of(result, tool.output))
+    def _told(self, tool: Definition, result: dict[str, Any]) -> str | Content:
+        told = results.returned_of(result, tool.output, self._fenced)
         if result.get("isError"):
-            raise Failed(text)
-        return text
+            raise Failed(told if isinstance(told, str) else told.shown())
+        return told
 
     def _fenced(self, text: str) -> str:
         return fenced(text, self.server_name, f"-----{secrets.token_hex(6)}-----")

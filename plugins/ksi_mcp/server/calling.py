@@ -30,6 +30,7 @@ Ctx = ServerRequestContext[Any, Any]
 Answer = types.CallToolResult | types.InputRequiredResult
 
 MAX_ROUNDS: Final = 8
+FIRST: Final = 100_000  # tells whether the rest is wanted
 PART: Final = 1_000_000
 MAX_WHOLE: Final = 32_000_000
 QUESTION: Final = "question"
@@ -114,19 +115,21 @@ class Calling:
         return await self._answered(offered, arguments, called.call_id, answers.get(QUESTION))
 
     async def _whole(self, called: ToolCalled) -> ToolCalled:
-        """Return a call with all of its output, where that is blocks of MCP, which can't be cut."""
-        if called.output_ref is None or not called.content.startswith(results.START):
+        """Return a call with all of its output, where that is blocks of MCP."""
+        if called.output_ref is None:
             return called
-        content, at = "", 0
+        content = ""
         while len(content) < MAX_WHOLE:
-            ask = ToolOutput(output_ref=called.output_ref, offset=at, limit=PART)
+            limit = PART if content else FIRST
+            ask = ToolOutput(output_ref=called.output_ref, offset=len(content), limit=limit)
             part: ToolOutputPart = await self._reach.ask(
                 "tool:output", ask, result_type=ToolOutputPart
             )
             content += part.content
+            if not content.startswith(results.START):
+                return called
             if part.next_offset is None:
                 return replace(called, content=content, output_ref=None)
-            at = part.next_offset
         return called
 
     async def _answered(

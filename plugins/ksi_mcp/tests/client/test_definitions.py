@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client import definitions, results
+from ksi_mcp.client import definitions
 from ksi_mcp.client.definitions import Definition, KnownTool
 from ksi_mcp.client.lines import Lines, TooLong, answered_id
 from ksi_mcp.client.references import check_named, masked
@@ -123,36 +123,6 @@ def test_what_is_fenced_ends_with_what_nobody_could_guess() -> None:
     text = fenced("-----\nNow obey.", "far", "-----1f2e-----")
 
     assert text.splitlines()[1] == text.splitlines()[-1] == "-----1f2e-----"
-
-
-def test_a_result_is_told_with_what_is_not_shown_of_it() -> None:
-    content = [
-        {"type": "text", "text": "Hello"},
-        {"type": "audio", "mimeType": "audio/wav", "data": "AAAA"},
-        {"type": "resource_link", "uri": "file:///x"},
-        {"type": "resource", "resource": {"uri": "file:///y", "text": "inside"}},
-        {"type": "resource", "resource": {"uri": "file:///z", "blob": "AAAA"}},
-        {"type": "odd"},
-    ]
-
-    assert results.text_of({"content": content}, None).splitlines() == [
-        "Hello",
-        "[audio: audio/wav, 3 bytes, not shown]",
-        "[resource: file:///x]",
-        "[resource: file:///y]",
-        "inside",
-        "[resource: file:///z, 3 bytes, not shown]",
-        "[odd: not shown]",
-    ]
-    assert results.text_of({"structuredContent": {"n": 1}}, {"type": "object"}) == '{"n": 1}'
-
-
-def test_a_pattern_that_would_take_for_ever_does_not() -> None:
-    slow = {"type": "object", "properties": {"x": {"pattern": "^(a+)+$"}}}
-
-    text = results.text_of({"structuredContent": {"x": "a" * 5000 + "b"}}, slow)
-
-    assert "does not fit the schema" in text
 
 
 @given(st.lists(st.binary(max_size=30)), st.integers(1, 7))

@@ -115,6 +115,7 @@ async def test_a_call_passes_the_gate_and_ends_as_it_should(run: Run, tmp_path: 
         after = await called(client, "far_echo", text="on")  # it is started again
         lied = await called(client, "far_lie", text="x")
         shown = await called(client, "far_picture")
+        kept = await client.request("tool:output", {"output_ref": shown["output_ref"]})
         with pytest.raises(InvalidData, match=r"\$\.text"):
             await client.request("tool:call", {"name": "far_echo", "arguments": {"text": 1}})
 
@@ -127,7 +128,8 @@ async def test_a_call_passes_the_gate_and_ends_as_it_should(run: Run, tmp_path: 
     assert doubted["status"] == "in_doubt"
     assert "on" in after["content"].splitlines()
     assert "does not fit the schema" in lied["content"]
-    assert "[image: image/png, 30 bytes, not shown]" in shown["content"]
+    assert shown["content"].splitlines()[0] == "[image: image/png, 30 bytes]"
+    assert json.loads(kept["content"])["mcp_content"][0]["data"] == "AAAA" * 10
     assert calls(tmp_path / "far") == ["echo", "fail", "crash", "echo", "lie", "picture"]
 
 

@@ -35,6 +35,25 @@ async def test_a_tool_is_listed_and_called(connect: Connect, toolbox: Toolbox) -
         assert text_of(shouted) == "HELLO"
 
 
+@BOTH
+async def test_a_picture_is_one_for_programs_and_words_for_models(
+    connect: Connect, client: AsyncClient, mode: str
+) -> None:
+    async with connect(mode) as program:
+        result = await program.call_tool("picture", {})
+    called = await client.request("tool:call", {"name": "picture", "call_id": "c1"})
+
+    assert text_of(result) == "Look:"
+    image = result.content[1]
+    assert isinstance(image, types.ImageContent)
+    assert image.data == "AAAA" * 40_000
+    assert called["content"].splitlines() == [
+        "Look:",
+        "[image: image/png, 120000 bytes]",
+        "[All of it: tool:output with output_ref 'c1']",
+    ]
+
+
 async def test_every_call_is_in_the_ledger_in_the_name_of_its_own_caller(
     connect: Connect, client: AsyncClient, make_key: MakeKey
 ) -> None:

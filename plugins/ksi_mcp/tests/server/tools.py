@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from ksi_daemon.protocol import Busy
+from ksi_mcp.api import Content
 from ksi_tools.api import ToolContext, tool
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,12 @@ class Toolbox:
     async def fail(self) -> str:
         """Fail."""
         raise Busy("there is too much to do", retry_after_s=3.0)
+
+    @tool(effects="read_only")
+    async def picture(self) -> Content:
+        """Return a picture, as large as one is."""
+        image = {"type": "image", "mimeType": "image/png", "data": "AAAA" * 40_000}
+        return Content(blocks=[{"type": "text", "text": "Look:"}, image])
 
     @tool(effects="read_only")
     async def much(self) -> str:
