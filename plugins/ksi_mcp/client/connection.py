@@ -266,9 +266,10 @@ class Connection:
             self.why = self.why or "it was ended"
             self.is_ready.set()
 
-    def _gone(self) -> None:
+    def _gone(self, why: str) -> None:
         """Note that the server says nothing more; who connects it is told by the SDK."""
-        if self._session is not None:
+        if self._session is not None and not self.is_over:
+            self._failed(why)
             self.end()
 
     def _changed(self) -> None:

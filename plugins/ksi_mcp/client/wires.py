@@ -6,7 +6,7 @@ the server can have got that; so no failure breaks more than it has to.
 
 import asyncio
 import contextlib
-import time
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -35,11 +35,16 @@ READ_BYTES: Final = 65_536
 CLOSE_S: Final = 1.0
 MAX_ERROR_BYTES: Final = 65_536
 BURST_S: Final = 2.0
+NEVER: Final = math.inf
 SESSION_HEADER: Final = "mcp-session-id"
 Message = SessionMessage | Exception
 Read = ObjectReceiveStream[Message]
 Write = ObjectSendStream[SessionMessage]
 Wire = contextlib.AbstractAsyncContextManager[tuple[Any, Any]]
+
+
+class Over(Exception):
+    """A server says nothing more; has how that came."""
 
 
 def failure(request_id: int | str | None, code: int, message: str) -> JSONRPCError:
@@ -76,7 +81,7 @@ class Pace:
 
 @asynccontextmanager
 async def watched(
-    wire: Wire, per_s: int, on_end: Callable[[], None]
+    wire: Wire, per_s: int, on_end: Callable[[str], None]
 ) -> AsyncIterator[tuple[Any, Any]]:
     """Let a server say no more than is bearable, and nothing but answers and notifications.
 
@@ -86,7 +91,7 @@ async def watched(
     Args:
         wire: The way to it.
         per_s: How many notifications pass in a second.
-        on_end: Called when it says nothing more.
+        on_end: Told why when it says nothing more.
     """
     pace = Pace(per_s)
     async with wire as (read, write):
@@ -99,11 +104,13 @@ async def watched(
                         if not _is_answer(each):
                             await pace.keep()
                         reply = _reply_to(each)
-                        if reply is not None:
+                        if isinstance(each, Over):
+                            on_end(str(each))
+                        elif reply is not None:
                             await write.send(SessionMessage(reply))
                         elif not isinstance(each, Exception):
                             await send.send(each)
-            on_end()
+            on_end("it closed the connection")
 
         async with receive, anyio.create_task_group() as group:
             group.start_soon(pump)
@@ -135,10 +142,9 @@ class _Pipes:
         self._process = process
         self._max_bytes = max_bytes
         self._written = 0
-        self._writing: anyio.Event | None = None  # set when what is being written is
-        self._unsent: list[int | str] = []
-        # When each request was written, and where in all that was written it ends.
-        self._asked: dict[int | str, tuple[float, int]] = {}
+        # Where each request that is not answered ends in all that was written.
+        self._asked: dict[int | str, float] = {}
+        self._wanted = asyncio.Event()
 
     async def read(self, send: ObjectSendStream[Message]) -> None:
         lines = Lines(self._max_bytes)
@@ -148,9 +154,13 @@ class _Pipes:
                     for line in lines.feed(data):
                         for message in self._messages(line):
                             await send.send(message)
-                for request_id in await self._not_got():
-                    told = failure(request_id, NOT_SENT, "it ended before it got the request")
-                    await send.send(SessionMessage(told))
+                how = await ended(self._process)
+                while True:  # who asks after this is told too
+                    while self._asked:
+                        await send.send(SessionMessage(self._unanswered(how)))
+                    await send.send(Over(how))
+                    self._wanted.clear()
+                    await self._wanted.wait()
 
     def _messages(self, line: bytes | TooLong) -> list[Message]:
         if isinstance(line, TooLong):
@@ -172,42 +182,26 @@ class _Pipes:
             return [ValueError(why)]
         return [SessionMessage(failure(request_id, LOST, why))]
 
-    async def _not_got(self) -> list[int | str]:
-        """Return which requests the process can't have read, now that it says nothing more."""
-        is_gone = await self._process.until_gone(CLOSE_S)
-        if self._writing is not None:
-            with anyio.move_on_after(CLOSE_S):
-                await self._writing.wait()
-        if not is_gone:
-            return self._unsent
-        ended = self._process.ended
-        read = self._written - ended.unread_bytes
-        late = [
-            request_id
-            for request_id, (at, end) in self._asked.items()
-            if end > read or (ended.gone_at is not None and at > ended.gone_at)
-        ]
-        return [*self._unsent, *late]
+    def _unanswered(self, how: str) -> JSONRPCError:
+        """Tell of a request whether the process, which has ended, can have read it."""
+        request_id, end = self._asked.popitem()
+        unread = self._process.ended.unread_bytes
+        if end != NEVER and (unread is None or end <= self._written - unread):
+            return failure(request_id, LOST, how)
+        return failure(request_id, NOT_SENT, f"{how} before it got the request")
 
     async def write(self, receive: ObjectReceiveStream[SessionMessage]) -> None:
         async with receive:
             async for each in receive:
                 message = each.message
                 data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-                self._writing = anyio.Event()
-                try:
-                    at = time.monotonic()
+                takes_it = self._process.takes_input
+                self._written += len(data) if takes_it else 0
+                if isinstance(message, JSONRPCRequest):
+                    self._asked[message.id] = self._written if takes_it else NEVER
+                    self._wanted.set()
+                with contextlib.suppress(OSError):  # its end tells those who wait
                     await self._process.write(data)
-                    self._written += len(data)
-                    if isinstance(message, JSONRPCRequest):
-                        self._asked[message.id] = (at, self._written)
-                except OSError:
-                    if isinstance(message, JSONRPCRequest):
-                        self._unsent.append(message.id)
-                    self._process.end()  # its end tells those who wait
-                    return
-                finally:
-                    self._writing.set()
 
 
 def _parsed(line: bytes) -> JSONRPCMessage:
@@ -223,6 +217,20 @@ def _parsed(line: bytes) -> JSONRPCMessage:
         if text.encode() == line:
             raise
         return jsonrpc_message_adapter.validate_json(text, by_name=False)
+
+
+async def ended(process: GuardedProcess) -> str:
+    """End a process that says nothing more, and return how it has ended.
+
+    Its input is closed first: then its guard can tell how much of that it left unread.
+    """
+    process.write_and_close(b"")
+    if not await process.until_gone(CLOSE_S):
+        process.end()
+        await process.until_gone()
+        return "it closed its output"
+    how = process.ended
+    return f"it ended ({f'exit code {how.code}' if how.signal is None else how.signal})"
 
 
 @asynccontextmanager
@@ -244,10 +252,7 @@ async def process_wire(process: GuardedProcess, max_bytes: int) -> AsyncIterator
             group.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            process.write_and_close(b"")
-            if not await process.until_gone(CLOSE_S):
-                process.end()
-                await process.until_gone()
+            await ended(process)
 
 
 # -- HTTP ------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 PR_SET_CHILD_SUBREAPER: Final = 36
 GRACE_S: Final = 1.0
 REAP_S: Final = 5.0
+DRAIN_S: Final = 3.0
 READ_BYTES: Final = 65_536
 MEASURE_S: Final = 0.2
 # What would be free without a process: not the code of programs, which it shares with others.
@@ -99,6 +100,7 @@ def main(lifeline: int, bounds: Bounds, command: list[str]) -> int:
     control(PR_SET_CHILD_SUBREAPER, 1)
     if not os.read(lifeline, 1):
         return 127  # nobody wants it any more
+    close_copies()
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -111,9 +113,27 @@ def main(lifeline: int, bounds: Bounds, command: list[str]) -> int:
     code = watch(child, lifeline, awake, bounds)
     kill_group(child, signal.SIGKILL)
     reap_others()
-    gone_at = time.monotonic()  # from now on nobody reads
-    tell(lifeline, {**bounds.report(code), "gone_at": gone_at, "unread_bytes": left_of(unread)})
+    tell(lifeline, {**bounds.report(code), "unread_bytes": left_of(unread, lifeline)})
     return code if code >= 0 else 128 - code  # as a shell tells that a signal ended it
+
+
+def close_copies() -> None:
+    """Close what else leads to where the input and outputs do: uvloop hands each down twice.
+
+    So the command can close its own, and whoever is at the other end is told.
+    """
+    own = [os.fstat(number) for number in (0, 1, 2)]
+    for number in open_numbers():
+        with contextlib.suppress(OSError):  # it was open only while all were listed
+            if number > 2 and any(os.path.samestat(os.fstat(number), each) for each in own):
+                os.close(number)
+
+
+def open_numbers() -> list[int]:
+    """Return the numbers of the files that are open, where the system tells."""
+    with contextlib.suppress(OSError):
+        return [int(each.name) for each in Path("/dev/fd").iterdir()]
+    return []
 
 
 def start(lifeline: int, bounds: Bounds, command: list[str]) -> int:
@@ -172,14 +192,23 @@ def left(deadline: float | None, pause: float | None) -> float | None:
     return until if pause is None else min(until, pause)
 
 
-def left_of(number: int) -> int:
-    """Return how much there is still to read of what nobody else reads any more."""
-    size = 0
-    with contextlib.suppress(OSError):  # there is no more just now
-        os.set_blocking(number, False)
-        while data := os.read(number, READ_BYTES):
+def left_of(number: int, lifeline: int) -> int | None:
+    """Return how much was left to read of what nobody else reads any more.
+
+    Returns:
+        Nothing where that is not known: who writes there has not closed it in time, and may write
+        still, or doesn't want to know.
+    """
+    size, deadline = 0, time.monotonic() + DRAIN_S
+    with contextlib.suppress(OSError):
+        while (left_s := deadline - time.monotonic()) > 0:
+            if number not in select.select([number, lifeline], [], [], left_s)[0]:
+                return None
+            data = os.read(number, READ_BYTES)
+            if not data:
+                return size
             size += len(data)
-    return size
+    return None
 
 
 def tell(lifeline: int, report: dict[str, Any]) -> None:

@@ -38,16 +38,14 @@ class Ended(Struct, frozen=True, kw_only=True):
         broken: The bound for which it was ended.
         memory_mb: What it held at most, as far as that was measured.
         cpu_s: The time that it took, as far as that was measured.
-        gone_at: When it and all that it started were gone, by the monotonic clock, if known.
-        unread_bytes: What was left unread of its input then.
+        unread_bytes: What was left unread of its input, if that is known: where that was closed.
     """
 
     code: int
     broken: Literal["memory_mb", "cpu_s"] | None = None
     memory_mb: float = 0.0
     cpu_s: float = 0.0
-    gone_at: float | None = None
-    unread_bytes: int = 0
+    unread_bytes: int | None = None
 
     @property
     def signal(self) -> str | None:
@@ -211,10 +209,15 @@ class GuardedProcess:
         return Ended(code=-signal.SIGKILL if code is None else code)
 
     def write_and_close(self, data: bytes) -> None:
-        """Give it all of its input."""
-        with contextlib.suppress(ConnectionError):
+        """Give it all of its input, as far as it takes any."""
+        if self.takes_input:
             self._input.write(data)
             self._input.close()
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it can be given input still."""
+        return not (self._pipes.takes_nothing or self._input.is_closing())
 
     async def write(self, data: bytes) -> None:
         """Give it some of its input, and wait while it has much to read still.
@@ -222,10 +225,10 @@ class GuardedProcess:
         Raises:
             BrokenPipeError: It reads nothing any more, and has not got all of this.
         """
-        if not self._pipes.takes_nothing:
+        if self.takes_input:
             self._input.write(data)
             await self._pipes.until_writable()
-        if self._pipes.takes_nothing or self._input.is_closing():
+        if not self.takes_input:
             raise BrokenPipeError("it reads nothing any more")
 
     @property

@@ -18,6 +18,7 @@ FOLDER = Path(sys.argv[1])
 INPUT = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = ["echo", "fail", "lie", "picture", "leave", "crash", "hang", "big", "bytes", "deep"]
 TOOLS += ["noise", "flood", "nag", "change", "environment", "socket", "stranger", "rpc_error"]
+TOOLS += ["fall_silent"]
 
 
 def say(message: Any) -> None:
@@ -72,6 +73,9 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
             answer = {"content": [{"type": "image", "mimeType": "image/png", "data": "AAAA" * 10}]}
         case "crash":
             os._exit(3)
+        case "fall_silent":
+            os.close(1)
+            time.sleep(60)
         case "hang":
             say(
                 {

@@ -1,6 +1,7 @@
 """What a server's process may do, and what becomes of it."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import sys
@@ -12,6 +13,12 @@ from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_mcp.tests.client.conftest import Connected, calls, faulty, tools_of
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run on the loop that daemons run on."""
+    return "asyncio", {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
 
 
 async def test_a_tool_is_called_and_answers(connected: Connected, tmp_path: Path) -> None:
@@ -54,7 +61,17 @@ async def test_a_server_that_crashes_leaves_its_call_in_doubt(connected: Connect
 async def test_a_server_that_can_t_be_started_says_why(connected: Connected) -> None:
     async with connected(McpServer(command="no-such-command")) as (connection, _):
         assert connection.is_over
+    assert str(connection.why).startswith("it ended (exit code 127)")
     assert "no-such-command can't be run" in str(connection.why)
+
+
+async def test_a_server_that_closes_its_output_is_over_though_it_lives(
+    connected: Connected,
+) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(LostError, match="closed its output"):
+            await connection.call("fall_silent", {}, told.progressed)
+        assert connection.is_over
 
 
 async def test_what_a_server_complains_of_is_told_without_the_secrets_that_it_got(
@@ -188,6 +205,25 @@ async def test_a_server_that_dies_has_not_got_what_it_left_unread(
             await connection.call("x", {"text": "x" * size}, told.progressed)
 
 
+async def test_a_call_that_was_read_before_one_that_was_not_is_in_doubt(
+    connected: Connected, tmp_path: Path
+) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    args = ("-I", "-S", str(script), "reads one call")
+    server = McpServer(command=sys.executable, args=args, handshake="legacy")
+    async with connected(server) as (connection, told), asyncio.TaskGroup() as group:
+
+        async def call(size: int) -> type[Exception]:
+            with pytest.raises((NotSentError, LostError)) as raised:
+                await connection.call("x", {"text": "x" * size}, told.progressed)
+            return raised.type
+
+        ended = [group.create_task(call(size)) for size in (10, 1_000_000)]
+
+    assert [each.result() for each in ended] == [LostError, NotSentError]
+
+
 DEAF = """
 import json, os, sys, time
 def say(number, result):
@@ -201,6 +237,8 @@ say(line()["id"], {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}
     "serverInfo": {"name": "deaf", "version": "1"}})
 line()
 say(line()["id"], {"tools": [{"name": "x", "inputSchema": {"type": "object"}}]})
+if sys.argv[1:]:
+    line()
 os.read(0, 1)
 os._exit(1)
 """
