@@ -1,7 +1,7 @@
 """The command ``ksi mcp``: KSI's tools for a program that starts it, and others' tools for KSI."""
 
 import asyncio
-import signal
+import contextlib
 import sys
 from typing import Annotated
 
@@ -45,19 +45,31 @@ def serve(
     The daemon is started if it isn't running. Every call passes it, in the name of whoever starts
     this, or of the token in the file that KSI_TOKEN_FILE names.
     """
+    is_bounded = bool(scope) or user is not None or tenant != "default"
     if context.invoked_subcommand is not None:
+        if is_bounded:
+            raise UsageError("--scope, --user and --tenant are for what is served here alone")
         return
-    if not scope and (user is not None or tenant != "default"):
+    if is_bounded and not scope:
         raise UsageError("say what may be done in that one's name: --scope GLOB; '*' is everything")
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("this speaks MCP on standard input and output, and one of them is closed")
     if sys.stdin.isatty():
         output.note("this speaks MCP with the program that starts it; add it there as: ksi mcp")
     token = given_token()
-    process.start(Home(), [], timeout_s=process.START_TIMEOUT_S, tell=output.note)
-    # Standard input is read in a thread, which nobody can end otherwise.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _start()
     from ksi_mcp import stdio  # noqa: PLC0415  it brings the SDK, which takes a second
 
-    asyncio.run(stdio.serve(token or "", tuple(scope or ()), user, tenant))
+    wanted = stdio.Wanted(token=token or "", scopes=tuple(scope or ()), user=user, tenant=tenant)
+    with contextlib.suppress(asyncio.CancelledError):  # a signal has ended it
+        asyncio.run(stdio.serve(wanted, _start))
+
+
+def _start() -> None:
+    """Start the daemon, if it isn't running."""
+    started = process.start(Home(), [], timeout_s=process.START_TIMEOUT_S, tell=output.note)
+    if not started.already:
+        output.note(f"started the daemon (pid {started.pid}), with this program's environment")
 
 
 for _name, _command in (

@@ -2,27 +2,27 @@
 
 import asyncio
 import contextlib
-import sys
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, BinaryIO, Final
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 from uuid import uuid4
 
-import anyio.to_thread
 import msgspec
-from mcp.server.context import ServerRequestContext
-from mcp.server.stdio import stdio_server
+from mcp.server.lowlevel.server import NotificationOptions
+from msgspec import Struct
 
-from ksi_client import AsyncClient
+from ksi_client import AsyncClient, Subscription, Transport
 from ksi_client.client import RECONNECTED
-from ksi_daemon.protocol import Denied, KsiError
+from ksi_daemon.protocol import Denied, Event, InvalidData, KsiError
 from ksi_daemon.protocol.events import Grants
-from ksi_daemon.protocol.names import matches_any
+from ksi_daemon.protocol.names import did_you_mean, matches_any
 from ksi_mcp.events import McpChanged, McpUpdated, McpYou
 from ksi_mcp.server.news import News
+from ksi_mcp.server.pipes import Pipes
 from ksi_mcp.server.serving import Serving
+from ksi_mcp.server.socket_reach import SocketReach
 from ksi_system.events import (
-    EventDescription,
     SystemDescribe,
     SystemDescribed,
     TokenCreate,
@@ -30,10 +30,11 @@ from ksi_system.events import (
     TokenRevoke,
 )
 
-MAX_LINE_BYTES: Final = 4_000_000
-TOO_LONG: Final = b"{too long\n"  # which is told to be no JSON
-KNOWN_S: Final = 60.0
-TOKEN_S: Final = 7 * 86_400.0
+log = logging.getLogger(__name__)
+
+ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REVOKE_S: Final = 2.0
+TOKEN_S: Final = 30 * 86_400.0
 # What every call here passes; which of it is let through is looked at before.
 NEEDED: Final = (
     "mcp:call",
@@ -46,170 +47,163 @@ NEEDED: Final = (
 CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 
 
-class StdioReach:
-    """The daemon in the name of whoever started the program, or of a token.
+class Wanted(Struct, frozen=True, kw_only=True):
+    """In whose name the program calls, and what of that it may do.
 
-    Args:
-        client: A connection.
-        you: Who that is.
-    """
-
-    def __init__(self, client: AsyncClient, you: McpYou) -> None:
-        self._client = client
-        self._you = you
-        self._events: dict[str, EventDescription] = {}
-        self._looked_at = -KNOWN_S
-        self.name = you.principal
-        self.tenant = you.tenant
-
-    def may(self, scope: str) -> bool:
-        """Say whether the principal has a scope."""
-        return matches_any(scope, self._you.scopes)
-
-    async def events(self) -> Mapping[str, EventDescription]:
-        """Return the events that may be reached from outside."""
-        if time.monotonic() - self._looked_at > KNOWN_S:
-            with contextlib.suppress(Denied):  # then the tools alone are there
-                found = await self.ask(
-                    "system:describe", SystemDescribe(), result_type=SystemDescribed
-                )
-                self._events = {e.event: e for e in found.events if e.scope is not None}
-            self._looked_at = time.monotonic()
-        return self._events
-
-    def forget(self) -> None:
-        """Look anew at what there is."""
-        self._looked_at = -KNOWN_S
-
-    async def ask(self, event: str, data: Any = None, *, result_type: Any = None) -> Any:
-        """Send an event, for as long as it takes."""
-        return await self._client.request(event, data, result_type=result_type, timeout_s=None)
-
-    async def follow(self, event: str, data: Any, *, result_type: Any) -> AsyncGenerator[Any]:
-        """Send an event, and yield the chunks of its answer."""
-        chunks = self._client.stream(event, data, result_type=result_type)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
-
-    def shown(self, error: KsiError) -> str:
-        """Return an error's message: nobody else is at the other end."""
-        return error.message
-
-
-class Lines:
-    """The lines of standard input, each bounded; one that is too long is told to be none.
-
-    Args:
-        source: Where they come from.
-    """
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        line = await anyio.to_thread.run_sync(self._line, abandon_on_cancel=True)
-        if not line:
-            raise StopAsyncIteration
-        return line.decode("utf-8", "replace")
-
-    def _line(self) -> bytes:
-        line = self._source.readline(MAX_LINE_BYTES)
-        if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
-            return line
-        while rest := self._source.readline(MAX_LINE_BYTES):
-            if rest.endswith(b"\n"):
-                return TOO_LONG
-        return b""
-
-
-async def serve(token: str, scopes: tuple[str, ...], user: str | None, tenant: str) -> None:
-    """Serve until standard input ends.
-
-    Args:
+    Attributes:
         token: Whom to act as; empty is whoever started this.
         scopes: What may be done; everything that the other may, unless given.
         user: For which user, where scopes are given.
         tenant: For which tenant, where scopes are given.
+    """
+
+    token: str = ""
+    scopes: tuple[str, ...] = ()
+    user: str | None = None
+    tenant: str = "default"
+
+
+async def serve(wanted: Wanted, start: Callable[[], object]) -> None:
+    """Serve on this process's own standard input and output, until a signal comes, too.
+
+    Args:
+        wanted: In whose name.
+        start: Starts the daemon if it isn't running; called in a thread.
+
+    Raises:
+        KsiError: As `serve_on` has it.
+        asyncio.CancelledError: A signal has come.
+    """
+    this = asyncio.current_task()
+    assert this is not None  # a coroutine runs
+    for number in ENDS:
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    await serve_on(Pipes.of_process(), wanted, start)
+
+
+async def serve_on(
+    pipes: Pipes,
+    wanted: Wanted,
+    start: Callable[[], object],
+    transport: Callable[[], Transport | None] = lambda: None,
+) -> None:
+    """Serve until what comes has ended, or nobody reads the answers.
+
+    Args:
+        pipes: What comes and goes.
+        wanted: In whose name.
+        start: Starts the daemon if it isn't running; called in a thread.
+        transport: How the daemon is reached, once for each connection.
 
     Raises:
         Unavailable: No daemon listens.
-        Denied: The token is not valid, or grants nothing to hand on.
+        InvalidData: A scope is none.
+        Denied: The token is not valid, not valid any more, or grants nothing to hand on.
     """
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(_client(token))
-        if scopes:
-            bounded = await stack.enter_async_context(_bounded(client, scopes, user, tenant))
-            client = await stack.enter_async_context(_client(bounded))
-        await _serve(client)
+        own = await stack.enter_async_context(_client(transport(), wanted.token))
+        client = own
+        if wanted.scopes:
+            await _check(own, wanted.scopes)
+            token = await stack.enter_async_context(_bounded(own, wanted))
+            client = await stack.enter_async_context(_client(transport(), token))
+        await _serve(pipes, client, own, start)
+        if client.closed.is_set():
+            raise Denied("the token that this came with is not valid any more: start it anew")
 
 
-def _client(token: str) -> AsyncClient:
-    return AsyncClient(token=token, on_error=lambda _: None)
+def _client(transport: Transport | None, token: str) -> AsyncClient:
+    return AsyncClient(transport, token=token, on_error=lambda _: None)
+
+
+async def _check(client: AsyncClient, scopes: tuple[str, ...]) -> None:
+    """Go on only if each glob is of scopes that there are: a wrong one would let nothing through.
+
+    Raises:
+        InvalidData: One is not.
+    """
+    told = await client.request("system:describe", SystemDescribe(), result_type=SystemDescribed)
+    known = sorted({each.scope for each in told.events if each.scope is not None})
+    for scope in scopes:
+        if not any(matches_any(each, (scope,)) for each in known):
+            raise InvalidData(f"no event has the scope {scope!r}{did_you_mean(scope, known)}")
 
 
 @contextlib.asynccontextmanager
-async def _bounded(
-    client: AsyncClient, scopes: tuple[str, ...], user: str | None, tenant: str
-) -> AsyncIterator[str]:
+async def _bounded(client: AsyncClient, wanted: Wanted) -> AsyncIterator[str]:
     """Make a token that may do no more than what is said, and end it at the end."""
     ask = TokenCreate(
         name=f"mcp-{uuid4().hex[:8]}",  # one of its own: what two of one name may is what both may
         ttl_s=TOKEN_S,
-        grants=Grants(call=NEEDED, scopes=scopes),
-        tenant=tenant,
-        user=user,
+        grants=Grants(call=NEEDED, scopes=wanted.scopes),
+        tenant=wanted.tenant,
+        user=wanted.user,
     )
     made = await client.request("token:create", ask, result_type=TokenCreated)
     try:
         yield made.token
     finally:
-        with contextlib.suppress(KsiError):
-            await client.request("token:revoke", TokenRevoke(id=made.token.split("_")[1]))
+        if client.is_connected:  # else nobody is there to end it, and whoever started this waits
+            with contextlib.suppress(KsiError):
+                revoke = TokenRevoke(id=made.token.split("_")[1])
+                await client.request("token:revoke", revoke, timeout_s=REVOKE_S)
 
 
-async def _serve(client: AsyncClient) -> None:
+async def _serve(
+    pipes: Pipes, client: AsyncClient, own: AsyncClient, start: Callable[[], object]
+) -> None:
     you = await client.request("mcp:whoami", result_type=McpYou)
-    reach = StdioReach(client, you)
-
-    def reach_of(_: ServerRequestContext[Any, Any]) -> StdioReach:
-        return reach
-
-    serving = Serving(you.serving, reach_of)
+    reach = SocketReach(client, you, start)
+    serving = Serving(you.serving, lambda _: reach)
     server = serving.server()
-    lines: Any = Lines(sys.stdin.buffer)  # as much of a file as is used
-    async with asyncio.TaskGroup() as tasks, stdio_server(stdin=lines) as (incoming, outgoing):
-        following = tasks.create_task(_follow(client, reach, serving.news), name="news")
-        await server.run(incoming, outgoing, server.create_initialization_options())
-        following.cancel()
+    subscriptions = await _subscribed(own)
+    promised = None if subscriptions else NotificationOptions()
+    options = server.create_initialization_options(promised)
+    async with pipes.open() as (incoming, outgoing), asyncio.TaskGroup() as tasks:
+        beside = [
+            tasks.create_task(_watch(client, pipes), name="token"),
+            *(tasks.create_task(_take(each, reach, serving.news)) for each in subscriptions),
+        ]
+        await server.run(incoming, outgoing, options)
+        for task in beside:
+            task.cancel()
 
 
-async def _follow(client: AsyncClient, reach: StdioReach, news: News) -> None:
-    """Hand on what the daemon says to have changed, where the principal may see that."""
+async def _watch(client: AsyncClient, pipes: Pipes) -> None:
+    """End when a token does: whoever started this sees that, and can start it anew."""
+    await client.closed.wait()
+    pipes.end()
+
+
+async def _subscribed(client: AsyncClient) -> list[Subscription]:
+    """Return what tells of changes; nothing where a token has no grant for that.
+
+    With scopes it is still whoever started this that hears of them: programs are told of those of
+    their own tenant alone.
+    """
     try:
-        changed, updated = await client.subscribe(CHANGED), await client.subscribe(UPDATED)
+        return [await client.subscribe(pattern) for pattern in (CHANGED, UPDATED)]
     except Denied:
-        return
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_take_changed(changed, reach, news), name="changed")
-        tasks.create_task(_take_updated(updated, reach, news), name="updated")
+        return []
 
 
-async def _take_changed(subscription: Any, reach: StdioReach, news: News) -> None:
+async def _take(subscription: Subscription, reach: SocketReach, news: News) -> None:
     async for event in subscription:
-        reach.forget()
-        if event.name == RECONNECTED:
-            await news.all_changed()
-        elif event.name == CHANGED:
-            told = msgspec.convert(event.data, McpChanged)
-            await news.changed(told.kind, told.tenant)
+        if event.name != UPDATED:
+            reach.forget()
+        try:
+            await _tell(event, news)
+        except msgspec.ValidationError as error:
+            log.warning("news could not be taken", extra={"why": str(error)})
 
 
-async def _take_updated(subscription: Any, reach: StdioReach, news: News) -> None:
-    async for event in subscription:
-        if event.name == UPDATED:
-            told = msgspec.convert(event.data, McpUpdated)
-            await news.updated(told.uri, told.tenant)
+async def _tell(event: Event, news: News) -> None:
+    """Hand on what the daemon says to have changed."""
+    if event.name == CHANGED:
+        changed = msgspec.convert(event.data, McpChanged)
+        await news.changed(changed.kind, changed.tenant)
+    elif event.name == UPDATED:
+        updated = msgspec.convert(event.data, McpUpdated)
+        await news.updated(updated.uri, updated.tenant)
+    elif event.name == RECONNECTED:
+        await news.all_changed()

@@ -12,17 +12,18 @@ _ANSWER: Final = re.compile(rb'"(?:result|error)"\s*:')
 
 
 class TooLong(Struct, frozen=True):
-    """A line that was thrown away: how long it was, and its beginning."""
+    """A line that was thrown away: how long it was, its beginning, and its end."""
 
     size: int
     head: bytes
+    tail: bytes = b""
 
 
 class Lines:
     """Takes bytes as they come.
 
     Args:
-        max_bytes: How long a line may be; of one that is longer only the beginning is kept.
+        max_bytes: How long a line may be; of one that is longer its ends are kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -30,6 +31,7 @@ class Lines:
         self._parts: list[bytes] = []
         self._size = 0
         self._head = b""
+        self._tail = b""
 
     def feed(self, data: bytes) -> Iterator[bytes | TooLong]:
         """Yield the lines that are whole now."""
@@ -42,6 +44,7 @@ class Lines:
     def _take(self, part: bytes) -> None:
         if len(self._head) < SHOWN_BYTES:
             self._head += part[: SHOWN_BYTES - len(self._head)]
+        self._tail = (self._tail + part[-SHOWN_BYTES:])[-SHOWN_BYTES:]
         self._size += len(part)
         if self._size > self._max_bytes:
             self._parts.clear()
@@ -51,8 +54,8 @@ class Lines:
     def _line(self) -> bytes | TooLong:
         line: bytes | TooLong = b"".join(self._parts)
         if self._size > self._max_bytes:
-            line = TooLong(self._size, self._head)
-        self._parts, self._size, self._head = [], 0, b""
+            line = TooLong(self._size, self._head, self._tail)
+        self._parts, self._size, self._head, self._tail = [], 0, b"", b""
         return line
 
 

@@ -134,7 +134,8 @@ def test_lines_are_the_same_however_the_bytes_come(parts: list[bytes], size: int
     made = [line for piece in pieces for line in lines.feed(piece)]
 
     assert made == [
-        line if len(line) <= 10 else TooLong(len(line), line) for line in data.split(b"\n")[:-1]
+        line if len(line) <= 10 else TooLong(len(line), line, line)
+        for line in data.split(b"\n")[:-1]
     ]
 
 
