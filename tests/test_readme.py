@@ -20,7 +20,7 @@ PRINT_TIMEOUT_S = 20.0
 # on how fast the machine is, and what the environment is made with, on what there is.
 VARYING = (r"\(pid \d+\)", r"done in \d+ s", r"· \d+\.\d s$", r"\((python3?|uv)\) …$")
 WAITING = re.compile(
-    r"^(waiting for .*|.* the engine is still being launched|.*nobody knows whether .*)\n",
+    r"^(waiting for .*|.* the engine is still being launched)\n",
     re.MULTILINE,
 )  # what a daemon says that has only just begun
 

@@ -35,6 +35,7 @@ _WAITS: Final = {
     "retry": "trying again",
     "circuit": "waiting for the provider to recover",
     "fallback": "asking another model",
+    "trial": "waiting until it is known that tools are held",
     "model": "waiting for the model",
     "summary": "summing up what was said before",
     "tool": "calling a tool",

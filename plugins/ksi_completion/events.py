@@ -151,9 +151,10 @@ class StreamStatus(
 ):
     """What the turn waits for just now; no part of its text, and not repeated to who comes later.
 
-    A turn waits for the ``turn`` before it, for a model's ``slot``, or to try again; for a
-    ``summary`` of what falls out of the model's window; for a ``tool`` that runs; for an ``answer``
-    of a person, or a ``decision`` about a call in doubt.
+    A turn waits for the ``turn`` before it, for a model's ``slot``, or to try again; for the
+    ``trial`` of the gate that its tools are called by; for a ``summary`` of what falls out of the
+    model's window; for a ``tool`` that runs; for an ``answer`` of a person, or a ``decision`` about
+    a call in doubt.
     """
 
     waits_for: Literal[
@@ -163,6 +164,7 @@ class StreamStatus(
         "retry",
         "circuit",
         "fallback",
+        "trial",
         "model",
         "summary",
         "tool",

@@ -17,7 +17,7 @@ from ksi_tools.api import Tools
 @hookimpl
 def ksi_plugin() -> PluginInfo:
     """Describe the plugin."""
-    return PluginInfo(requires=("postgres", "tools", "models"), settings=McpSettings)
+    return PluginInfo(requires=("postgres", "workflows", "tools", "models"), settings=McpSettings)
 
 
 @hookimpl

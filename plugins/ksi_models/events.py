@@ -155,7 +155,7 @@ class ToolCallDelta(Struct, frozen=True, tag="tool_call", tag_field="kind"):
 class ModelWaiting(Struct, frozen=True, omit_defaults=True, tag="waiting", tag_field="kind"):
     """Nothing comes just now, and why; ``delay_s`` is for how long, where that is known."""
 
-    reason: Literal["slot", "rate", "retry", "circuit", "fallback"]
+    reason: Literal["slot", "rate", "retry", "circuit", "fallback", "trial"]
     message: str
     delay_s: float | None = None
 

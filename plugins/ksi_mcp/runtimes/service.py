@@ -1,7 +1,7 @@
 """Has the runtimes tried, gives tools to those that hold, and tells what came of it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 from ksi_daemon.event_system import (
@@ -15,16 +15,21 @@ from ksi_daemon.principals import is_bearers
 from ksi_daemon.protocol import Denied, Event, Unavailable
 from ksi_mcp.events import McpRuntimes, McpRuntimesTold
 from ksi_mcp.runtimes.claude import NAME, ClaudeTrial
-from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TURNS, GateTrial
+from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TENANT, TURNS, GateTrial
 from ksi_mcp.runtimes.sessions import Sessions
 from ksi_mcp.runtimes.verdicts import Verdicts
+from ksi_models.events import ModelWaiting
 from ksi_models.runtimes import Runtimes
+from ksi_postgres.patience import until_there
 from ksi_system.events import HealthCheck, HealthChecked
 from ksi_tools.api import Tools
+from ksi_workflows.api import Workflows
 
 Proceed = Callable[[Event], Awaitable[Any]]
 
 ORDER: Final = 10  # before anything is counted or paid
+OF_THE_GATE: Final = "the gate of tools lets through what it may not; a new version mends that"
+OF_CLAUDE: Final = "update the command, or go back to an earlier version; until then ask others"
 
 
 class Service:
@@ -55,23 +60,36 @@ class Service:
     @event_interceptor("model:call", order=ORDER)
     async def bound_models(self, event: Event, proceed: Proceed) -> Any:
         """Let no model have tools whose calls could go around the gate."""
-        if getattr(event.data, "tools", ()):
-            await self._check(TURNS)
-            if event.context.agent is not None:
-                await self._check(AGENTS)
+        if not getattr(event.data, "tools", ()):
+            return await proceed(event)
+        wanted = (TURNS,) if event.context.agent is None else (TURNS, AGENTS)
+        if not all(map(self._verdicts.is_known, wanted)):
+            return self._answered_later(wanted, event, proceed)
+        await self._check(*wanted)
         return await proceed(event)
 
-    @event_interceptor("mcp:call*", order=ORDER)
+    async def _answered_later(
+        self, wanted: tuple[str, ...], event: Event, proceed: Proceed
+    ) -> AsyncGenerator[Any]:
+        """Answer once it is known whether models may have tools, and say that this is awaited."""
+        yield ModelWaiting("trial", f"waiting until {' and '.join(wanted)} have been tried")
+        await self._check(*wanted)
+        async with aclosing(await proceed(event)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @event_interceptor("tool:call", order=ORDER)
     async def bound_programs(self, event: Event, proceed: Proceed) -> Any:
         """Let nobody from outside call tools where that could go around the gate."""
-        if is_bearers(event.context):
+        if is_bearers(event.context) and event.context.tenant != TENANT:
             await self._check(PROGRAMS)
         return await proceed(event)
 
-    async def _check(self, name: str) -> None:
-        why = await self._verdicts.why_not(name, with_tools=True)
-        if why is not None:
-            raise Denied(why) if self._verdicts.is_refused(name) else Unavailable(why)
+    async def _check(self, *names: str) -> None:
+        for name in names:
+            why = await self._verdicts.why_not(name, with_tools=True)
+            if why is not None:
+                raise Denied(why) if self._verdicts.is_refused(name) else Unavailable(why)
 
     @event_observer("completion:result")
     def over(self, event: Event) -> None:
@@ -87,11 +105,16 @@ async def runtimes_of(plugin: Plugin) -> AsyncIterator[None]:
     verdicts = Verdicts()
     sessions = Sessions(plugin, verdicts)
     gate = GateTrial(plugin.bus, plugin.service(Tools))
-    verdicts.add(TURNS, gate.turns, is_asked_again=True)
-    verdicts.add(AGENTS, gate.agents, is_asked_again=True)
-    verdicts.add(PROGRAMS, gate.programs, is_asked_again=True)
-    trial = ClaudeTrial(plugin, runtimes, sessions)
-    verdicts.add(NAME, trial.run, lambda: trial.is_stale)
+
+    async def ready() -> None:
+        """Wait until tools can be called."""
+        await until_there(plugin.service(Workflows).ready)
+        await plugin.daemon.loader.plugins[plugin.name].settled.wait()
+
+    for name, trial in ((TURNS, gate.turns), (AGENTS, gate.agents), (PROGRAMS, gate.programs)):
+        verdicts.add(name, trial, advice=OF_THE_GATE, ready=ready)
+    claude = ClaudeTrial(plugin, runtimes, sessions)
+    verdicts.add(NAME, claude.run, advice=OF_CLAUDE, is_stale=lambda: claude.is_stale)
     plugin.add(sessions, Service(verdicts, runtimes))
     runtimes.serve_tools(sessions)
     plugin.start_task("trials", verdicts.run)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from ksi_mcp.events import McpRuntime, McpWay
@@ -10,9 +11,17 @@ from ksi_mcp.events import McpRuntime, McpWay
 log = logging.getLogger(__name__)
 
 TRIAL_S: Final = 180.0
-AGAIN_S: Final = 5.0
+# Whoever wants to use a runtime waits for its trial, but not for ever: Postgres may be away.
+PATIENCE_S: Final = 60.0
+FIRST_AGAIN_S: Final = 5.0
+MAX_AGAIN_S: Final = 300.0
 
 Trial = Callable[[], Awaitable[McpRuntime]]
+Ready = Callable[[], Awaitable[None]]
+
+
+async def at_once() -> None:
+    """Wait for nothing."""
 
 
 def never() -> bool:
@@ -20,72 +29,134 @@ def never() -> bool:
     return False
 
 
+class Verdict:
+    """What is known of one runtime, and how that is found out.
+
+    Args:
+        name: The runtime's.
+        trial: Tries it.
+        advice: What to do where it is refused.
+        ready: Waits until it can be tried.
+        is_stale: Says that it is another one by now.
+
+    Attributes:
+        found: What its last trial has shown.
+    """
+
+    def __init__(
+        self, name: str, trial: Trial, advice: str, ready: Ready, is_stale: Callable[[], bool]
+    ) -> None:
+        self.found = McpRuntime(name=name)
+        self._name = name
+        self._trial = trial
+        self._advice = advice
+        self._ready = ready
+        self._is_stale = is_stale
+        self._is_known = asyncio.Event()
+        self._is_wanted = asyncio.Event()
+
+    async def run(self) -> None:
+        """Try it, and again when it is another; one that could not be tried ever later."""
+        delay_s = FIRST_AGAIN_S
+        while True:
+            self._is_wanted.clear()
+            await self._ready()
+            self.found = await self._tried()
+            self._is_known.set()
+            if self.found.state != "unproven":
+                delay_s = FIRST_AGAIN_S
+                await self._is_wanted.wait()
+                continue
+            with suppress(TimeoutError):  # whatever kept it from being tried may be over
+                async with asyncio.timeout(delay_s):
+                    await self._is_wanted.wait()
+            delay_s = min(2 * delay_s, MAX_AGAIN_S)
+
+    async def _tried(self) -> McpRuntime:
+        try:
+            async with asyncio.timeout(TRIAL_S):
+                found = await self._trial()
+        except TimeoutError:
+            why = f"its trial took {TRIAL_S:g} s"
+            return McpRuntime(name=self._name, state="unproven", why=why)
+        except Exception as error:
+            log.exception("a runtime could not be tried", extra={"runtime": self._name})
+            why = f"its trial failed with {type(error).__name__}"
+            return McpRuntime(name=self._name, state="unproven", why=why)
+        if found.state == "refused":
+            log.error("a runtime is refused", extra={"runtime": self._name, "why": found.why})
+        return found
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was tried as it is now; one that is another by now is tried again."""
+        if self._is_known.is_set() and self._is_stale():
+            self.forget()
+        return self._is_known.is_set()
+
+    def forget(self) -> None:
+        """Have it tried again, before anybody uses it."""
+        self._is_known.clear()
+        self._is_wanted.set()
+        self.found = McpRuntime(name=self._name)
+
+    async def known(self) -> None:
+        """Wait until it was tried as it is now."""
+        while not self.is_known:
+            await self._is_known.wait()
+
+    def why_not(self) -> str | None:
+        """Say why it is not to be used, as far as that is known."""
+        match self.found.state:
+            case "refused":
+                return (
+                    f"{self._name} is refused, as it can go around the gate of tools: "
+                    f"{self.found.why} ({self._advice}; ksi doctor lists what was tried)"
+                )
+            case "unproven":
+                return (
+                    f"nobody knows whether {self._name} can go around the gate of tools: "
+                    f"{self.found.why} (it is tried again by itself, at least every "
+                    f"{MAX_AGAIN_S / 60:g} minutes; ksi doctor lists what was tried)"
+                )
+        return None
+
+
 class Verdicts:
     """What the trials of the runtimes have shown; each is tried in the background."""
 
     def __init__(self) -> None:
-        self._trials: dict[str, Trial] = {}
-        self._found: dict[str, McpRuntime] = {}
-        self._ended: dict[str, asyncio.Event] = {}
-        self._is_stale: dict[str, Callable[[], bool]] = {}
-        self._wanted: asyncio.Queue[str] = asyncio.Queue()
-        self._asked_again: set[str] = set()
+        self._of: dict[str, Verdict] = {}
 
     def add(
         self,
         name: str,
         trial: Trial,
-        is_stale: Callable[[], bool] = never,
         *,
-        is_asked_again: bool = False,
+        advice: str,
+        ready: Ready = at_once,
+        is_stale: Callable[[], bool] = never,
     ) -> None:
-        """Say how a runtime is tried.
-
-        Args:
-            name: The runtime's.
-            trial: Tries it.
-            is_stale: Says that it is another one by now.
-            is_asked_again: Whether it is tried until that works.
-        """
-        self._trials[name] = trial
-        if is_asked_again:
-            self._asked_again.add(name)
-        self._is_stale[name] = is_stale
-        self._found[name] = McpRuntime(name=name)
-        self._ended[name] = asyncio.Event()
+        """Say how a runtime is tried; what the arguments are is said by `Verdict`."""
+        self._of[name] = Verdict(name, trial, advice, ready, is_stale)
 
     def all(self) -> tuple[McpRuntime, ...]:
         """Return what is known of each."""
-        return tuple(self._found.values())
+        return tuple(each.found for each in self._of.values())
 
     async def run(self) -> None:
-        """Try each, and then whatever is to be tried again."""
-        for name in self._trials:
-            await self._try(name)
-        while True:
-            undone = [name for name in self._asked_again if self._found[name].state == "unproven"]
-            try:
-                async with asyncio.timeout(AGAIN_S if undone else None):
-                    undone = [await self._wanted.get()]
-            except TimeoutError:
-                pass  # whatever kept them from being tried may be over
-            for name in undone:
-                await self._try(name)
+        """Try all, none after another."""
+        async with asyncio.TaskGroup() as group:
+            for name, verdict in self._of.items():
+                group.create_task(verdict.run(), name=f"trials of {name}")
 
-    async def _try(self, name: str) -> None:
-        try:
-            async with asyncio.timeout(TRIAL_S):
-                found = await self._trials[name]()
-        except TimeoutError:
-            found = McpRuntime(name=name, state="unproven", why=f"its trial took {TRIAL_S:g} s")
-        except Exception as error:
-            log.exception("a runtime could not be tried", extra={"runtime": name})
-            why = f"its trial failed with {type(error).__name__}"
-            found = McpRuntime(name=name, state="unproven", why=why)
-        self._found[name] = found
-        self._ended[name].set()
-        if found.state == "refused":
-            log.error("a runtime is refused", extra={"runtime": name, "why": found.why})
+    def is_known(self, name: str) -> bool:
+        """Say whether a runtime was tried as it is now."""
+        return self._of[name].is_known
+
+    def forget(self, name: str) -> None:
+        """Have a runtime tried again, as it is another by now."""
+        self._of[name].forget()
 
     async def why_not(self, name: str, *, with_tools: bool) -> str | None:
         """Say why a runtime is not to be used, once it was tried.
@@ -93,33 +164,25 @@ class Verdicts:
         One that could not be tried may do what needs no tools. One that was replaced since is tried
         again before.
         """
-        await self._ended[name].wait()
-        while self._is_stale[name]():
-            if self._ended[name].is_set():
-                self._ended[name].clear()
-                self._found[name] = McpRuntime(name=name)
-                self._wanted.put_nowait(name)
-            await self._ended[name].wait()
-        state = self._found[name].state
-        return self.why_not_now(name) if with_tools or state == "refused" else None
+        verdict = self._of[name]
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await verdict.known()
+        except TimeoutError:
+            return f"{name} is still being tried, for more than {PATIENCE_S:g} s: ask again later"
+        return verdict.why_not() if with_tools or verdict.found.state == "refused" else None
 
     def why_not_now(self, name: str) -> str | None:
         """Say why a runtime is not to be used, as far as that is known."""
-        found = self._found[name]
-        match found.state:
-            case "refused":
-                return f"{name} is refused, as it can go around the gate of tools: {found.why}"
-            case "unproven":
-                return f"nobody knows whether {name} can go around the gate of tools: {found.why}"
-        return None
+        return self._of[name].why_not()
 
     def is_refused(self, name: str) -> bool:
         """Say whether a runtime was shown to go around the gate."""
-        return self._found[name].state == "refused"
+        return self._of[name].found.state == "refused"
 
     def problems(self) -> list[str]:
-        """Say what is wrong, for the daemon's health."""
-        return [why for each in self._found.values() if (why := self.why_not_now(each.name))]
+        """Say what is wrong, for the daemon's health; what was not tried yet is no trouble."""
+        return [why for each in self._of.values() if (why := each.why_not())]
 
 
 def verdict_of(name: str, ways: list[McpWay]) -> McpRuntime:
