@@ -15,6 +15,7 @@ from ksi_daemon.testing import DaemonProcess
 from ksi_mcp.client.connection import Connection
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
+from ksi_postgres.logins import Logins
 from ksi_postgres.testing import TestServer, _Loop, drop_database, fresh_database, settings_for
 
 SHARED = ("daemon.plugins=system,postgres,workflows,models,tools,mcp", "models.find_local=false")
@@ -95,17 +96,23 @@ def tools_of(*names: str, **more: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def home(
+def shared_logins(
     _postgres_loop: _Loop, postgres_server: TestServer, engine_template: str
-) -> Iterator[Path]:
-    """The home of a daemon that tests share which add servers of their own."""
+) -> Iterator[Logins]:
+    """The database of a daemon that tests share."""
     logins = _postgres_loop.run(fresh_database(postgres_server, engine_template))
+    yield logins
+    _postgres_loop.run(drop_database(postgres_server, logins))
+
+
+@pytest.fixture(scope="session")
+def home(shared_logins: Logins) -> Iterator[Path]:
+    """The home of a daemon that tests share which add servers of their own."""
     with tempfile.TemporaryDirectory(prefix="ksi-mcp-") as folder:
         daemon = DaemonProcess(Path(folder))
-        settings = (*settings_for(logins), *SHARED)
+        settings = (*settings_for(shared_logins), *SHARED)
         daemon.start(*(part for each in settings for part in ("--set", each)))
         try:
             yield Path(folder)
         finally:
             daemon.stop()
-    _postgres_loop.run(drop_database(postgres_server, logins))
