@@ -3,6 +3,7 @@
 All of it happens in a tenant of its own, where nobody else sees the tool that is called.
 """
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ class GateTrial:
     def __init__(self, bus: Bus, tools: Tools) -> None:
         self._bus = bus
         self._tools = tools
+        self._lock = asyncio.Lock()  # there is one tool of that name at a time
 
     async def turns(self) -> McpRuntime:
         """Try what a turn's model may not call."""
@@ -105,10 +107,11 @@ class GateTrial:
 
     async def _tried(self, name: str, ways: Ways) -> McpRuntime:
         canary = Canary()
-        with self._tools.add_provider(canary, tenant=TENANT) as registration:
-            spec = ToolSpec(name=TOOL, description="No one may call it.", parameters=EMPTY)
-            registration.update([spec])
-            found = [await self._try(canary, *each) for each in ways]
+        async with self._lock:
+            with self._tools.add_provider(canary, tenant=TENANT) as registration:
+                spec = ToolSpec(name=TOOL, description="No one may call it.", parameters=EMPTY)
+                registration.update([spec])
+                found = [await self._try(canary, *each) for each in ways]
         return verdict_of(name, found)
 
     async def _try(self, canary: Canary, way: str, who: Context, call: ToolCall) -> McpWay:
