@@ -112,6 +112,7 @@ class Client:
         *,
         result_type: type[Result],
         timeout_s: float | None = None,
+        context: dict[str, Any] | None = None,
     ) -> Result: ...
 
     @overload
@@ -122,6 +123,7 @@ class Client:
         *,
         result_type: None = None,
         timeout_s: float | None = None,
+        context: dict[str, Any] | None = None,
     ) -> Any: ...
 
     def request(
@@ -131,13 +133,21 @@ class Client:
         *,
         result_type: Any = None,
         timeout_s: float | None = None,
+        context: dict[str, Any] | None = None,
     ) -> Any:
         """Send an event and return its answer.
+
+        Args:
+            event: Its name.
+            data: Its payload.
+            result_type: What the answer is made; plain data unless given.
+            timeout_s: How long to wait; as long as for all unless given.
+            context: In whose name to send it; needs the grant ``impersonate``.
 
         Raises:
             KsiError: What the daemon answered; `TimedOut`; `Unavailable` when it went away.
         """
-        request_id = self._ask(event, data)
+        request_id = self._ask(event, data, context)
         frame = self._answer(request_id, event, timeout_s)
         if frame.chunk is not UNSET:
             self._send(Cancel(request_id))
@@ -248,9 +258,10 @@ class Client:
         place = turns.Following(start, run_id=run_id, offset=offset)
         return completions.stream(self, place, reconnect_s)
 
-    def _ask(self, event: str, data: Any) -> int:
+    def _ask(self, event: str, data: Any, context: dict[str, Any] | None = None) -> int:
         request_id = next(self._ids)
-        self._send(Ask(request_id, event, {} if data is None else data))
+        given = UNSET if context is None else context
+        self._send(Ask(request_id, event, {} if data is None else data, given))
         return request_id
 
     def _send(self, frame: Ask | Cancel) -> None:

@@ -79,5 +79,6 @@ for _name, _command in (
     ("check", servers.check),
     ("accept", servers.accept),
     ("login", servers.login),
+    ("logout", servers.logout),
 ):
     mcp.command(_name)(_command)

@@ -171,8 +171,8 @@ VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}\Z")]
 class McpServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A program of others that speaks MCP: a ``command`` to run, or the ``url`` of one that runs.
 
-    In the values of ``variables`` and ``headers`` ``${env:NAME}``, ``${file:PATH}`` and
-    ``${keyring:NAME}`` stand for a secret that is looked up when it is needed.
+    In ``args``, ``url`` and the values of ``variables`` and ``headers`` ``${env:NAME}``,
+    ``${file:PATH}`` and ``${keyring:NAME}`` stand for a secret that is looked up when it is needed.
 
     Attributes:
         command: What is run, as a name on the `PATH` or as a path.
@@ -218,8 +218,8 @@ class McpServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class McpAdd(Struct, frozen=True, kw_only=True):
     """Have agents call the tools of another program, and ask it for them at once.
 
-    It is kept although it can't be reached now. No secret is kept: ``variables`` and ``headers``
-    that look like one are to name where it is, such as ``${env:GITHUB_TOKEN}``.
+    It is kept although it can't be reached now. What looks like a secret is refused: it is to be
+    named by where it is, such as ``${env:GITHUB_TOKEN}``.
     """
 
     name: ServerName
@@ -227,7 +227,10 @@ class McpAdd(Struct, frozen=True, kw_only=True):
 
 
 class McpRemove(Struct, frozen=True, kw_only=True):
-    """Take back a server that was added, and forget what is known of its tools."""
+    """Take back a server that was added; deletes its folder, and the login with it.
+
+    What is known of its tools is forgotten.
+    """
 
     name: ServerName
 
@@ -277,7 +280,8 @@ class McpServerReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         name: Its name.
         source: Whether it stands in the settings or was added.
-        target: Its command or its URL.
+        tenant: Whose it is alone; everybody's unless told.
+        target: Its command or its URL, with no secrets.
         state: ``idle`` until a tool is called, ``connecting``, ``connected``, ``failed``, or
             ``off``.
         why: Why it failed.
@@ -291,6 +295,7 @@ class McpServerReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     source: Literal["settings", "added"]
+    tenant: str | None = None
     target: str
     state: Literal["idle", "connecting", "connected", "failed", "off"]
     why: str | None = None

@@ -2,7 +2,8 @@
 
 import asyncio
 import webbrowser
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -12,8 +13,23 @@ from ksi_cli.output import JsonFlag, UsageError
 from ksi_daemon.protocol import NotFound
 from ksi_daemon.protocol.paths import home_directory
 from ksi_mcp import events as e
+from ksi_mcp.client.places import login_of
+from ksi_mcp.client.targets import read_target
+
+DEFAULT: Final = "default"  # whose the servers are that are everybody's
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The server's, as `ksi mcp list` shows.")]
+Tenant = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Whose servers; one's own unless given.")
+]
+Answer = TypeVar("Answer")
+
+
+def asked(event: str, data: Any, kind: type[Answer], tenant: str | None) -> Answer:
+    """Ask the daemon, for a tenant where one is named."""
+    with connect() as client:
+        context = None if tenant is None else {"tenant": tenant}
+        return client.request(event, data, result_type=kind, context=context)
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str]:
@@ -45,6 +61,9 @@ def add(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Of its environment; ${env:X} for secrets."),
     ] = None,
+    environment: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A variable that it gets of KSI's.")
+    ] = None,
     oauth: Annotated[bool, typer.Option("--oauth", help="One logs in: ksi mcp login.")] = False,
     prefix: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What its tools' names begin with.")
@@ -58,20 +77,40 @@ def add(
     trust: Annotated[
         bool, typer.Option("--trust", help="Believe what it says of its tools' effects.")
     ] = False,
+    accept_new: Annotated[
+        bool | None,
+        typer.Option("--accept-new/--hold-new", help="Tools that come later."),
+    ] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="How long a call may take.")
+    ] = None,
+    memory_mb: Annotated[
+        int | None, typer.Option("--memory", metavar="MB", help="How much memory it may have.")
+    ] = None,
+    legacy: Annotated[
+        bool, typer.Option("--legacy", help="Don't ask for the newest protocol first.")
+    ] = False,
+    tenant: Tenant = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Have agents call the tools of another program that speaks MCP.
+    r"""Have agents call the tools of another program that speaks MCP.
 
-    For example: ksi mcp add files -- npx -y @modelcontextprotocol/server-filesystem /data,
-    or: ksi mcp add tracker https://mcp.tracker.example/mcp --oauth
+    \b
+    ksi mcp add files -- npx -y @modelcontextprotocol/server-filesystem /data
+    ksi mcp add tracker https://mcp.tracker.example/mcp --oauth
+
+    A command is run in a folder of its own, and has nothing of this shell's environment: what it is
+    to know goes with --variable. Paths are those that are found from here.
     """
-    is_url = target[0].startswith(("http://", "https://"))
-    if is_url and len(target) > 1:
-        raise UsageError("a URL has no arguments")
+    url, words = read_target(target)
+    for given, read in zip(target, words, strict=False):
+        if read != given:
+            output.note(f"{given} is {read}")
     server = e.McpServer(
-        url=target[0] if is_url else "",
-        command="" if is_url else target[0],
-        args=tuple(target[1:]),
+        url=url,
+        command=words[0] if words else "",
+        args=tuple(words[1:]),
+        environment=tuple(environment or ()),
         headers=pairs(header, "--header"),
         variables=pairs(variable, "--variable"),
         oauth=oauth,
@@ -79,24 +118,27 @@ def add(
         allow=tuple(allow or ("*",)),
         deny=tuple(deny or ()),
         trust_annotations=trust,
+        accept_new=accept_new,
+        timeout_s=timeout_s,
+        memory_mb=memory_mb,
+        handshake="legacy" if legacy else "auto",
     )
-    with connect() as client:
-        ask = e.McpAdd(name=name, server=server)
-        added = client.request("mcp:add", ask, result_type=e.McpServerReport)
+    added = asked("mcp:add", e.McpAdd(name=name, server=server), e.McpServerReport, tenant)
     output.show(added, report_text, as_json=as_json)
+    if added.why:
+        output.note(f"it is kept: see ksi mcp check {name}, or ksi mcp remove {name}")
+        raise typer.Exit(output.FAILED)
 
 
-def remove(name: Name, *, as_json: JsonFlag = False) -> None:
-    """Take back a server that was added."""
-    with connect() as client:
-        left = client.request("mcp:remove", e.McpRemove(name=name), result_type=e.McpServers)
+def remove(name: Name, *, tenant: Tenant = None, as_json: JsonFlag = False) -> None:
+    """Take back a server that was added, with its folder and the login."""
+    left = asked("mcp:remove", e.McpRemove(name=name), e.McpServers, tenant)
     output.show(left, lambda _: f"{name} is removed", as_json=as_json)
 
 
-def list_servers(*, as_json: JsonFlag = False) -> None:
+def list_servers(*, tenant: Tenant = None, as_json: JsonFlag = False) -> None:
     """List the servers whose tools agents can call."""
-    with connect() as client:
-        listed = client.request("mcp:list", e.McpList(), result_type=e.McpServers)
+    listed = asked("mcp:list", e.McpList(), e.McpServers, tenant)
     output.show(listed, table, as_json=as_json)
 
 
@@ -105,12 +147,14 @@ def check(
         str | None, typer.Argument(metavar="[NAME]", help="The server's; all unless given.")
     ] = None,
     *,
+    tenant: Tenant = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask servers for their tools now, and show what is held back."""
-    with connect() as client:
-        checked = client.request("mcp:check", e.McpCheck(name=name), result_type=e.McpServers)
-    output.show(checked, lambda all_: "\n\n".join(map(report_text, all_.servers)), as_json=as_json)
+    checked = asked("mcp:check", e.McpCheck(name=name), e.McpServers, tenant)
+    output.show(checked, reports_text, as_json=as_json)
+    if any(each.why for each in checked.servers):
+        raise typer.Exit(output.FAILED)
 
 
 def accept(
@@ -121,59 +165,73 @@ def accept(
     ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Don't show and ask first.")] = False,
+    tenant: Tenant = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Accept what a server says now of tools that are held back."""
-    with connect() as client:
-        found = found_server(
-            client.request("mcp:list", e.McpList(tools=True), result_type=e.McpServers), name
-        )
-        if not found.held_back:
-            raise NotFound(f"nothing of {name} is held back")
-        if not yes:
-            typer.echo(report_text(found))
-            typer.confirm("accept this?", abort=True)
-        ask = e.McpAccept(name=name, tools=tuple(tools or ()), digest=found.digest)
-        accepted = client.request("mcp:accept", ask, result_type=e.McpServerReport)
+    found = found_server(name, tenant)
+    if not found.held_back:
+        raise NotFound(f"nothing of {name} is held back")
+    if not yes:
+        output.write(report_text(found))
+        typer.confirm("accept this?", abort=True)
+    ask = e.McpAccept(name=name, tools=tuple(tools or ()), digest=found.digest)
+    accepted = asked("mcp:accept", ask, e.McpServerReport, tenant)
     output.show(accepted, report_text, as_json=as_json)
 
 
 def login(
     name: Name,
     *,
-    tenant: Annotated[str, typer.Option(metavar="NAME", help="For which tenant.")] = "default",
+    tenant: Tenant = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page, or only show it.")
     ] = True,
 ) -> None:
     """Log in with a server, in the browser."""
-    with connect() as client:
-        found = found_server(
-            client.request("mcp:list", e.McpList(), result_type=e.McpServers), name
-        )
+    found = found_server(name, tenant)
     if not found.oauth:
         raise UsageError(f"one doesn't log in with {name}: it was added without --oauth")
 
     from ksi_mcp.client.login import log_in  # noqa: PLC0415  it brings the SDK, which takes a second
-    from ksi_mcp.client.logins import file_of  # noqa: PLC0415  as above
 
     async def show(url: str) -> None:
         output.note(f"log in here:\n{url}")
         if browser:
             await asyncio.to_thread(webbrowser.open, url)
 
-    asyncio.run(log_in(found.target, file_of(home_directory(), tenant, name), show))
-    with connect() as client:
-        checked = client.request("mcp:check", e.McpCheck(name=name), result_type=e.McpServers)
-    typer.echo(report_text(checked.servers[0]))
+    asyncio.run(log_in(found.target, login_file(found, tenant), show))
+    checked = asked("mcp:check", e.McpCheck(name=name), e.McpServers, tenant)
+    output.write(reports_text(checked))
 
 
-def found_server(listed: e.McpServers, name: str) -> e.McpServerReport:
-    """Return a server of a list.
+def logout(name: Name, *, tenant: Tenant = None) -> None:
+    """Forget the login with a server; the server is not told."""
+    file = login_file(found_server(name, tenant), tenant)
+    if not file.exists():
+        raise NotFound(f"nobody is logged in with {name}")
+    file.unlink()
+    output.write(f"the login with {name} is forgotten")
+
+
+def login_file(server: e.McpServerReport, tenant: str | None) -> Path:
+    """Return where the login with a server is kept.
 
     Raises:
-        NotFound: It has none of that name.
+        UsageError: It is not that tenant's.
     """
+    if server.tenant is None and tenant not in (None, DEFAULT):
+        raise UsageError(f"{server.name} is everybody's: its owner logs in, without --tenant")
+    return login_of(home_directory(), server.tenant or DEFAULT, server.name)
+
+
+def found_server(name: str, tenant: str | None) -> e.McpServerReport:
+    """Return a server, with its tools.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    listed = asked("mcp:list", e.McpList(tools=True), e.McpServers, tenant)
     for each in listed.servers:
         if each.name == name:
             return each
@@ -192,6 +250,11 @@ def table(listed: e.McpServers) -> str:
     return "\n".join((text, *(f"{each.name}: {each.why}" for each in listed.servers if each.why)))
 
 
+def reports_text(checked: e.McpServers) -> str:
+    """Tell of several servers."""
+    return "\n\n".join(map(report_text, checked.servers)) or table(checked)
+
+
 def report_text(report: e.McpServerReport) -> str:
     """Tell of a server and its tools; of those that are held back, what has changed."""
     lines = [f"{report.name} is {report.state}: {report.target}"]
@@ -204,8 +267,13 @@ def report_text(report: e.McpServerReport) -> str:
     if rows:
         lines.append(output.table(("TOOL", "STATUS", "EFFECTS"), rows))
     lines.extend(f"left out: {why}" for why in report.refused)
-    held = (each for each in report.tools if each.diff and each.status == "held_back")
-    lines.extend(f"\n{each.name}:\n{each.diff}" for each in held)
-    if report.held_back:
+    held = [each for each in report.tools if each.status == "held_back"]
+    lines.extend(f"\n{each.name}:\n{each.diff}" for each in held if each.diff)
+    lines.extend(
+        f"\n{each.name}: its change is too long to be shown now, and is not accepted with the rest"
+        for each in held
+        if not each.diff
+    )
+    if report.digest:
         lines.append(f"\nto accept this: ksi mcp accept {report.name}")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import KsiError
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
-from ksi_mcp.client.references import looked_up, masked
+from ksi_mcp.client.references import Secrets
+from ksi_mcp.client.suspects import literal_secrets, secrets_in
 from ksi_mcp.client.text import cleaned
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
@@ -90,7 +91,7 @@ class Connection:
         self._session: Any = None
         self._is_stale = False
         self._stirred = asyncio.Event()
-        self._given: tuple[str, ...] = ()  # the secrets, to be masked
+        self._secrets = Secrets()
         self._process: GuardedProcess | None = None
         self._asked_at = 0.0
         self._logged_at = 0.0
@@ -126,18 +127,18 @@ class Connection:
             self.is_ready.set()
 
     def _failed(self, why: str) -> None:
-        if self._server.oauth and UNAUTHORIZED in why:
-            why = f"{why}: log in with ksi mcp login {self._name}"
+        why = self._advised(why)
         complaints = self._process.complaints if self._process is not None else ""
         if complaints:
             why = f"{why}; it said: {complaints}"
-        self.why = masked(cleaned(why, MAX_WHY_CHARS), self._given)
+        self.why = self._secrets.masked(cleaned(why, MAX_WHY_CHARS))
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Any]:
         sdk: Any = await asyncio.to_thread(importlib.import_module, SESSION)
         wires: Any = await asyncio.to_thread(importlib.import_module, WIRES)
         sdk.hush()
+        self._secrets.note(*literal_secrets(self._server))
         wire = await (self._process_wire(wires) if self._server.command else self._http_wire(wires))
         watched = wires.watched(wire, self._settings.max_messages_per_s, self._gone)
         handshake = self._server.handshake
@@ -148,14 +149,15 @@ class Connection:
 
     async def _process_wire(self, wires: Any) -> Any:
         server = self._server
-        variables = await looked_up(server.variables)
-        self._given = tuple(
-            value for name, value in variables.items() if value != server.variables[name]
-        )
+        args = [await self._secrets.filled("an argument", each) for each in server.args]
+        variables = await self._secrets.all_filled(server.variables)
+        environ = _environ(server, self._folder, variables)
+        for name in server.environment:
+            self._secrets.note(*secrets_in(name, environ.get(name, "")))
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._process = await GuardedProcess.start(
-            [server.command, *server.args],
-            environ=_environ(server, self._folder, variables),
+            [server.command, *args],
+            environ=environ,
             folder=self._folder,
             max_line_bytes=wires.READ_BYTES,
             bounds=ProcessBounds(memory_mb=server.memory_mb),
@@ -164,14 +166,14 @@ class Connection:
         return wires.process_wire(self._process, self._settings.max_result_bytes)
 
     async def _http_wire(self, wires: Any) -> Any:
-        headers = await looked_up(self._server.headers)
-        self._given = tuple(headers.values())
+        url = await self._secrets.filled("the URL", self._server.url, in_url=True)
+        headers = await self._secrets.all_filled(self._server.headers)
         auth = None
         if self._login is not None:
             bearer: Any = await asyncio.to_thread(importlib.import_module, BEARER)
-            auth = bearer.Bearer(self._login, self._server.url)
+            auth = bearer.Bearer(self._login, url, self._secrets.note)
         return wires.http_wire(
-            self._server.url,
+            url,
             headers,
             auth,
             max_bytes=self._settings.max_result_bytes,
@@ -230,7 +232,9 @@ class Connection:
         self.calls += 1
         self._stirred.set()
         try:
-            result: dict[str, Any] = await session.call(tool, arguments, progress)
+            result: dict[str, Any] = await session.call(tool, arguments, self._masking(progress))
+        except (NotSentError, AnswerError, LostError) as error:
+            raise type(error)(self._advised(self._secrets.masked(str(error)))) from error
         except asyncio.CancelledError:
             self._timed_out()
             raise
@@ -239,7 +243,23 @@ class Connection:
             self.used_at = time.monotonic()
             self._stirred.set()
         self._timeouts = 0
-        return result
+        if not self._secrets:
+            return result
+        return await asyncio.to_thread(self._secrets.masked_all, result)
+
+    def _masking(self, progress: Progress) -> Progress:
+        def told(message: str, done: float | None = None, total: float | None = None) -> None:
+            progress(self._secrets.masked(message), done, total)
+
+        return told
+
+    def _advised(self, why: str) -> str:
+        """Return what went wrong, and what to do where the server wants to know who calls."""
+        if UNAUTHORIZED not in why:
+            return why
+        if self._server.oauth:
+            return f"{why}: log in with ksi mcp login {self._name}"
+        return f"{why}: it is to be added with --oauth, or with a --header that names a secret"
 
     def _timed_out(self) -> None:
         """End a connection over which nothing comes any more: a new one may be better."""
@@ -256,6 +276,11 @@ class Connection:
         if self._session is None:
             raise NotSentError("it is not connected")
         await self._ask_for_tools(self._session)
+
+    async def until_left(self) -> None:
+        """Wait until it has ended, which has a time limit."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
 
     def end(self) -> None:
         """Have it ended; does not wait for that."""
@@ -280,7 +305,7 @@ class Connection:
         now = time.monotonic()
         if now - self._logged_at >= LOGGED_S:
             self._logged_at = now
-            told = masked(text, self._given)
+            told = self._secrets.masked(text)
             log.warning("a server complains", extra={"server": self._name, "says": told})
 
 

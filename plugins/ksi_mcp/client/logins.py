@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-FOLDER: Final = "logins"
 MAX_BYTES: Final = 256 * 1024
 EARLY_S: Final = 30.0
 
@@ -47,11 +46,6 @@ class Login(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def can_be_renewed(self) -> bool:
         """Whether a new token can be had without a person."""
         return self.refresh_token is not None and self.token_endpoint is not None
-
-
-def file_of(home: Path, tenant: str, name: str) -> Path:
-    """Return where a login is kept."""
-    return home / "mcp" / FOLDER / tenant / f"{name}.json"
 
 
 def read(file: Path, url: str) -> Login | None:

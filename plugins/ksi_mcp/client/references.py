@@ -5,56 +5,88 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import quote
 
-from ksi_daemon.protocol import InvalidData, Unavailable
+from ksi_daemon.protocol import Unavailable
 
 SERVICE: Final = "ksi"
 MAX_BYTES: Final = 16 * 1024
 KEYRING_TIMEOUT_S: Final = 5.0
 MASK: Final = "********"
+HOLE: Final = "\0"
 MIN_SECRET: Final = 6  # what is shorter would mask half of any text
 _REFERENCE: Final = re.compile(r"\$\{(env|file|keyring):([^}\n]{1,500})\}")
-_SECRET_NAME: Final = re.compile(
-    r"authorization|cookie|token|secret|passw|credential|api[-_]?key|private[-_]?key|^key$",
-    re.IGNORECASE,
-)
 
 
-def check_named(values: Mapping[str, str], what: str) -> None:
-    """Refuse secrets themselves, which are to be named: what is kept can be read.
-
-    Raises:
-        InvalidData: A value looks like one.
-    """
-    for name, value in values.items():
-        if _SECRET_NAME.search(name) and not _REFERENCE.search(value):
-            raise InvalidData(
-                f"{what} {name} looks like a secret, which is not kept: name where it is, as "
-                "${env:NAME}, ${file:PATH} or ${keyring:NAME}"
-            )
+def without_references(text: str) -> str:
+    """Return a text of the same length, with nothing but holes in the place of references."""
+    return _REFERENCE.sub(lambda found: HOLE * len(found[0]), text)
 
 
-async def looked_up(values: Mapping[str, str]) -> dict[str, str]:
-    """Return values with the secrets that they name in their place.
+class Secrets:
+    """Fills in the secrets of one connection, and knows afterwards which were handed over."""
 
-    Raises:
-        Unavailable: One is not there.
-    """
-    return {name: await _filled(name, value) for name, value in values.items()}
+    def __init__(self) -> None:
+        self._given: set[str] = set()
 
+    def __bool__(self) -> bool:
+        """Whether any were."""
+        return bool(self._given)
 
-async def _filled(name: str, value: str) -> str:
-    made, end = "", 0
-    for found in _REFERENCE.finditer(value):
-        secret = await _secret(found[1], found[2])
-        if secret is None:
-            raise Unavailable(f"{name}: there is nothing at {found[0]}")
-        made += value[end : found.start()] + secret
-        end = found.end()
-    return made + value[end:]
+    def note(self, *secrets: str | None) -> None:
+        """Mask these as well: they are handed over another way."""
+        for secret in secrets:
+            lines = (secret or "").splitlines()  # a key may have several
+            self._given.update(line.strip() for line in lines if len(line.strip()) >= MIN_SECRET)
+
+    async def filled(self, name: str, text: str, *, in_url: bool = False) -> str:
+        """Return a text with the secrets that it names in their place.
+
+        Args:
+            name: What the text is, for people.
+            text: It.
+            in_url: Whether they stand in a URL, and are to be written as it is done there.
+
+        Raises:
+            Unavailable: One is not there.
+        """
+        made, end = "", 0
+        for found in _REFERENCE.finditer(text):
+            secret = await _secret(found[1], found[2])
+            if secret is None:
+                raise Unavailable(f"{name}: there is nothing at {found[0]}")
+            written = quote(secret, safe="") if in_url else secret
+            self.note(secret, written)
+            made += text[end : found.start()] + written
+            end = found.end()
+        return made + text[end:]
+
+    async def all_filled(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Return values with the secrets that they name in their place.
+
+        Raises:
+            Unavailable: One is not there.
+        """
+        return {name: await self.filled(name, value) for name, value in values.items()}
+
+    def masked(self, text: str) -> str:
+        """Return a text in which nothing stands any more that was handed over."""
+        for secret in sorted(self._given, key=len, reverse=True):
+            text = text.replace(secret, MASK)
+        return text
+
+    def masked_all(self, told: Any) -> Any:
+        """Return JSON whose texts, names too, are masked."""
+        if isinstance(told, str):
+            return self.masked(told)
+        if isinstance(told, list):
+            return [self.masked_all(each) for each in told]
+        if isinstance(told, dict):
+            return {self.masked(name): self.masked_all(each) for name, each in told.items()}
+        return told
 
 
 async def _secret(kind: str, where: str) -> str | None:
@@ -96,12 +128,3 @@ async def _of_keyring(name: str) -> str | None:
         async with asyncio.timeout(KEYRING_TIMEOUT_S):
             return await answer
     return None
-
-
-def masked(text: str, given: Iterable[str]) -> str:
-    """Return a text in which no value stands any more that was handed over."""
-    for value in sorted(given, key=len, reverse=True):
-        for word in (value, *value.split()):  # a header's "Bearer …"
-            if len(word) >= MIN_SECRET:
-                text = text.replace(word, MASK)
-    return text

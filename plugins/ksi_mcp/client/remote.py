@@ -22,6 +22,7 @@ from ksi_mcp.client.connection import Connection
 from ksi_mcp.client.definitions import Definition, KnownTool
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.client.store import Key, Known, Store
+from ksi_mcp.client.suspects import target_of
 from ksi_mcp.client.text import fenced
 from ksi_mcp.events import McpServer, McpServerReport, McpToolReport
 from ksi_mcp.exchange import Content
@@ -293,6 +294,11 @@ class Remote:
         if self.connection is not None:
             self.connection.end()
 
+    async def until_left(self) -> None:
+        """Wait until its connection has ended, after `end`."""
+        if self.connection is not None:
+            await self.connection.until_left()
+
     # -- what is told of it ---------------------------------------------------------------------
 
     async def accept(self, names: tuple[str, ...], digest: str | None) -> None:
@@ -320,7 +326,8 @@ class Remote:
         return McpServerReport(
             name=self.server_name,
             source="added" if self.was_added else "settings",
-            target=" ".join((self.server.command, *self.server.args)) or self.server.url,
+            tenant=self.key[0] if not self.is_everybodys else None,
+            target=target_of(self.server),
             state=self._state(),
             why=self.why,
             offered=len(self._own_names) if self.server.is_on else 0,

@@ -20,11 +20,12 @@ from ksi_daemon.protocol import (
     TimedOut,
     Unavailable,
 )
+from ksi_mcp.client import places
 from ksi_mcp.client.connection import Connection
-from ksi_mcp.client.logins import file_of
-from ksi_mcp.client.references import check_named
+from ksi_mcp.client.references import without_references
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
+from ksi_mcp.client.suspects import check_named, secrets_in
 from ksi_mcp.events import McpHeldBack, McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 CHANNEL: Final = "ksi_mcp"
 DEFAULT: Final = "default"  # whose the servers of the settings are, in the store
-FOLDER: Final = "mcp"
 
 
 class Servers:
@@ -122,7 +122,10 @@ class Servers:
     async def load(self) -> None:
         """Take on the servers that were added, and what is known of the tools of all."""
         for key, server in (await self._store.servers()).items():
-            if key not in self._remotes and not self._is_of_settings(key[1]):
+            if self._is_of_settings(key):
+                told = {"server": key[1], "tenant": key[0]}
+                log.warning("a server that was added is hidden by one of the settings", extra=told)
+            elif key not in self._remotes:
                 self._add(key, server, was_added=True)
         known = await self._store.known()
         for key, remote in self._remotes.items():
@@ -167,10 +170,10 @@ class Servers:
         self._wanted.set()
 
     async def _reload_one(self, key: Key) -> None:
-        if not self._is_of_settings(key[1]):
+        if not self._is_of_settings(key):
             server = await self._store.server(key)
             if server is None:
-                self._drop(key)
+                await self._forget(key)
                 return
             self._taken_on(key, server)
         if key in self._remotes:
@@ -188,6 +191,22 @@ class Servers:
         remote = self._remotes.pop(key, None)
         if remote is not None:
             remote.end()
+
+    async def _forget(self, key: Key) -> None:
+        """Drop a server that was removed, and what there is of it in the home."""
+        remote = self._remotes.get(key)
+        if remote is None:
+            return
+        self._drop(key)
+        await remote.until_left()
+        await self._clear(key)
+
+    async def _clear(self, key: Key) -> None:
+        try:
+            await asyncio.to_thread(places.clear, self._home, *key)
+        except OSError as error:
+            told = {"server": key[1], "why": str(error)}
+            log.warning("not all of a server that was removed can be deleted", extra=told)
 
     # -- connections ----------------------------------------------------------------------------
 
@@ -214,9 +233,9 @@ class Servers:
             name,
             remote.server,
             self._settings,
-            self._home / FOLDER / tenant / name,
+            places.folder_of(self._home, tenant, name),
             remote.listed,
-            file_of(self._home, tenant, name) if remote.server.oauth else None,
+            places.login_of(self._home, tenant, name) if remote.server.oauth else None,
             self._confined,
         )
         connection.start(self._group)
@@ -245,8 +264,10 @@ class Servers:
     def _has(self, tenant: str, remote: Remote) -> bool:
         return remote.is_everybodys or remote.key[0] == tenant
 
-    def _is_of_settings(self, name: str) -> bool:
-        return name in self._settings.servers
+    def _is_of_settings(self, key: Key) -> bool:
+        """Say whether a tenant has a server of that name by the settings."""
+        server = self._settings.servers.get(key[1])
+        return server is not None and server.tenant in ("", key[0])
 
     async def add(self, tenant: str, name: str, server: McpServer) -> Remote:
         """Take on another server, and keep it.
@@ -257,22 +278,22 @@ class Servers:
             Busy: There are too many.
         """
         check_server(name, server)
-        check_named(server.variables, "the variable")
-        check_named(server.headers, "the header")
+        check_named(server)
         if server.tenant:
             raise InvalidData("tenant is for servers of the settings: one that is added is yours")
-        if self._is_of_settings(name):
-            raise Conflict(f"the settings have a server {name!r}: choose another name")
         key = (tenant, name)
+        if self._is_of_settings(key):
+            raise Conflict(f"the settings have a server {name!r}: choose another name")
         verdict = await self._store.add(key, server, self._settings.max_servers)
         if verdict == "taken":
             raise Conflict(f"there is a server {name!r}: remove it first (mcp:remove)")
         if verdict == "too_many":
             raise Busy(f"there are {self._settings.max_servers} servers (mcp.max_servers)")
+        await self._clear(key)  # what one of that name has left, while no daemon ran here
         return self._taken_on(key, server)
 
     async def remove(self, tenant: str, name: str) -> None:
-        """Take a server back.
+        """Take a server back, with its folder and the login with it.
 
         Raises:
             NotFound: There is none of that name.
@@ -282,7 +303,7 @@ class Servers:
         if not remote.was_added:
             raise Conflict(f"{name!r} stands in the settings ([mcp.servers.{name}])")
         await self._store.remove(remote.key)
-        self._drop(remote.key)
+        await self._forget(remote.key)
 
     # -- what is told ---------------------------------------------------------------------------
 
@@ -313,5 +334,9 @@ def check_server(name: str, server: McpServer) -> None:
         raise InvalidData(f"the URL of the server {name!r} is to begin with https:// or http://")
     if server.oauth and not server.url:
         raise InvalidData(f"the server {name!r} has no URL: one does not log in with a command")
+    if server.oauth and (
+        secrets_in("", server.url) or without_references(server.url) != server.url
+    ):
+        raise InvalidData(f"one logs in with the server {name!r}: its URL is to have no secret")
     if server.command and server.headers:
         raise InvalidData(f"the server {name!r} is a command: headers go with a URL")

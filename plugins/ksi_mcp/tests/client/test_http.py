@@ -68,21 +68,25 @@ async def far() -> AsyncIterator[Far]:
     await runner.cleanup()
 
 
-def server(far: Far, **more: Any) -> McpServer:
+def server(far: Far, *, query: str = "", **more: Any) -> McpServer:
     """Return how it is reached."""
-    return McpServer(url=far.url, **{"handshake": "legacy", **more})
+    return McpServer(url=f"{far.url}{query}", **{"handshake": "legacy", **more})
 
 
-async def test_a_tool_is_called_by_http_with_the_headers_that_were_given(
+async def test_a_tool_is_called_by_http_with_the_headers_and_the_query_that_were_given(
     far: Far, connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAR_TOKEN", "sk-123456")
-    given = server(far, headers={"Authorization": "Bearer ${env:FAR_TOKEN}"})
+    monkeypatch.setenv("FAR_USER", "me & you/?")
+    given = server(
+        far, headers={"Authorization": "Bearer ${env:FAR_TOKEN}"}, query="?user=${env:FAR_USER}"
+    )
     async with connected(given) as (connection, told):
         result = await connection.call("echo", {"text": "a"}, told.progressed)
 
     assert result["content"][0]["text"] == "done"
     assert {each.headers["Authorization"] for each in far.requests} == {"Bearer sk-123456"}
+    assert {each.query["user"] for each in far.requests} == {"me & you/?"}
 
 
 async def test_a_secret_that_is_not_there_is_told_by_where_it_should_be(
