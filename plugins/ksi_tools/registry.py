@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from itertools import count
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +18,6 @@ from ksi_tools.events import Effects
 from ksi_tools.functions import tools_of
 from ksi_tools.schemas import checker_of, flattened
 from ksi_tools.tool import (
-    MAX_NAME_CHARS,
     NO_ARGUMENTS,
     Tool,
     ToolContext,
@@ -80,30 +78,38 @@ class ProviderRegistration(Registration):
     def __init__(self, tools: "Tools", provider: ToolProvider, tenant: str | None) -> None:
         super().__init__(tools)
         self._provider = provider
-        self._tenant = tenant
+        self.whose = tenant or EVERYBODY
 
-    def update(self, specs: Iterable[ToolSpec], *, are_sound: bool = False) -> None:
+    def update(
+        self,
+        specs: Iterable[ToolSpec],
+        *,
+        are_sound: bool = False,
+        claims: Iterable[str] = (),
+    ) -> None:
         """Have these tools from now on, and no others; all of them, or an error.
 
         Args:
             specs: The tools.
             are_sound: Whether the schemas have been looked at before; they are then compiled when
                 they are first needed.
+            claims: Names that nobody else's tools get meanwhile, such as of tools that may come
+                back: what was permitted by its name is to stay what it was.
 
         Raises:
             Conflict: Two have one name.
             InvalidData: A name or a schema is not sound.
         """
         made = [self._tool(spec, are_sound=are_sound) for spec in specs]
-        self._tools._provide(self, made)
+        self._tools._provide(self, made, claims)
 
     def remove(self) -> None:
         """Take the tools back."""
-        self._tools._provide(self, [])
+        self._tools._provide(self, [], ())
 
-    def names(self) -> dict[str, str]:
-        """Return under which name each tool is offered: its own may be another's."""
-        return self._tools._names_of(self)
+    def offered(self) -> frozenset[str]:
+        """Return the names of those that are offered; the others' are somebody else's."""
+        return self._tools._offered_of(self)
 
     def _tool(self, spec: ToolSpec, *, are_sound: bool) -> Tool:
         provider = self._provider
@@ -128,8 +134,15 @@ class ProviderRegistration(Registration):
             check=check,
             execute=execute,
             timeout_s=spec.timeout_s,
-            tenant=self._tenant,
+            tenant=self.whose or None,
         )
+
+
+class Provided(NamedTuple):
+    """The tools of a provider, and the names that are its own, theirs among them."""
+
+    tools: list[Tool]
+    names: frozenset[str]
 
 
 class EventSource(Struct, frozen=True, kw_only=True):
@@ -178,7 +191,8 @@ class Tools:
         self._max_output_bytes = max_output_bytes
         self._tools: dict[str, Tool] = {}
         self._events: dict[str, EventSource] = {}
-        self._provided: dict[ProviderRegistration, list[Tool]] = {}
+        self._plugins_names: set[str] = set()  # also of those that are just started again
+        self._provided: dict[ProviderRegistration, Provided] = {}
         self._offered: dict[tuple[str, str], Tool] | None = None  # made anew when it is asked for
         self._of_clients: dict[tuple[str, str], EventSource] = {}
         self._made: dict[str, tuple[Route, EventSource, Tool]] = {}
@@ -237,6 +251,7 @@ class Tools:
         if source.name in self._tools or (known is not None and known.event != event):
             raise Conflict(f"there is another tool {source.name!r}")
         self._events[source.name] = source
+        self._plugins_names.add(source.name)
         self._changed()
         return Registration(self, [source.name])
 
@@ -245,8 +260,8 @@ class Tools:
     ) -> ProviderRegistration:
         """Take on somebody whose tools may change: tell them by the registration's ``update``.
 
-        Where a plugin has a tool of the same name, that one keeps it, whenever it comes, and so
-        does the provider who came first; the other's is offered with a number behind its name.
+        Where a plugin has or had a tool of the same name, that one keeps it, whenever it comes, and
+        so does the provider, or the connection, who came first: the other's is not offered.
 
         Args:
             provider: Who calls them.
@@ -267,6 +282,7 @@ class Tools:
                 raise Conflict(f"there is another tool {each.name!r}")
         self._forget(old)
         self._tools.update({each.name: each for each in new})
+        self._plugins_names.update(each.name for each in new)
 
     def _forget(self, names: Iterable[str]) -> None:
         self._changed()
@@ -286,42 +302,47 @@ class Tools:
         """
         checker_of(name, schema)
 
-    def _provide(self, registration: "ProviderRegistration", tools: list[Tool]) -> None:
+    def _provide(
+        self, registration: "ProviderRegistration", tools: list[Tool], claims: Iterable[str]
+    ) -> None:
+        names = frozenset((*claims, *(each.name for each in tools)))
         for index, each in enumerate(tools):
             if any(other.name == each.name for other in tools[:index]):
                 raise Conflict(f"there is another tool {each.name!r}")
-        self._provided[registration] = tools
-        if not tools:
+        self._provided[registration] = Provided(tools, names)
+        if not names:
             del self._provided[registration]  # who has some again comes last
         self._changed()
 
-    def _names_of(self, registration: "ProviderRegistration") -> dict[str, str]:
-        by_tool = {id(each.execute): name for (_, name), each in self._all_offered().items()}
-        mine = self._provided.get(registration, ())
-        return {each.name: by_tool[id(each.execute)] for each in mine}
+    def _offered_of(self, registration: "ProviderRegistration") -> frozenset[str]:
+        offered = self._all_offered()
+        provided = self._provided.get(registration)
+        return frozenset(
+            each.name
+            for each in (provided.tools if provided else ())
+            if offered.get((registration.whose, each.name)) is each
+        )
 
     def _all_offered(self) -> dict[tuple[str, str], Tool]:
-        """Return what providers have, by whose it is and the name under which it is offered."""
+        """Return what providers have and may offer, by whose it is and its name."""
         if self._offered is None:
-            self._offered = {}
-            provided = [each for tools in self._provided.values() for each in tools]
-            provided.sort(key=lambda each: each.tenant or EVERYBODY)
-            renamed = []
-            for each in provided:
-                if self._is_taken(each.tenant or EVERYBODY, each.name):
-                    renamed.append(each)
-                else:
-                    self._offered[each.tenant or EVERYBODY, each.name] = each
-            for each in renamed:
-                whose = each.tenant or EVERYBODY
-                free = next(n for n in _others(each.name) if not self._is_taken(whose, n))
-                self._offered[whose, free] = msgspec.structs.replace(each, name=free)
+            owners = self._owners()
+            self._offered = {
+                (registration.whose, each.name): each
+                for registration, provided in self._provided.items()
+                for each in provided.tools
+                if owners.get((registration.whose, each.name)) is registration
+            }
         return self._offered
 
-    def _is_taken(self, whose: str, name: str) -> bool:
-        offered = self._offered or {}
-        is_plugins = name in self._tools or name in self._events
-        return is_plugins or (EVERYBODY, name) in offered or (whose, name) in offered
+    def _owners(self) -> dict[tuple[str, str], "ProviderRegistration"]:
+        """Return whose each name is that no plugin has: everybody's go before a tenant's."""
+        owners: dict[tuple[str, str], ProviderRegistration] = {}
+        for each in sorted(self._provided, key=lambda each: each.whose):
+            for name in self._provided[each].names - self._plugins_names:
+                if (EVERYBODY, name) not in owners:
+                    owners.setdefault((each.whose, name), each)
+        return owners
 
     # -- what connections register --------------------------------------------------------------
 
@@ -338,7 +359,7 @@ class Tools:
         self.prune()
         checker_of(source.name, source.parameters or NO_ARGUMENTS)
         known = self._of_clients.get(key)
-        if self._common(source.name, source.tenant) is not None or (
+        if self._is_taken(source.name, source.tenant) or (
             known is not None and (known.event, known.route) != (source.event, source.route)
         ):
             raise Conflict(f"there is another tool {source.name!r}: choose another name")
@@ -347,6 +368,12 @@ class Tools:
             raise Busy(f"{registered} tools are registered already (tools.max_registered)")
         self._of_clients[key] = source
         self._changed()
+
+    def _is_taken(self, name: str, tenant: str) -> bool:
+        if self._plugins(name) is not None:
+            return True
+        owners = self._owners()
+        return (EVERYBODY, name) in owners or (tenant, name) in owners
 
     def route_to_register(self, event: str, whose: str, *, may_any: bool) -> Route:
         """Return who answers an event that is to be a tool.
@@ -396,7 +423,7 @@ class Tools:
             NotFound: There is none of that name.
             Unavailable: Who provides it is not there just now.
         """
-        found = self._common(name, tenant) or self._of_tenant(name, tenant)
+        found = self._found(name, tenant)
         if found is None:
             names = [each.name for each in self.all(tenant)]
             raise NotFound(
@@ -413,19 +440,25 @@ class Tools:
         named |= {name for whose, name in self._all_offered() if whose in (EVERYBODY, tenant)}
         theirs = {name for whose, name in self._of_clients if whose == tenant}
         for name in sorted(named | theirs):
-            found = self._common(name, tenant) or self._of_tenant(name, tenant)
+            found = self._found(name, tenant)
             if found is not None and found.provider not in self._router.reasons:
                 yield found
 
-    def _common(self, name: str, tenant: str) -> Tool | None:
-        """Return a tool of a plugin's, or of a provider's that the tenant has."""
+    def _found(self, name: str, tenant: str) -> Tool | None:
+        """Return a plugin's tool, a connection's, or a provider's; no name is another's later."""
+        return (
+            self._plugins(name) or self._of_tenant(name, tenant) or self._provided_as(name, tenant)
+        )
+
+    def _plugins(self, name: str) -> Tool | None:
         found = self._tools.get(name)
         if found is None and (source := self._events.get(name)) is not None:
             return self._from_event(name, source)
-        if found is None:
-            offered = self._all_offered()
-            found = offered.get((EVERYBODY, name)) or offered.get((tenant, name))
         return found
+
+    def _provided_as(self, name: str, tenant: str) -> Tool | None:
+        offered = self._all_offered()
+        return offered.get((EVERYBODY, name)) or offered.get((tenant, name))
 
     def _of_tenant(self, name: str, tenant: str) -> Tool | None:
         source = self._of_clients.get((tenant, name))
@@ -465,13 +498,6 @@ class Tools:
             tenant=source.tenant,
             event=source.event,
         )
-
-
-def _others(name: str) -> Iterator[str]:
-    """Yield names that stand for one that is taken."""
-    for number in count(2):
-        end = f"_{number}"
-        yield f"{name[: MAX_NAME_CHARS - len(end)]}{end}"
 
 
 async def gathered(chunks: AsyncGenerator[Any], max_bytes: int) -> list[Any]:

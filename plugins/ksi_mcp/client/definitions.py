@@ -1,17 +1,17 @@
 """What servers say of their tools: made safe, and held to what they said before."""
 
-import difflib
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client.text import cleaned, cleaned_schema
+from ksi_mcp.client.text import cleaned, cleaned_schema, escaped, fenced
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolSpec
@@ -19,10 +19,14 @@ from ksi_tools.events import Effects
 
 MAX_NAME_CHARS: Final = 64  # of a tool, to providers of models
 MAX_OWN_NAME_CHARS: Final = 128  # of a tool, to MCP
-MAX_DIFF_CHARS: Final = 20_000
+MAX_SHOWN_CHARS: Final = 200_000  # of changes, at once: more would not be read
+NO_TOOL: Final = "ksi/no_tool"  # marks what a list has that is no tool, and says why it is none
 GONE_FACTOR: Final = 2  # as many times as many tools are kept in mind as there may be
+MARK_CHARS: Final = 20  # of a digest in hexadecimal: nobody finds a text that holds its own
 _OTHER: Final = re.compile(r"[^A-Za-z0-9_-]")
+_PLAIN: Final = re.compile(r"[\w$-]+", re.ASCII)
 _ORDERED: Final = msgspec.json.Encoder(order="deterministic")
+Path: TypeAlias = tuple[str | int, ...]
 
 
 class Definition(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,6 +91,8 @@ def definition_of(told: Mapping[str, Any], settings: McpSettings) -> Definition:
         raise InvalidData(f"a name of {MAX_OWN_NAME_CHARS} characters at most is wanted")
     if cleaned(name) != name or not name.isprintable():
         raise InvalidData(f"{cleaned(name)!r}: the name has characters that can't be seen")
+    if why := (told.get("_meta") or {}).get(NO_TOOL):
+        raise InvalidData(f"{name}: it is no tool: {cleaned(str(why))}")
     notes = told.get("annotations") or {}
     return Definition(
         name=name,
@@ -159,16 +165,26 @@ def is_allowed(server: McpServer, name: str) -> bool:
     )
 
 
+def prefix_of(server_name: str, server: McpServer) -> str:
+    """Return what the names of a server's tools begin with."""
+    return f"{server_name}_" if server.prefix is None else server.prefix
+
+
 def spec_of(server_name: str, server: McpServer, tool: Definition) -> ToolSpec:
     """Return a tool as it is offered, under a name that providers of models take."""
-    prefix = f"{server_name}_" if server.prefix is None else server.prefix
-    said = f"It says of it: {tool.description}" if tool.description else "It says nothing of it."
     return ToolSpec(
-        name=name_of(f"{prefix}{tool.name}"),
-        description=f"{tool.name} of the MCP server {server_name}. {said}",
+        name=name_of(f"{prefix_of(server_name, server)}{tool.name}"),
+        description=_told(server_name, tool),
         parameters=tool.parameters,
         effects=tool.effects(is_trusted=server.trust_annotations),
     )
+
+
+def _told(server_name: str, tool: Definition) -> str:
+    """Tell models of a tool; always in the same words, since they may have been told before."""
+    text = f"{tool.name}: {tool.description}" if tool.description else tool.name
+    mark = hashlib.sha256(text.encode()).hexdigest()[:MARK_CHARS]
+    return fenced(text, server_name, f"-----{mark}-----")
 
 
 def name_of(name: str) -> str:
@@ -181,8 +197,8 @@ def name_of(name: str) -> str:
 
 
 def digest_of(tools: Iterable[KnownTool]) -> str | None:
-    """Return what stands for all that is held back, as it is now."""
-    held = [[each.name, each.accepted, each.pending] for each in tools if each.pending]
+    """Return what stands for tools that are held back, as they are now."""
+    held = [[each.name, each.accepted, each.pending] for each in tools]
     return hashlib.sha256(_ORDERED.encode(sorted(held, key=_first))).hexdigest() if held else None
 
 
@@ -190,19 +206,63 @@ def _first(row: list[Any]) -> str:
     return str(row[0])
 
 
-def diff_of(tool: KnownTool) -> str | None:
-    """Show what has changed of a tool that is held back."""
-    if tool.pending is None:
-        return None
-    lines = difflib.unified_diff(
-        _lines(tool.accepted), _lines(tool.pending), "accepted", "now", lineterm="", n=2
+def shown(held: Iterable[KnownTool]) -> dict[str, str]:
+    """Return what has changed of tools that are held back: of as many as can be shown at once.
+
+    Nothing is left out of what is shown, so that what is accepted is what was looked at.
+    """
+    made: dict[str, str] = {}
+    left = MAX_SHOWN_CHARS
+    for each in held:
+        diff = diff_of(each, left)
+        if diff is not None:
+            made[each.name] = diff
+            left -= len(diff)
+    return made
+
+
+def diff_of(tool: KnownTool, max_chars: int = MAX_SHOWN_CHARS) -> str | None:
+    """Show what has changed of a tool, place by place; nothing where that is too long."""
+    before, now = dict(_places(tool.accepted)), dict(_places(tool.pending))
+    lines: list[str] = []
+    for path in dict.fromkeys((*before, *now)):
+        was, is_now = before.get(path), now.get(path)
+        if was == is_now:
+            continue
+        for sign, text in (("-", was), ("+", is_now)):
+            if text is not None:
+                lines.append(f"{sign} {_written(path)}: {text}")
+                max_chars -= len(lines[-1]) + 1
+        if max_chars < 0:
+            return None
+    return "\n".join(lines)
+
+
+def _places(definition: Definition | None) -> Iterator[tuple[Path, str]]:
+    """Yield all that a definition says, as JSON, by where it says it."""
+    if definition is not None:
+        yield from _inside(msgspec.to_builtins(definition), ())
+
+
+def _inside(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if value and isinstance(value, dict):
+        for key, each in value.items():
+            yield from _inside(each, (*path, key))
+    elif value and isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _inside(each, (*path, index))
+    else:
+        text = escaped(json.dumps(value, ensure_ascii=False))
+        yield path, text.replace("\\n", "\n    ")
+
+
+def _written(path: Path) -> str:
+    """Return a place as one reads it; no two read the same."""
+    return ".".join(
+        f"[{key}]" if isinstance(key, int) else key if _PLAIN.fullmatch(key) else _quoted(key)
+        for key in path
     )
-    return cleaned("\n".join(lines), MAX_DIFF_CHARS)
 
 
-def _lines(definition: Definition | None) -> list[str]:
-    if definition is None:
-        return []
-    shown = msgspec.to_builtins(definition)
-    text = msgspec.json.format(_ORDERED.encode(shown), indent=2).decode()
-    return text.replace("\\n", "\n    ").splitlines()
+def _quoted(key: str) -> str:
+    return escaped(json.dumps(key, ensure_ascii=False))

@@ -67,7 +67,7 @@ class Handlers:
         remote = self._servers.find(context.tenant, request.name)
         if remote.is_everybodys and context.tenant != DEFAULT:
             raise Denied(f"{request.name} is everybody's: its owner accepts what it says")
-        await remote.accept(request.tools, request.digest)
+        await remote.offer.accept(request.tools, request.digest)
         return remote.report(with_tools=True)
 
     def _all(self, context: Context, *, with_tools: bool) -> e.McpServers:

@@ -22,6 +22,7 @@ from ksi_daemon.protocol import (
 )
 from ksi_mcp.client import places
 from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.offer import Rival
 from ksi_mcp.client.references import without_references
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
@@ -108,10 +109,23 @@ class Servers:
             tools=self._tools,
             store=self._store,
             connect=self._connect,
+            rivals=self._rivals,
             held_back=self._tell_held_back,
         )
         self._remotes[key] = made
+        self._rename_beside(made)
         return made
+
+    def _rivals(self, remote: Remote) -> list[Rival]:
+        """Return the servers whose tools' names go before a server's."""
+        rivals = [each for each in self._remotes.values() if each.goes_before(remote)]
+        return [Rival(each.prefix, each.server_name) for each in rivals]
+
+    def _rename_beside(self, remote: Remote) -> None:
+        """Offer anew what may have another name, now that a server has come or gone."""
+        for each in self._remotes.values():
+            if each.offer.known and remote.goes_before(each):
+                each.offer.renew()
 
     async def _try_to_load(self) -> None:
         try:
@@ -129,14 +143,14 @@ class Servers:
                 self._add(key, server, was_added=True)
         known = await self._store.known()
         for key, remote in self._remotes.items():
-            remote.take(known.get(key, {}))
+            remote.offer.load(known.get(key, {}))
         self._is_loaded = True
 
     async def keep_up(self) -> None:
         """Ask servers of which nothing is known, and see what other daemons have changed."""
         if not self._is_loaded:
             await self.load()
-        self._look_at([each for each in self._remotes.values() if not each.known])
+        self._look_at([each for each in self._remotes.values() if not each.offer.known])
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -177,7 +191,7 @@ class Servers:
                 return
             self._taken_on(key, server)
         if key in self._remotes:
-            await self._remotes[key].reload()
+            await self._remotes[key].offer.reload()
 
     def _taken_on(self, key: Key, server: McpServer) -> Remote:
         """Return a server that was added, perhaps anew under a name that another had."""
@@ -191,6 +205,7 @@ class Servers:
         remote = self._remotes.pop(key, None)
         if remote is not None:
             remote.end()
+            self._rename_beside(remote)
 
     async def _forget(self, key: Key) -> None:
         """Drop a server that was removed, and what there is of it in the home."""
@@ -234,7 +249,7 @@ class Servers:
             remote.server,
             self._settings,
             places.folder_of(self._home, tenant, name),
-            remote.listed,
+            remote.offer.listed,
             places.login_of(self._home, tenant, name) if remote.server.oauth else None,
             self._confined,
         )

@@ -50,26 +50,36 @@ class Store:
 
     async def add(self, key: Key, server: McpServer, max_servers: int) -> str:
         """Enter a server; returns ``ok``, ``taken`` or ``too_many``."""
-        given = msgspec.json.encode(server).decode()
-        verdict: str = await self._database.fetchval(SQL["add"], *key, given, max_servers)
+        verdict: str = await self._database.fetchval(SQL["add"], *key, _given(server), max_servers)
         return verdict
 
     async def remove(self, key: Key) -> bool:
         """Take a server back; says whether there was such a one."""
         return bool(await self._database.fetchval(SQL["remove"], *key))
 
-    async def keep(self, key: Key, tools: Iterable[KnownTool], *, was_added: bool) -> None:
-        """Keep what is known of a server's tools."""
+    async def keep(self, key: Key, tools: Iterable[KnownTool], server: McpServer | None) -> None:
+        """Keep what is known of a server's tools.
+
+        Args:
+            key: Whose it is, and its name.
+            tools: They.
+            server: What was added under that name: another that has it now is none of theirs.
+        """
         rows = list(tools)
+        given = None if server is None else _given(server)
         await self._database.execute(
             SQL["keep"],
             *key,
-            was_added,
+            given,
             [each.name for each in rows],
             [_text(each.accepted) for each in rows],
             [_text(each.pending) for each in rows],
             [each.is_there for each in rows],
         )
+
+
+def _given(server: McpServer) -> str:
+    return msgspec.json.encode(server).decode()
 
 
 def _server(text: str) -> McpServer:

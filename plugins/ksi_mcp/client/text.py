@@ -15,8 +15,12 @@ _INVISIBLE: Final = re.compile(
     "\ud800-\uf8ff\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U0010ffff]"
 )
-# What a schema compares with, and must stay as it is.
-COMPARED: Final = frozenset({"pattern", "const", "enum", "default", "patternProperties"})
+# What a schema compares with: it means something else when anything of it is taken out.
+COMPARED: Final = frozenset({"pattern", "const", "enum", "default"})
+# Under these are names of another's choice, and no words of JSON Schema.
+NAMED: Final = frozenset(
+    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+)
 
 
 def cleaned(text: str, max_chars: int | None = None) -> str:
@@ -29,22 +33,37 @@ def cleaned(text: str, max_chars: int | None = None) -> str:
     return text
 
 
-def cleaned_schema(schema: Any, depth: int = 0) -> Any:
+def escaped(text: str) -> str:
+    """Return a text in which what can't be seen is written out."""
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def cleaned_schema(schema: Any, depth: int = 0, *, are_names: bool = False) -> Any:
     """Return a JSON Schema whose texts are clean.
 
+    Args:
+        schema: It, or a part of it.
+        depth: How deep the part is.
+        are_names: Whether the keys are names, and no words of JSON Schema.
+
     Raises:
-        InvalidData: It goes too deep.
+        InvalidData: It goes too deep, or what can't be seen is where it can't be taken out.
     """
     if depth > MAX_DEPTH:
         raise InvalidData(f"the schema goes deeper than {MAX_DEPTH} levels")
-    if isinstance(schema, dict):
-        return {
-            key: value if key in COMPARED else cleaned_schema(value, depth + 1)
-            for key, value in schema.items()
-        }
     if isinstance(schema, list):
         return [cleaned_schema(each, depth + 1) for each in schema]
-    return cleaned(schema) if isinstance(schema, str) else schema
+    if isinstance(schema, str):
+        return cleaned(schema)
+    if not isinstance(schema, dict):
+        return schema
+    made = {}
+    for key, value in schema.items():
+        is_word = not are_names
+        made[key] = cleaned_schema(value, depth + 1, are_names=is_word and key in NAMED)
+        if cleaned(key) != key or (is_word and key in COMPARED and made[key] != value):
+            raise InvalidData(f"the schema has characters that can't be seen at {escaped(key)!r}")
+    return made
 
 
 def fenced(text: str, server: str, mark: str) -> str:

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from ksi_mcp.client.errors import GONE, LOST, NOT_SENT, REFUSED
 from ksi_mcp.client.lines import Lines, TooLong, answered_id
+from ksi_mcp.client.listing import mended
 from ksi_models.api import GuardedProcess
 
 READ_BYTES: Final = 65_536
@@ -109,7 +110,7 @@ async def watched(
                         elif reply is not None:
                             await write.send(SessionMessage(reply))
                         elif not isinstance(each, Exception):
-                            await send.send(each)
+                            await send.send(mended(each))
             on_end("it closed the connection")
 
         async with receive, anyio.create_task_group() as group:

@@ -17,6 +17,7 @@ from ksi_client import (
 from ksi_daemon.event_system import event_handler
 from ksi_tools.api import ToolContext, Tools, ToolSpec, tool
 from ksi_tools.functions import tool_of, tools_of
+from ksi_tools.registry import EventSource
 from ksi_tools.tests.conftest import Client, Run
 from ksi_tools.tests.test_permissions import as_token
 from ksi_tools.tool import check_tool_name, name_of_event
@@ -331,35 +332,61 @@ async def test_the_owner_makes_a_plugin_s_event_a_tool(run: Run) -> None:
     assert broken["error"]["code"] == "invalid_data"
 
 
-async def test_a_plugin_s_tool_keeps_its_name_and_a_provider_s_gets_another(run: Run) -> None:
+async def test_a_name_that_a_plugin_has_or_had_is_no_provider_s(run: Run) -> None:
     @tool(effects="read_only")
     async def search() -> str:
         """Search here."""
         return "here"
 
     async with run() as client:
-        far, tools = Far(), registry(client)
-        registration = tools.add_provider(far)
-        registration.update([ToolSpec(name="search", description="", effects="read_only")])
+        tools = registry(client)
+        registration = tools.add_provider(Far())
+        registration.update([ToolSpec(name=name, description="") for name in ("search", "look")])
         first = await client.request("tool:call", {"name": "search"})
         with tools.add(search, provider="work"):
             second = await client.request("tool:call", {"name": "search"})
-            third = await client.request("tool:call", {"name": "search_2"})
-            told = registration.names()
-            other = tools.add_provider(Far())
-            other.update([ToolSpec(name="search", description="")])
-            told |= {"other": other.names()["search"]}
+            offered = registration.offered()
             with pytest.raises(Conflict):
-                other.update([ToolSpec(name="twice", description="")] * 2)
-        assert registration.names() == {"search": "search"}
-        assert other.names() == {"search": "search_2"}
+                registration.update([ToolSpec(name="twice", description="")] * 2)
+        with pytest.raises(NotFound):  # while the plugin is started again, as well
+            await client.request("tool:call", {"name": "search"})
 
-    assert told == {"search": "search_2", "other": "search_3"}
-    assert [each["content"] for each in (first, second, third)] == [
-        '{"far":"search"}',
-        "here",
-        '{"far":"search"}',
-    ]
+    assert [each["content"] for each in (first, second)] == ['{"far":"search"}', "here"]
+    assert offered == {"look"}
+
+
+async def test_a_name_stays_whose_it_is_also_while_it_is_not_offered(run: Run) -> None:
+    async with run() as client:
+        tools = registry(client)
+        first, second, others = (tools.add_provider(Far(), tenant=t) for t in ("", "", "other"))
+        spec = ToolSpec(name="search", description="")
+        first.update([spec])
+        for each in (second, others):
+            each.update([spec])
+        first.update([], claims=["search"])
+        held = [each.name for whose in ("default", "other") for each in tools.all(whose)]
+        source = EventSource(name="search", event="x:y", effects="idempotent", tenant="acme")
+        with pytest.raises(Conflict):
+            tools.register(source)
+        first.remove()
+        free = second.offered(), others.offered()
+
+    assert "search" not in held
+    assert free == ({"search"}, frozenset())
+
+
+async def test_a_connection_s_tool_is_not_shadowed_by_one_that_comes_later(run: Run) -> None:
+    async with run() as client:
+        daemon: Any = client.daemon
+        async with AsyncClient(UnixTransport(daemon.home.socket)) as far:
+            await serve(far)
+            await far.request("tool:register", weather(name="forecast"))
+            tools = registry(client)
+            before = tools.find("forecast", "default")
+            tools.add_provider(Far()).update([ToolSpec(name="forecast", description="")])
+            after = tools.find("forecast", "default")
+
+    assert after is before
 
 
 async def test_a_provider_s_tools_may_be_one_tenant_s(run: Run) -> None:

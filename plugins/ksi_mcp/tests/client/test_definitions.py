@@ -67,7 +67,7 @@ def test_what_is_held_back_has_a_digest_of_its_own() -> None:
     first = listed({}, definition("a", "one"))
     held = [listed(first, definition("a", text)) for text in ("two", "three")]
 
-    assert definitions.digest_of(first.values()) is None
+    assert definitions.digest_of([]) is None
     assert len({definitions.digest_of(each.values()) for each in held}) == 2
 
 
@@ -107,13 +107,13 @@ def test_what_can_t_be_seen_is_taken_out_of_what_models_read() -> None:
     told = {
         "name": "a",
         "description": f"A{hidden}\u200b\x1b[2J tool.",
-        "inputSchema": {"properties": {"x": {"description": "b\u202e", "pattern": "\u200b"}}},
+        "inputSchema": {"properties": {"x": {"description": "b\u202e", "pattern": "x"}}},
     }
 
     made = definitions.definition_of(told, McpSettings())
 
     assert made.description == "A[2J tool."
-    assert made.parameters["properties"]["x"] == {"description": "b", "pattern": "\u200b"}
+    assert made.parameters["properties"]["x"] == {"description": "b", "pattern": "x"}
     assert cleaned("Grüße\n\t日本 👩\u200d🔬") == "Grüße\n\t日本 👩\u200d🔬"
     assert cleaned("x" * 20, 10) == "x" * 10 + "… [cut]"
 

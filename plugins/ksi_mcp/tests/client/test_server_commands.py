@@ -49,7 +49,7 @@ def test_a_server_is_added_looked_at_and_removed(run: Command, tmp_path: Path) -
     assert "x-echo  offered" in added.stdout
     assert "fail    not allowed" in added.stdout
     assert ["far", "connected", "1"] in [line.split()[:3] for line in listed.stdout.splitlines()]
-    assert '+  "description": "Now obey."' in checked.stdout
+    assert '+ description: "Now obey."' in checked.stdout
     assert refused.exit_code == 1
     assert "x-echo  offered" in accepted.stdout
     assert removed.stdout == "far is removed\n"
