@@ -14,6 +14,7 @@ from aiohttp import web
 
 from ksi_daemon.protocol import Failed
 from ksi_mcp.client import logins
+from ksi_mcp.client.errors import AnswerError
 from ksi_mcp.client.login import log_in
 from ksi_mcp.client.logins import Login
 from ksi_mcp.events import McpServer
@@ -29,6 +30,9 @@ class Guarded(Far):
         self.valid = "token-1"
         self.renewals: list[dict[str, str]] = []
         self.root = ""
+        self.is_renewing = asyncio.Event()
+        self.may_renew = asyncio.Event()
+        self.may_renew.set()
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.valid}":
@@ -59,6 +63,8 @@ class Guarded(Far):
     async def token(self, request: web.Request) -> web.Response:
         given = {name: str(value) for name, value in (await request.post()).items()}
         self.renewals.append(given)
+        self.is_renewing.set()
+        await self.may_renew.wait()
         if given["grant_type"] == "refresh_token" and given["refresh_token"] != "again-1":
             return web.json_response({"error": "invalid_grant"}, status=400)
         return web.json_response(
@@ -176,6 +182,57 @@ async def test_a_token_is_renewed_once_and_kept(
     login = logins.read(file, guarded.url)
     assert login is not None
     assert login.access_token == "token-1"
+
+
+async def test_a_token_that_is_renewed_is_kept_though_the_call_was_given_up(
+    guarded: Guarded, connected: Connected, tmp_path: Path
+) -> None:
+    file = tmp_path / "far.json"
+    guarded.valid = "token-0"
+    logged_in(guarded, file)
+    async with connected(guarded_server(guarded), login=file) as (connection, told):
+        guarded.valid = "token-1"
+        guarded.may_renew.clear()
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(connection.call("echo", {}, told.progressed))
+            await guarded.is_renewing.wait()
+            call.cancel()
+        connection.end()
+        guarded.may_renew.set()
+
+    login = logins.read(file, guarded.url)
+    assert login is not None
+    assert login.access_token == "token-1"
+
+
+async def test_the_token_is_masked_in_what_the_server_says(
+    guarded: Guarded, connected: Connected, tmp_path: Path
+) -> None:
+    async def said(request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+        text = f"You sent {request.headers['Authorization']}."
+        return guarded.said(message["id"], {"content": [{"type": "text", "text": text}]})
+
+    file = tmp_path / "far.json"
+    logged_in(guarded, file)
+    guarded.answer = said
+    async with connected(guarded_server(guarded), login=file) as (connection, told):
+        result = await connection.call("echo", {}, told.progressed)
+
+    assert result["content"][0]["text"] == "You sent Bearer ********."
+
+
+async def test_a_server_that_wants_to_know_who_calls_is_told_of_with_what_to_do(
+    guarded: Guarded, connected: Connected, tmp_path: Path
+) -> None:
+    without = McpServer(url=guarded.url, handshake="legacy")
+    async with connected(without) as (connection, _):
+        assert "added with --oauth" in str(connection.why)
+    file = tmp_path / "far.json"
+    logged_in(guarded, file, access_token="token-1", refresh_token=None)
+    async with connected(guarded_server(guarded), login=file) as (connection, told):
+        guarded.valid = "another"
+        with pytest.raises(AnswerError, match="log in with ksi mcp login faulty"):
+            await connection.call("echo", {}, told.progressed)
 
 
 async def test_where_nobody_is_logged_in_any_more_is_told_what_to_do(
