@@ -62,6 +62,7 @@ class McpServing(Struct, frozen=True, kw_only=True):
     page_size: int = 250
     max_sessions: int = 1000
     session_idle_s: float = 1800.0
+    max_sessions_per_key: int = 100
     ask_timeout_s: float = 600.0
 
 

@@ -18,6 +18,8 @@ class McpSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
             other programs; they reach it by ``look`` and ``action`` in any case.
         page_size: How many tools, resources or prompts other programs are told at once.
         max_sessions: Sessions of other programs at once.
+        max_sessions_per_key: Sessions of one key at once; one more takes the place of the one that
+            has idled longest.
         session_idle_s: After how long without a request a session is ended.
         ask_timeout_s: How long a person may take to answer what a tool asks by another program.
         servers: Programs whose tools agents can call, by name: ``[mcp.servers.NAME]``.
@@ -42,6 +44,7 @@ class McpSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lists_events: bool = True
     page_size: Annotated[int, Meta(ge=1, le=1000)] = 250
     max_sessions: Positive = 1000
+    max_sessions_per_key: Positive = 100
     session_idle_s: Above = 1800.0
     ask_timeout_s: Above = 600.0
     servers: dict[ServerName, McpServer] = {}

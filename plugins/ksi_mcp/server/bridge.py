@@ -8,32 +8,31 @@ session are two callers where they come for two.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
+import pydantic_core
 from aiohttp import hdrs, web
 from mcp.server.auth.middleware.auth_context import auth_context_var
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
-from mcp.server.streamable_http import EventStore
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from msgspec import Struct
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.types import Message, Scope
 
 from ksi_client import Subscription
 from ksi_client.client import RECONNECTED
-from ksi_daemon.protocol import Busy, Conflict, Failed, KsiError, Unavailable
-from ksi_daemon.protocol.wire import DECODE_ERRORS
+from ksi_daemon.protocol import Failed, KsiError, Unavailable
 from ksi_http.events import HttpKeyRevoked
 from ksi_http.rooms import Caller, Sidecar, read_body, shown
 from ksi_mcp.events import McpChanged, McpServing, McpUpdated, McpYou
 from ksi_mcp.server.news import News
-from ksi_mcp.server.replay import Replay
 from ksi_mcp.server.serving import Serving
+from ksi_mcp.server.sessions import Sessions
+from ksi_mcp.server.under_way import Call
 from ksi_system.events import EventDescription
 
 log = logging.getLogger(__name__)
@@ -42,9 +41,11 @@ SDK: Final = "mcp"
 CALLER: Final = "ksi.caller"
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 OPEN_S: Final = 5.0
-RETRY_MS: Final = 1000  # after which time a client is to take up a stream that was cut
 AGAIN_S: Final = 2.0
-SESSION: Final = "Mcp-Session-Id"
+BAD_REQUEST: Final = 400
+STREAM: Final = "text/event-stream"
+OLDEST: Final = HANDSHAKE_PROTOCOL_VERSIONS[0]  # what a program speaks that names none
+SESSION, VERSION = "Mcp-Session-Id", "MCP-Protocol-Version"
 CHANGED, UPDATED, REVOKED = "mcp:changed", "mcp:updated", "http:key_revoked"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
@@ -108,19 +109,6 @@ def name_of(caller: Caller) -> str:
     return f"{caller.id} {caller.user or ''}"
 
 
-class Sessions(StreamableHTTPSessionManager):
-    """The SDK's sessions, each with a memory of its own of what it was told."""
-
-    @property
-    def event_store(self) -> EventStore | None:
-        """Return what remembers for a session that begins."""
-        return Replay()
-
-    @event_store.setter
-    def event_store(self, given: EventStore | None) -> None:
-        """Leave it: there is none for all."""
-
-
 class Bridge:
     """Answers the requests of the HTTP server.
 
@@ -130,9 +118,8 @@ class Bridge:
 
     def __init__(self, app: Sidecar) -> None:
         self._app = app
-        self._manager: StreamableHTTPSessionManager | None = None
+        self._sessions: Sessions | None = None
         self._is_open = asyncio.Event()
-        self._ids = Ids()
         self._open: dict[str, set[Exchange]] = {}  # by key
 
     async def open(self) -> None:
@@ -149,14 +136,9 @@ class Bridge:
             caller = _CALLER.get()
             return None if caller is None else serving.catalogues.schema(name_of(caller), tool)
 
-        self._manager = Sessions(
-            serving.server(schema_of),
-            session_idle_timeout=settings.session_idle_s,
-            max_request_body_size=self._app.settings.max_body_bytes,
-            max_sessions=settings.max_sessions,
-            retry_interval=RETRY_MS,
-        )
-        self._app.begin(self._run(self._manager, serving.news), "mcp")
+        max_body_bytes = self._app.settings.max_body_bytes
+        self._sessions = Sessions(serving.server(schema_of), settings, max_body_bytes)
+        self._app.begin(self._run(self._sessions, serving.news), "mcp")
         async with asyncio.timeout(OPEN_S):
             await self._is_open.wait()
 
@@ -165,8 +147,8 @@ class Bridge:
             told: McpYou = await client.request("mcp:whoami", result_type=McpYou)
         return told.serving
 
-    async def _run(self, manager: StreamableHTTPSessionManager, news: News) -> None:
-        async with manager.run():
+    async def _run(self, sessions: Sessions, news: News) -> None:
+        async with sessions.run():
             self._is_open.set()
             await self._follow(news)
 
@@ -206,98 +188,112 @@ class Bridge:
         return HttpReach(self._app, ctx.request.scope[CALLER])
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request."""
-        assert self._manager is not None
+        """Answer a request.
+
+        Raises:
+            Busy: The key, or all together, have too many under way; nothing was done.
+            Conflict: Another of the session has the same id.
+        """
         caller = self._app.caller(request)
         body = await read_body(request, self._app.settings)
         user = _user_of(caller.id)
-        scope = _scope_of(request, caller, user)
-        exchange = Exchange(self._app, request, body)
+        exchange = Exchange(request, body)
         _CALLER.set(caller)
         auth_context_var.set(user)  # what is to come back with answers is bound to the key
         open_ones = self._open.setdefault(caller.id, set())
         open_ones.add(exchange)
         try:
-            with self._ids.held(request, body):
-                self._app.begin(exchange.run(self._manager, scope), "mcp request")
-                return await exchange.answered()
+            self._begin(exchange, caller, user, _message(body))
+            return await exchange.answered()
         finally:
             open_ones.discard(exchange)
             if not open_ones:
                 self._open.pop(caller.id, None)
 
+    def _begin(
+        self, exchange: "Exchange", caller: Caller, user: AuthenticatedUser, message: Any
+    ) -> None:
+        """Take all that a request needs before anything is done for it; then begin."""
+        scope = _scope_of(exchange.request, caller, user)
+        with contextlib.ExitStack() as room:
+            if _asks(exchange.request, message):
+                room.enter_context(self._app.limits.stream(caller.id))
+            call = self._call(exchange.request, user, message)
+            work = self._served(exchange, scope, room.pop_all(), call)
+        self._app.begin(work, "mcp request")
 
-class Named(Struct, frozen=True):
-    """What of a message tells it from others."""
-
-    id: str | int | float | None = None
-    method: str | None = None
-
-
-class Ids:
-    """The requests that are under way in each session: the SDK would mix up two of one id."""
-
-    def __init__(self) -> None:
-        self._held: set[tuple[str, str | int | float]] = set()
-
-    @contextlib.contextmanager
-    def held(self, request: web.Request, body: bytes) -> Iterator[None]:
-        """Have a request's id be its own while it is under way.
-
-        Raises:
-            Conflict: Another of the same session has it.
-        """
-        key = self._key(request, body)
-        if key is None:
-            yield
-            return
-        if key in self._held:
-            raise Conflict(f"the request {key[1]!r} is still under way: give each an id of its own")
-        self._held.add(key)
-        try:
-            yield
-        finally:
-            self._held.discard(key)
-
-    @staticmethod
-    def _key(request: web.Request, body: bytes) -> tuple[str, str | int | float] | None:
+    def _call(self, request: web.Request, user: AuthenticatedUser, message: Any) -> Call | None:
+        """Return the call that a message begins in a session; ``None`` where it begins none."""
         session = request.headers.get(SESSION)
-        if session is None or request.method != hdrs.METH_POST:
+        if session is None or request.method != hdrs.METH_POST or not _asks(request, message):
             return None
-        try:
-            named = msgspec.json.decode(body, type=Named)
-        except DECODE_ERRORS:
-            return None  # which is told to be wrong by others
-        if named.id is None or named.method is None:
-            return None
-        return session, named.id
+        if request.headers.get(VERSION, OLDEST) not in HANDSHAKE_PROTOCOL_VERSIONS:
+            return None  # it stands alone, whatever session it names
+        assert self._sessions is not None
+        under_way = self._sessions.under_way(session, user)
+        request_id = message["id"] if isinstance(message, dict) else None
+        if under_way is None or not isinstance(request_id, int | str):
+            return None  # which the SDK tells
+        return under_way.begin(request_id)
+
+    async def _served(
+        self, exchange: "Exchange", scope: Scope, room: contextlib.ExitStack, call: Call | None
+    ) -> None:
+        """Have a request answered; a call takes its room until it ends, client or no client."""
+        assert self._sessions is not None
+        with room:
+            await exchange.run(self._sessions, scope)
+            if call is None:
+                return
+            if exchange.status >= BAD_REQUEST:  # it did not get as far as its session
+                call.end()
+            await call.over.wait()
+
+
+def _message(body: bytes) -> Any:
+    """Return what a body says, read as the SDK reads it: what one can't, the other can't."""
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError:
+        return None
+
+
+def _asks(request: web.Request, message: Any) -> bool:
+    """Say whether a request is answered by more than that it was taken."""
+    if request.method == hdrs.METH_POST and isinstance(message, dict):
+        return "id" in message and "method" in message
+    return request.method != hdrs.METH_DELETE
 
 
 class Exchange:
     """One request, and its answer.
 
-    Args:
-        app: The server.
+    Attributes:
         request: What is answered.
+        response: The answer.
+        status: The answer's, as far as there is one; known also when its client has gone.
+
+    Args:
+        request: The same.
         body: What came with it.
     """
 
-    def __init__(self, app: Sidecar, request: web.Request, body: bytes) -> None:
-        self._app = app
-        self._request = request
+    def __init__(self, request: web.Request, body: bytes) -> None:
+        self.request = request
+        self.response: web.StreamResponse = web.Response(status=500)
+        self.status = 0
         self._body: bytes | None = body
-        self._stack = contextlib.ExitStack()
+        self._headers: list[tuple[str, str]] = []
         self._is_over = asyncio.Event()
         self._is_gone = asyncio.Event()
         self._failure: KsiError | None = None
-        self._head: tuple[int, list[tuple[str, str]]] = (500, [])
-        self.response: web.StreamResponse = web.Response(status=500)
 
-    async def run(self, manager: StreamableHTTPSessionManager, scope: Scope) -> None:
+    async def run(self, sessions: Sessions, scope: Scope) -> None:
         """Have the request answered; never raises, since it is in a group with others."""
         try:
-            with self._stack:  # while it is a stream, it is counted as one
-                await manager.handle_request(scope, self.receive, self.send)
+            await sessions.handle_request(scope, self.receive, self.send)
+        except KsiError as error:
+            self._failure = error
         except Exception as error:  # the boundary of a task in a shared group
             log.error("a request of MCP broke", exc_info=error)
             self._failure = Failed("a request of MCP broke")
@@ -328,43 +324,39 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Take a part of the answer; who is gone gets nothing more."""
+        if message["type"] == "http.response.start":
+            self._take_head(message)
         if self._is_gone.is_set():
             return
         try:
             await self._send(message)
-        except Busy as error:
-            self._failure = error
-            self._is_gone.set()
         except ConnectionError:
             self._is_gone.set()
 
+    def _take_head(self, message: Message) -> None:
+        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in message["headers"]]
+        self._headers = [each for each in headers if each[0].lower() not in OWN_HEADERS]
+        self.status = message["status"]
+
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in message["headers"]]
-            kept = [each for each in headers if each[0].lower() not in OWN_HEADERS]
-            self._head = (message["status"], kept)
+            if any(value.startswith(STREAM) for _, value in self._headers):
+                await self._begin()  # at once: its first message may be long in coming
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         if not self.response.prepared:
-            await self._begin(body, is_whole=not more)
-            if not more:
-                return
+            self.response = web.Response(status=self.status, body=body)
+            self.response.headers.update(self._headers)
+            return
         if body:
             await self.response.write(body)
         if not more:
             await self.response.write_eof()
 
-    async def _begin(self, body: bytes, *, is_whole: bool) -> None:
-        status, headers = self._head
-        if is_whole:
-            self.response = web.Response(status=status, body=body)
-        else:
-            self._stack.enter_context(self._app.limits.stream(self._app.caller(self._request).id))
-            self.response = web.StreamResponse(status=status)
-        for name, value in headers:
-            self.response.headers[name] = value
-        if not is_whole:
-            await self.response.prepare(self._request)
+    async def _begin(self) -> None:
+        self.response = web.StreamResponse(status=self.status)
+        self.response.headers.update(self._headers)
+        await self.response.prepare(self.request)
 
 
 @lru_cache(maxsize=1000)

@@ -1,6 +1,7 @@
 """Keeps for a while what a session is told, so that a stream that was cut is taken up again."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import mcp_types as types
@@ -9,15 +10,21 @@ from mcp.server.streamable_http import EventCallback, EventId, EventMessage, Eve
 MAX_EVENTS: Final = 256
 MAX_BYTES: Final = 1024 * 1024
 MAX_DIGITS: Final = 18
+ANSWERS: Final = (types.JSONRPCResponse, types.JSONRPCError)
 
 
 class Replay(EventStore):
     """The latest messages of one session, in memory: bounded in number and in size.
 
     Streams bear the same ids in all sessions, so that one for all would mix them up.
+
+    Args:
+        answered: Is told of each request that is answered: every answer comes by here,
+            whether its client is still there or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answered: Callable[[types.RequestId], None]) -> None:
+        self._answered = answered
         self._kept: OrderedDict[int, tuple[StreamId, types.JSONRPCMessage | None, int]] = (
             OrderedDict()
         )
@@ -28,6 +35,8 @@ class Replay(EventStore):
         self, stream_id: StreamId, message: types.JSONRPCMessage | None
     ) -> EventId:
         """Keep a message, and forget the oldest where there is no room."""
+        if isinstance(message, ANSWERS) and message.id is not None:
+            self._answered(message.id)
         size = 0 if message is None else len(message.model_dump_json(by_alias=True))
         self._number += 1
         self._kept[self._number] = (stream_id, message, size)

@@ -14,6 +14,7 @@ from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 from mcp_types.methods import CacheableMethod
 
 from ksi_daemon import __version__
+from ksi_daemon.protocol import Conflict
 from ksi_mcp.events import McpServing
 from ksi_mcp.server import completing, errors, prompts, resources
 from ksi_mcp.server.calling import Answer, Calling
@@ -21,6 +22,7 @@ from ksi_mcp.server.catalogue import Catalogues
 from ksi_mcp.server.levels import Levels
 from ksi_mcp.server.news import News
 from ksi_mcp.server.reach import Reach
+from ksi_mcp.server.under_way import UnderWay
 
 Ctx = ServerRequestContext[Any, Any]
 ReachOf = Callable[[Ctx], Reach]
@@ -71,6 +73,7 @@ class Serving:
         self.catalogues = Catalogues(lists_events=settings.lists_events)
         self.news = News()
         self._levels = Levels()
+        self._under_way = UnderWay()
 
     async def list_tools(
         self, ctx: Ctx, params: types.PaginatedRequestParams | None
@@ -141,6 +144,19 @@ class Serving:
             self.news.meet(ctx, self._reach_of(ctx).tenant)
         return await call_next(ctx)
 
+    async def _once(self, ctx: Ctx, call_next: CallNext) -> HandlerResult:
+        """Refuse a second request of one id where all come one way; HTTP looks to that itself."""
+        if ctx.request is not None or ctx.request_id is None:
+            return await call_next(ctx)
+        try:
+            call = self._under_way.begin(ctx.request_id)
+        except Conflict as error:
+            raise MCPError(types.INVALID_REQUEST, error.message) from error
+        try:
+            return await call_next(ctx)
+        finally:
+            call.end()
+
     async def list_prompts(
         self, ctx: Ctx, params: types.PaginatedRequestParams | None
     ) -> types.ListPromptsResult:
@@ -193,5 +209,6 @@ class Serving:
             )
         security = RequestStateSecurity.ephemeral(ttl=self._settings.ask_timeout_s)
         boundary = RequestStateBoundary(security, default_audience=NAME)
-        server.middleware[:] = [boundary, self._meet]  # and no traces: nobody here collects them
+        # And no traces: nobody here collects them.
+        server.middleware[:] = [self._once, boundary, self._meet]
         return server

@@ -21,6 +21,7 @@ class Told:
     def __init__(self, *tools: tuple[ToolInfo, dict[str, Any]], name: str = "ann") -> None:
         self.name = name
         self.scopes: set[str] = set()
+        self.memory: tuple[str, ...] = ()
         self.tools = tools
         self.asked = 0
 
@@ -28,7 +29,7 @@ class Told:
         return scope in self.scopes or not self.scopes
 
     async def events(self) -> Mapping[str, EventDescription]:
-        return {"bird:list": described("bird:list")}
+        return {name: described(name) for name in ("bird:list", *self.memory)}
 
     async def ask(self, event: str, data: Any = None, *, result_type: Any = None) -> ToolListed:
         self.asked += 1
@@ -96,9 +97,12 @@ async def test_without_a_scope_for_tools_there_are_those_that_look_at_scopes_the
     reach = Told(*own, tool("look_2"), tool("sing"))
     reach.scopes = {"memory:read"}
 
+    without = (await Catalogues(lists_events=True).fresh(reach)).by_name
+    reach.memory = ("memory:query", "memory:upsert")
     known = (await Catalogues(lists_events=True).fresh(reach)).by_name
 
     assert list(known) == ["look", "search"]
+    assert list(without) == ["look"]
 
 
 async def test_events_are_tools_only_where_that_is_wanted() -> None:
@@ -138,7 +142,8 @@ def test_a_list_is_read_page_by_page() -> None:
 
 
 async def test_a_session_remembers_the_last_that_it_was_told() -> None:
-    replay, sent = Replay(), []
+    answered: list[types.RequestId] = []
+    replay, sent = Replay(answered.append), []
 
     async def take(message: EventMessage) -> None:
         sent.append(message.event_id)
@@ -150,6 +155,7 @@ async def test_a_session_remembers_the_last_that_it_was_told() -> None:
     assert await replay.replay_events_after("9" * 5000, take) is None
     assert await replay.replay_events_after(ids[-6], take) == "0"
     assert sent == [ids[-4], ids[-2]]
+    assert answered == []
 
 
 def message(number: int) -> types.JSONRPCMessage:

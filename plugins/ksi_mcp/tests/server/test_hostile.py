@@ -1,6 +1,7 @@
 """What programs send that they should not."""
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,6 +21,7 @@ HELLO: Final = {
     "capabilities": {},
     "clientInfo": {"name": "test", "version": "1"},
 }
+SAME: Final = (1, "1", "01", " 1", "+1")  # to the SDK, one id
 MakeKey = Callable[..., Any]
 
 
@@ -43,9 +45,12 @@ class Raw:
         async with self.http.session.post(url, json=body, headers=given) as answer:
             return answer.status, answer.headers, await answer.text()
 
-    async def call(self, number: Any, name: str, arguments: Any) -> tuple[int, Any, str]:
+    async def call(
+        self, number: Any, name: str, arguments: Any, **headers: str
+    ) -> tuple[int, Any, str]:
         params = {"name": name, "arguments": arguments}
-        return await self.send({"id": number, "method": "tools/call", "params": params})
+        asked = {"id": number, "method": "tools/call", "params": params}
+        return await self.send(asked, **headers)
 
 
 @pytest.fixture
@@ -78,19 +83,73 @@ async def test_a_session_bears_what_should_not_be_sent(raw: Raw, toolbox: Toolbo
     assert '\\"sum\\":42' in sound
 
 
-async def test_the_same_id_twice_hangs_nobody_else(raw: Raw, toolbox: Toolbox) -> None:
+async def test_the_same_id_twice_hangs_nobody_and_gets_nobody_elses_answer(
+    http: HttpServer, make_key: MakeKey, toolbox: Toolbox
+) -> None:
+    raw = Raw(http, await make_key("*", user="ann", may_act_for_others=True))
+    await raw.begin()
+
     async with asyncio.timeout(20.0), asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(raw.call(1, "wait", {}))
+        of_ann = tasks.create_task(raw.call(1, "wait", {}))
         await toolbox.begun.wait()
-        status, _, why = await raw.call(1, "add", {"a": 1, "b": 1})
+        of_bob = [await raw.call(same, "add", {}, **{"x-user-id": "bob"}) for same in SAME]
         _, _, other = await raw.call(2, "add", {"a": 20, "b": 22})
         await raw.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
-        await toolbox.ended.wait()
-        first.cancel()
+        _, _, told = await of_ann
 
-    assert status == 409
-    assert "give each an id of its own" in why
+    assert [status for status, _, _ in of_bob] == [409] * len(SAME)
+    assert "give each an id of its own" in of_bob[0][2]
     assert '\\"sum\\":42' in other
+    assert toolbox.ended.is_set()
+    assert "Request cancelled" in told
+
+
+async def test_an_id_is_that_of_its_call_until_it_has_ended_though_its_client_has_gone(
+    raw: Raw, toolbox: Toolbox
+) -> None:
+    async with asyncio.timeout(20.0):
+        first = asyncio.create_task(raw.call(7, "wait", {}))
+        await toolbox.begun.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        await raw.send({"id": 8, "method": "ping"})
+        again, _, _ = await raw.call(7, "add", {"a": 20, "b": 22})
+        await raw.send({"method": "notifications/cancelled", "params": {"requestId": 7}})
+        await toolbox.ended.wait()
+        while (answer := await raw.call(7, "add", {"a": 20, "b": 22}))[0] == 409:
+            pass
+
+    assert again == 409
+    assert '\\"sum\\":42' in answer[2]
+
+
+class TestOneStream:
+    """Where a key may have one stream."""
+
+    @pytest.fixture
+    def http_settings(self) -> dict[str, Any]:
+        """One stream."""
+        return {"max_streams_per_key": 1}
+
+    async def test_who_is_told_to_come_again_has_done_nothing(
+        self, http: HttpServer, raw: Raw, toolbox: Toolbox
+    ) -> None:
+        async with asyncio.timeout(20.0):
+            first = asyncio.create_task(raw.call(1, "wait", {}))
+            await toolbox.begun.wait()
+            busy = await raw.call(2, "shout", {"text": "first"})
+            first.cancel()
+            await asyncio.wait([first])
+            await raw.send({"method": "notifications/initialized"})
+            still = await raw.call(3, "shout", {"text": "second"})
+            await raw.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
+            await toolbox.ended.wait()
+            while (await raw.call(4, "shout", {"text": "third"}))[0] == 429:
+                pass
+
+        assert (busy[0], still[0]) == (429, 429)
+        assert "http.max_streams_per_key" in busy[2]
+        assert toolbox.calls == ["third"]
 
 
 async def test_a_request_without_a_key_or_of_another_page_gets_nowhere(http: HttpServer) -> None:
@@ -144,27 +203,47 @@ async def test_what_comes_back_with_answers_is_ours_and_the_callers_own(
 
 
 class TestFewSessions:
-    """Where only two sessions may be open."""
+    """Where only three sessions may be open, and two of one key."""
 
     @pytest.fixture
     def ksi_settings(self) -> list[str]:
-        """Two sessions."""
-        return ["mcp.max_sessions=2"]
+        """Three sessions, and two."""
+        return ["mcp.max_sessions=3", "mcp.max_sessions_per_key=2"]
 
-    async def test_sessions_are_bounded_and_can_be_ended(self, http: HttpServer) -> None:
-        first, second, third = Raw(http), Raw(http), Raw(http)
-        await first.begin()
-        await second.begin()
-        hello = {"id": 0, "method": "initialize", "params": HELLO}
+    async def test_sessions_are_bounded_for_each_key_and_can_be_ended(
+        self, http: HttpServer, make_key: MakeKey
+    ) -> None:
+        key, hello = await make_key("*"), {"id": 0, "method": "initialize", "params": HELLO}
+        of_one, of_other = [Raw(http) for _ in range(3)], [Raw(http, key) for _ in range(2)]
+        for each in of_one:
+            await each.begin()
+        await of_other[0].begin()
 
-        refused, _, _ = await third.send(hello)
-        given = http.authorization() | HEAD | VERSION | first.session
+        alive = [(await each.send({"id": 1, "method": "ping"}))[0] for each in of_one]
+        refused, _, why = await of_other[1].send(hello)
+        given = http.authorization() | HEAD | VERSION | of_one[1].session
         ended = await http.session.delete(f"{http.url}/mcp", headers=given)
-        accepted, _, _ = await third.send(hello)
+        accepted, _, _ = await of_other[1].send(hello)
 
-        assert refused == 503
+        assert alive == [404, 200, 200]
+        assert refused == 429
+        assert "mcp.max_sessions" in why
         assert ended.status == 200
         assert accepted == 200
+
+    async def test_a_session_that_is_used_makes_room_for_none(self, http: HttpServer) -> None:
+        used = [Raw(http), Raw(http)]
+        async with contextlib.AsyncExitStack() as stack:
+            for each in used:
+                await each.begin()
+                given = http.authorization() | {"Accept": "text/event-stream"} | each.session
+                listening = http.session.get(f"{http.url}/mcp", headers=given)
+                await stack.enter_async_context(listening)
+
+            refused, _, why = await Raw(http).send({"id": 0, "method": "initialize"})
+
+        assert refused == 429
+        assert "mcp.max_sessions_per_key" in why
 
 
 async def test_a_client_that_never_reads_holds_up_nobody(
