@@ -25,12 +25,13 @@ from ksi_tools.registry import (
     gathered,
 )
 from ksi_tools.text import Output
-from ksi_tools.tool import Progress, ToolContext
+from ksi_tools.tool import Progress, Question, ToolContext
 
 __all__ = [
     "Output",
     "Progress",
     "ProviderRegistration",
+    "Question",
     "Registration",
     "Scopes",
     "ToolContext",

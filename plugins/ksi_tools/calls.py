@@ -33,7 +33,7 @@ from ksi_tools.registry import Tools
 from ksi_tools.settings import ToolsSettings
 from ksi_tools.store import Ending, Fenced, Intent, Known, Ledger, whose_of
 from ksi_tools.text import Arguments, Text, clean, keepable, read_arguments, text_of
-from ksi_tools.tool import ToolContext
+from ksi_tools.tool import Question, ToolContext
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ IN_DOUBT: Final = (
     "Nobody knows whether this call had its effect: {why}. It is not repeated; a person is to say "
     "what became of it (tool:resolve, or ksi tool resolve)."
 )
+ASKED: Final = "a person is to answer"
 NEVER_BEGUN: Final = "it was cancelled before anything was done"
 
 # Within a tool: what it calls itself takes no place of its own, or many could wait for each other.
@@ -310,12 +311,19 @@ class Calls:
 
     async def _done_once(self, execution: Execution, times: int) -> e.ToolCalled:
         intent = execution.intent
-        ending = await self._effect(execution, times)
+        answer = await self._answer(intent) if times > 1 else None
+        ending = await self._effect(execution, times, answer)
         if not await self._persist(lambda: self._ledger.end(intent, ending)):
             raise Unavailable(
                 f"the call {intent.call_id} is not this daemon's any more", retry_after_s=1.0
             )
         return self._ended_as(intent, ending, is_repeated=times > 1)
+
+    async def _answer(self, intent: Intent) -> str | None:
+        """Return what a person answered to what the tool has asked, when it was called before."""
+        whose, call_id = whose_of(intent.context), intent.call_id
+        known = await self._persist(lambda: self._ledger.calls(whose, call_id=call_id))
+        return known[0].answer if known else None
 
     async def _begun(self, execution: Execution) -> tuple[str, int, Known | None]:
         """Write the intent, as often as it takes to know that it is written.
@@ -335,8 +343,8 @@ class Calls:
     def _ended_as(self, intent: Intent, ending: Ending, *, is_repeated: bool) -> e.ToolCalled:
         if ending.status == "lost":
             raise Cancelled(f"{intent.tool.name} was cancelled")
-        if ending.status == "in_doubt":
-            self._publish_doubt(intent.call_id, intent.tool.name, "in_doubt", str(ending.why))
+        if ending.status in ("in_doubt", "waiting"):
+            self._publish_doubt(intent.call_id, intent.tool.name, ending.status, str(ending.why))
         return e.ToolCalled(
             call_id=intent.call_id,
             name=intent.tool.name,
@@ -351,7 +359,7 @@ class Calls:
 
     # -- the effect -----------------------------------------------------------------------------
 
-    async def _effect(self, execution: Execution, attempt: int) -> Ending:
+    async def _effect(self, execution: Execution, attempt: int, answer: str | None) -> Ending:
         """Do it, and say what came of it, whatever that is."""
         intent = execution.intent
         if execution.why_cancelled is not None:
@@ -359,7 +367,10 @@ class Calls:
         token = _INSIDE.set(True)
         started = time.perf_counter()
         try:
-            result = await self._done(execution, self._context(intent, attempt))
+            result = await self._done(execution, self._context(intent, attempt, answer))
+        except Question as question:
+            text = Text(clean(str(question))[: self._settings.max_content_chars])
+            return Ending("waiting", text, _ms_since(started), why=ASKED)
         except Effect as effect:
             return _ending(execution, effect, _ms_since(started), self._settings)
         finally:
@@ -391,6 +402,8 @@ class Calls:
                 isinstance(error, Unavailable) and tool.event is not None
             )
             raise Effect(error, is_unknown=is_unknown) from error
+        except Question:
+            raise
         except ConnectionRefusedError as error:
             told = Unavailable(f"{tool.name}: nobody is there ({error})")
             raise Effect(told, is_unknown=False) from error
@@ -407,7 +420,7 @@ class Calls:
             broke = Failed(f"{tool.name} failed with {kind} in {tool.provider}; the log has more")
             raise Effect(broke, is_unknown=False) from error
 
-    def _context(self, intent: Intent, attempt: int) -> ToolContext:
+    def _context(self, intent: Intent, attempt: int, answer: str | None) -> ToolContext:
         whose = intent.context
         loop = asyncio.get_running_loop()
         interval_s = self._settings.progress_interval_s
@@ -441,13 +454,14 @@ class Calls:
             whose.agent,
             attempt,
             progress,
+            answer,
         )
 
     # -- what is told ---------------------------------------------------------------------------
 
     def tell_doubted(self, call: Known) -> None:
         """Publish that a call is in doubt, or waits for a person."""
-        why = call.why or "a person is to answer"
+        why = call.why or ASKED
         with acting_as(context_of(call)):
             self._publish_doubt(call.call_id, call.name, call.status, why)
 

@@ -89,9 +89,10 @@ class ToolCalled(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``content`` is text for the model: the result, or what went wrong where the status is
     ``failed``. Past the cap it is the beginning alone, and the whole is kept as ``output_ref``
-    (see ``tool:output``). ``waiting`` is an interactive tool's: a person is to answer with
-    ``tool:answer``. ``in_doubt`` means that nobody knows whether the effect came about: a person
-    is to say with ``tool:resolve``.
+    (see ``tool:output``). ``waiting`` means that a person is to answer with ``tool:answer``: an
+    interactive tool's question, or what another wants to know before it goes on; that one is to be
+    called again then, with the same ``call_id``. ``in_doubt`` means that nobody
+    knows whether the effect came about: a person is to say with ``tool:resolve``.
     """
 
     call_id: str
@@ -183,7 +184,11 @@ class ToolResolve(Struct, frozen=True, kw_only=True):
 
 
 class ToolAnswer(Struct, frozen=True, kw_only=True):
-    """Answer an interactive call that waits for a person."""
+    """Answer a call that waits for a person.
+
+    The answer is the result of an interactive tool. Another goes on with it, once it is called
+    again with the same ``call_id``: it is ``running`` until then.
+    """
 
     call_id: CallId
     content: str

@@ -212,9 +212,13 @@ class Handlers:
 
     @event_handler("tool:answer", scope="tools:write")
     async def answer(self, request: e.ToolAnswer) -> e.ToolResolved:
-        """Answer an interactive call that waits for a person."""
+        """Answer a call that waits for a person."""
         content = self._checked(request.content)
-        return await self._settle(request.call_id, (WAITING, "done"), content, "a person answered")
+        found = await self._ledger.calls(whose_of(_context()), call_id=request.call_id)
+        # One that was begun before its tool asked is made again, with the answer.
+        becomes = "due" if any(each.has_asked for each in found) else "done"
+        change = (WAITING, becomes)
+        return await self._settle(request.call_id, change, content, "a person answered")
 
     def _checked(self, content: str) -> str:
         if len(content) > self._settings.max_content_chars:

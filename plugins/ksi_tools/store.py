@@ -71,6 +71,16 @@ class Known(Struct, frozen=True, kw_only=True):
     why: str | None
 
     @property
+    def has_asked(self) -> bool:
+        """Whether it was begun, and its tool wants to know something before it goes on."""
+        return self.status == "waiting" and self.duration_ms is not None
+
+    @property
+    def answer(self) -> str | None:
+        """What a person answered to what the tool of a call asked that is made again."""
+        return self.content if self.error is None else None
+
+    @property
     def error_body(self) -> ErrorBody | None:
         """What the call failed with."""
         return None if self.error is None else msgspec.json.decode(self.error, type=ErrorBody)

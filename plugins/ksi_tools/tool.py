@@ -29,6 +29,7 @@ class ToolContext(Struct, frozen=True):
         conversation: Where it is made.
         agent: Who makes it.
         attempt: The how manieth time it is made.
+        answer: What a person answered, where the tool has asked a `Question`.
         progress: Tells whoever watches how far the call is: a message and, where there are
             figures, how much of how much is done. What comes too fast is left out.
     """
@@ -40,6 +41,15 @@ class ToolContext(Struct, frozen=True):
     agent: str | None
     attempt: int
     progress: "Progress"
+    answer: str | None = None
+
+
+class Question(Exception):
+    """What a tool wants to know from a person before it goes on.
+
+    Its call waits then, however long that takes, and is made again with the answer, as
+    `ToolContext.answer`, once there is one.
+    """
 
 
 class Progress(Protocol):

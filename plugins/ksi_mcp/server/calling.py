@@ -143,7 +143,8 @@ class Calling:
         else:
             await self._reach.ask("tool:answer", ToolAnswer(call_id=call_id, content=content))
         ask = ToolCall(name=offered.tool, arguments=arguments, call_id=call_id)
-        return results.of_called(await self._reach.ask("tool:call", ask, result_type=ToolCalled))
+        called: ToolCalled = await self._reach.ask("tool:call", ask, result_type=ToolCalled)
+        return await self._ended(offered, arguments, called)
 
     async def _told(
         self,

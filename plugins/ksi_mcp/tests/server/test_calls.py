@@ -224,6 +224,21 @@ async def test_a_question_is_put_to_the_person(connect: Connect, mode: str) -> N
 
 
 @BOTH
+async def test_a_tool_may_ask_again_before_it_goes_on(connect: Connect, mode: str) -> None:
+    answers = iter(("maybe", "yes"))
+
+    async def answer(
+        context: ClientRequestContext, params: types.ElicitRequestParams
+    ) -> types.ElicitResult:
+        return types.ElicitResult(action="accept", content={"answer": next(answers)})
+
+    async with connect(mode, elicitation_callback=answer) as client:
+        result = await client.call_tool("sure", {})
+
+    assert text_of(result) == "done"
+
+
+@BOTH
 async def test_a_question_that_is_declined_is_dropped(connect: Connect, mode: str) -> None:
     async def decline(
         context: ClientRequestContext, params: types.ElicitRequestParams

@@ -5,7 +5,7 @@ import logging
 
 from ksi_daemon.protocol import Busy
 from ksi_mcp.api import Content
-from ksi_tools.api import ToolContext, tool
+from ksi_tools.api import Question, ToolContext, tool
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ class Toolbox:
         """Shout."""
         self.calls.append(text)
         return text.upper()
+
+    @tool(effects="effectful")
+    async def sure(self, context: ToolContext) -> str:
+        """Ask until somebody says yes."""
+        if context.answer != "yes":
+            raise Question("Sure?")
+        return "done"
 
     @tool(effects="read_only")
     async def steps(self, context: ToolContext) -> str:

@@ -1,0 +1,82 @@
+"""Tools that want to know something from a person before they go on."""
+
+from typing import Any
+
+import pytest
+
+from ksi_client import Conflict, Unavailable
+from ksi_tools.api import Question, ToolContext, tool
+from ksi_tools.tests.conftest import Client, Run
+
+
+class Mail:
+    """Sends what somebody has agreed to."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    @tool(effects="effectful")
+    async def send(self, text: str, context: ToolContext) -> str:
+        """Send a mail, when somebody says yes."""
+        if context.answer is None:
+            raise Question(f"Send {text!r}?")
+        if context.answer not in ("yes", "no"):
+            raise Question("Say yes or no.")
+        if context.answer == "yes":
+            self.sent.append(text)
+        return f"{context.answer}, at the attempt {context.attempt}"
+
+
+async def send(client: Client) -> Any:
+    request = {"name": "send", "arguments": {"text": "hello"}, "call_id": "c1"}
+    return await client.request("tool:call", request)
+
+
+async def answer(client: Client, content: str) -> Any:
+    return await client.request("tool:answer", {"call_id": "c1", "content": content})
+
+
+async def test_a_tool_that_asks_waits_and_goes_on_with_the_answer_once(run: Run) -> None:
+    mail = Mail()
+    async with run(mail) as client:
+        doubted = await client.subscribe("tool:doubted")
+        asked = await send(client)
+        again = await send(client)
+        told = await anext(doubted)
+        settled = await answer(client, "maybe")
+        (due,) = (await client.request("tool:calls", {}))["calls"]
+        asked_more = await send(client)
+        await answer(client, "yes")
+        done = await send(client)
+        recorded = await send(client)
+        with pytest.raises(Conflict):
+            await answer(client, "no")
+
+    assert (asked["status"], asked["content"]) == ("waiting", "Send 'hello'?")
+    assert (again["status"], again["content"]) == ("waiting", "Send 'hello'?")
+    assert told.data["status"] == "waiting"
+    assert settled["status"] == due["status"] == "running"
+    assert (asked_more["status"], asked_more["content"]) == ("waiting", "Say yes or no.")
+    assert done["status"] == recorded["status"] == "done"
+    assert done["content"] == recorded["content"] == "yes, at the attempt 3"
+    assert mail.sent == ["hello"]
+
+
+async def test_an_answer_outlasts_the_daemon_and_a_question_can_be_dropped(run: Run) -> None:
+    mail = Mail()
+    async with run(mail) as client:
+        await send(client)
+    async with run() as client:
+        await answer(client, "yes")
+        with pytest.raises(Unavailable, match="begun"):
+            await send(client)  # its tool is not there
+    async with run(mail) as client:
+        done = await send(client)
+        request = {"name": "send", "arguments": {"text": "hello"}, "call_id": "c2"}
+        await client.request("tool:call", request)
+        await client.request("tool:resolve", {"call_id": "c2", "verdict": "drop"})
+        dropped = await client.request("tool:call", request)
+
+    assert done["content"] == "yes, at the attempt 2"
+    assert mail.sent == ["hello"]
+    assert dropped["status"] == "dropped"
