@@ -27,10 +27,11 @@ BEARER: Final = "ksi_mcp.client.bearer"
 WIRES: Final = "ksi_mcp.client.wires"
 CLOSE_S: Final = 5.0
 REFRESH_S: Final = 1.0
+MAX_REFRESH_S: Final = 60.0
+STEADY_S: Final = 10.0
 LOGGED_S: Final = 10.0
 UNAUTHORIZED: Final = "HTTP 401"
 MAX_WHY_CHARS: Final = 1_000
-MAX_TIMEOUTS: Final = 3
 # What any program needs of the environment, and no more.
 KEPT: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -56,11 +57,13 @@ class Connection:
         listed: Told what it says of its tools, and whether that is all, whenever it was asked.
         login: The file of the login with it, where one logs in.
         confined: Knows whom the daemon does not take for its owner: a server's process is nobody.
+        ended: Told when it has ended, or is about to.
 
     Attributes:
         is_ready: Set when it has told its tools, or has failed.
+        was_ready: Whether it had told its tools.
         is_over: Whether it has ended, or is about to.
-        why: Why it failed, if it did.
+        why: Why it ended, where something was wrong.
         calls: How many are being made.
         used_at: When one was made the last time.
     """
@@ -74,8 +77,10 @@ class Connection:
         listed: Listed,
         login: Path | None = None,
         confined: Confined | None = None,
+        ended: Callable[["Connection"], None] | None = None,
     ) -> None:
         self.is_ready = asyncio.Event()
+        self.was_ready = False
         self.is_over = False
         self.why: str | None = None
         self.calls = 0
@@ -87,15 +92,22 @@ class Connection:
         self._listed = listed
         self._login = login
         self._confined = confined
+        self._ended = ended
         self._task: asyncio.Task[None] | None = None
         self._session: Any = None
         self._is_stale = False
         self._stirred = asyncio.Event()
         self._secrets = Secrets()
         self._process: GuardedProcess | None = None
+        self._has_answered = False
+        self._ready_at = 0.0
         self._asked_at = 0.0
+        self._pause_s = REFRESH_S
+        self._asking: asyncio.Timeout | None = None
         self._logged_at = 0.0
-        self._timeouts = 0
+        self._heard_at = 0.0
+        self._silent_s = 0.0  # how long calls have waited since then
+        self._silent_until = 0.0
 
     # -- its task -------------------------------------------------------------------------------
 
@@ -111,27 +123,29 @@ class Connection:
                     await self._ask_for_tools(session)
                     self._session = session
                     limit.reschedule(None)
+                    self._ready_at = time.monotonic()
+                    self.was_ready = True
                     self.is_ready.set()
                     await self._live(session)
                     limit.reschedule(asyncio.get_running_loop().time() + CLOSE_S)
         except TimeoutError:
             if self._session is None:
-                self._failed(f"it did not answer within {self._settings.connect_timeout_s:g} s")
+                self.give_up(f"it did not answer within {self._settings.connect_timeout_s:g} s")
         except KsiError as error:
-            self._failed(error.message)
+            self.give_up(error.message)
         except Exception as error:  # noqa: BLE001  a stranger's program may have the SDK raise what it likes
-            self._failed(_told(error))
+            self.give_up(_told(error))
         finally:
-            self.is_over = True
+            self._over()
             self._session = None
             self.is_ready.set()
 
-    def _failed(self, why: str) -> None:
+    def _explained(self, why: str) -> str:
         why = self._advised(why)
         complaints = self._process.complaints if self._process is not None else ""
         if complaints:
             why = f"{why}; it said: {complaints}"
-        self.why = self._secrets.masked(cleaned(why, MAX_WHY_CHARS))
+        return self._secrets.masked(cleaned(why, MAX_WHY_CHARS))
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Any]:
@@ -140,7 +154,8 @@ class Connection:
         sdk.hush()
         self._secrets.note(*literal_secrets(self._server))
         wire = await (self._process_wire(wires) if self._server.command else self._http_wire(wires))
-        watched = wires.watched(wire, self._settings.max_messages_per_s, self._gone)
+        per_s = self._settings.max_messages_per_s
+        watched = wires.watched(wire, per_s, on_message=self._heard, on_end=self._gone)
         handshake = self._server.handshake
         async with sdk.opened(
             watched, handshake=handshake, changed=self._changed, logged=self._log
@@ -183,31 +198,45 @@ class Connection:
     async def _live(self, session: Any) -> None:
         """Stay until nobody has called for a while, the server is gone, or `end` was called."""
         while not self.is_over:
-            try:
-                async with asyncio.timeout(self._settings.idle_s):
-                    await self._stirred.wait()
-            except TimeoutError:
-                if not self.calls:
-                    self.is_over = True  # before it is closed: nobody may call any more
-                    return
-            self._stirred.clear()
-            if self._is_stale and not self.is_over:
+            is_stale = self._is_stale
+            if is_stale and self._refresh_in_s() <= 0:
                 await self._refresh(session)
+            elif await self._is_stirred(
+                self._refresh_in_s() if is_stale else self._settings.idle_s
+            ):
+                continue
+            elif not is_stale and not self.calls:
+                self._over()  # before it is closed: nobody may call any more
+
+    async def _is_stirred(self, within_s: float) -> bool:
+        """Wait for something to happen; says whether it did."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._stirred.wait()
+        except TimeoutError:
+            return False
+        self._stirred.clear()
+        return True
+
+    def _refresh_in_s(self) -> float:
+        """Return when the tools may be asked for anew: ever later while they keep changing."""
+        return self._asked_at + self._pause_s - time.monotonic()
 
     async def _refresh(self, session: Any) -> None:
         """Ask for the tools anew: once, however often the server says that they have changed."""
+        is_calm = time.monotonic() - self._asked_at > MAX_REFRESH_S
+        self._pause_s = REFRESH_S if is_calm else min(2 * self._pause_s, MAX_REFRESH_S)
+        self._is_stale = False
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
-                await asyncio.sleep(self._asked_at + REFRESH_S - time.monotonic())
-                self._is_stale = False
+            async with asyncio.timeout(self._settings.connect_timeout_s) as self._asking:
                 await self._ask_for_tools(session)
         except (NotSentError, LostError, TimeoutError) as error:
-            log.info("a server's tools can't be asked for", extra={"server": self._name})
-            self.why = _told(error)
-            self.end()
+            self.give_up(str(error) or "it does not answer")
         except (AnswerError, KsiError) as error:
             told = {"server": self._name, "why": str(error)}
             log.warning("a server's tools are not known anew", extra=told)
+        finally:
+            self._asking = None
 
     async def _ask_for_tools(self, session: Any) -> None:
         self._asked_at = time.monotonic()
@@ -231,18 +260,20 @@ class Connection:
             raise NotSentError("it is not connected")
         self.calls += 1
         self._stirred.set()
+        began = time.monotonic()
         try:
             result: dict[str, Any] = await session.call(tool, arguments, self._masking(progress))
         except (NotSentError, AnswerError, LostError) as error:
+            self._has_answered = self._has_answered or isinstance(error, AnswerError)
             raise type(error)(self._advised(self._secrets.masked(str(error)))) from error
         except asyncio.CancelledError:
-            self._timed_out()
+            self._waited_in_vain(began)
             raise
         finally:
             self.calls -= 1
             self.used_at = time.monotonic()
             self._stirred.set()
-        self._timeouts = 0
+        self._has_answered = True
         if not self._secrets:
             return result
         return await asyncio.to_thread(self._secrets.masked_all, result)
@@ -261,11 +292,16 @@ class Connection:
             return f"{why}: log in with ksi mcp login {self._name}"
         return f"{why}: it is to be added with --oauth, or with a --header that names a secret"
 
-    def _timed_out(self) -> None:
-        """End a connection over which nothing comes any more: a new one may be better."""
-        self._timeouts += 1
-        if self._timeouts >= MAX_TIMEOUTS:
-            self.end()
+    def _waited_in_vain(self, since: float) -> None:
+        """End a connection over which nothing at all comes for as long as a call may take."""
+        now = time.monotonic()
+        self._silent_s += now - max(since, self._heard_at, self._silent_until)
+        self._silent_until = now
+        if self._silent_s >= (self._server.timeout_s or self._settings.call_timeout_s):
+            self.give_up(f"it said nothing for {self._silent_s:.0f} s while it was called")
+
+    def _heard(self) -> None:
+        self._heard_at, self._silent_s = time.monotonic(), 0.0
 
     async def refresh(self) -> None:
         """Ask for the tools now.
@@ -284,18 +320,41 @@ class Connection:
 
     def end(self) -> None:
         """Have it ended; does not wait for that."""
-        self.is_over = True
-        self._stirred.set()
+        self._over()
         if self._task is not None and not self.is_ready.is_set():
             self._task.cancel()  # it is being connected still, or has not even begun
-            self.why = self.why or "it was ended"
             self.is_ready.set()
+
+    def give_up(self, why: str) -> None:
+        """Have it ended, since something is wrong."""
+        if not self.is_over:
+            self.why = self._explained(why)
+            self._over()
+
+    def _over(self) -> None:
+        """Let nobody call any more."""
+        if not self.is_over:
+            self.is_over = True
+            if self._ended is not None:
+                self._ended(self)
+        if self._asking is not None and not self._asking.expired():
+            self._asking.reschedule(0.0)  # nobody wants to know any more
+        self._stirred.set()
+
+    def is_idle(self) -> bool:
+        """Say whether it is connected, and nobody calls it."""
+        return self.is_ready.is_set() and not self.is_over and not self.calls
+
+    @property
+    def did_well(self) -> bool:
+        """Whether it was of use, or stayed for a while."""
+        is_steady = self.was_ready and time.monotonic() - self._ready_at >= STEADY_S
+        return self._has_answered or is_steady
 
     def _gone(self, why: str) -> None:
         """Note that the server says nothing more; who connects it is told by the SDK."""
-        if self._session is not None and not self.is_over:
-            self._failed(why)
-            self.end()
+        if self._session is not None:
+            self.give_up(why)
 
     def _changed(self) -> None:
         self._is_stale = True

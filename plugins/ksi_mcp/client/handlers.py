@@ -1,13 +1,19 @@
 """Answers what is asked of the servers of others, such as ``mcp:add`` and ``mcp:list``."""
 
+from typing import Final
+
 from msgspec import structs
 
 from ksi_daemon.event_system import current_context, event_contributor, event_handler
-from ksi_daemon.protocol import Busy, Context, Denied, TimedOut, Unavailable
+from ksi_daemon.protocol import Context, Denied, KsiError
 from ksi_mcp import events as e
+from ksi_mcp.client.lookout import several
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.servers import DEFAULT, Servers
+from ksi_mcp.client.store import Key
 from ksi_system.events import HealthCheck, HealthChecked
+
+CHECKED_AT_ONCE: Final = 8
 
 
 class Handlers:
@@ -47,15 +53,21 @@ class Handlers:
             chosen = [self._servers.find(context.tenant, request.name)]
         else:
             chosen = list(self._servers.of(context.tenant))
-        return e.McpServers(servers=tuple([await self._checked(each) for each in chosen]))
+        reports: dict[Key, e.McpServerReport] = {}
+
+        async def check(remote: Remote) -> None:
+            reports[remote.key] = await self._checked(remote)
+
+        await several(chosen, check, CHECKED_AT_ONCE)
+        return e.McpServers(servers=tuple(reports[each.key] for each in chosen))
 
     async def _checked(self, remote: Remote) -> e.McpServerReport:
         """Ask a server for its tools; what goes wrong is in the report."""
         why = None
         if remote.server.is_on:
             try:
-                await remote.check()
-            except (Unavailable, TimedOut, Busy) as error:
+                await remote.reach.check()
+            except KsiError as error:
                 why = error.message
         report = remote.report(with_tools=True)
         return structs.replace(report, why=report.why or why)

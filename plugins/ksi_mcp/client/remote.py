@@ -1,9 +1,7 @@
 """A server as the registry of tools sees it: its tools, whether it is connected or not."""
 
 import asyncio
-import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -13,6 +11,7 @@ from ksi_mcp.client.connection import Connection
 from ksi_mcp.client.definitions import Definition, prefix_of
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.client.offer import Offer, Rival
+from ksi_mcp.client.reach import Reach
 from ksi_mcp.client.store import Key, Store
 from ksi_mcp.client.suspects import target_of
 from ksi_mcp.client.text import fenced
@@ -20,8 +19,6 @@ from ksi_mcp.events import McpServer, McpServerReport
 from ksi_mcp.exchange import Content
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolContext, Tools
-
-log = logging.getLogger(__name__)
 
 Connect = Callable[["Remote"], Awaitable[Connection]]
 
@@ -41,6 +38,7 @@ class Remote:
         held_back: Told which tools are newly held back.
 
     Attributes:
+        reach: The way to it.
         offer: Its tools.
         prefix: What their names begin with.
     """
@@ -64,13 +62,8 @@ class Remote:
         self.server = server
         self.was_added = was_added
         self.prefix = prefix_of(key[1], server)
-        self.connection: Connection | None = None
-        self.why: str | None = None
+        self.reach = Reach(key[1], settings, lambda: connect(self))
         self._settings = settings
-        self._connect = connect
-        self._connecting = asyncio.Lock()
-        self._failures = 0
-        self._retry_at = 0.0
         self.offer = Offer(
             key,
             server,
@@ -140,7 +133,7 @@ class Remote:
             Unavailable: There is no connection.
         """
         try:
-            return await self.connected()
+            return await self.reach.connected()
         except Unavailable as error:  # it may tell what the server has said as it failed
             fenced_why = self._fenced(error.message)
             raise Unavailable(fenced_why, retry_after_s=error.retry_after_s) from error
@@ -156,71 +149,17 @@ class Remote:
     def _fenced(self, text: str) -> str:
         return fenced(text, self.server_name, f"-----{secrets.token_hex(6)}-----")
 
-    # -- its connection -------------------------------------------------------------------------
-
-    async def connected(self) -> Connection:
-        """Return a connection, which is made where there is none.
-
-        Raises:
-            Unavailable: It can't be made, or could not be made a moment ago.
-        """
-        async with self._connecting:
-            if self.connection is not None and not self.connection.is_over:
-                return self.connection
-            left_s = self._retry_at - time.monotonic()
-            if left_s > 0:
-                raise Unavailable(f"{self.server_name}: {self.why}", retry_after_s=round(left_s, 1))
-            connection = await self._connect(self)
-            self.connection = connection
-            await connection.is_ready.wait()
-            if connection.is_over and connection.why is not None:
-                self._fail(connection.why)
-            self._failures, self.why = 0, None
-            return connection
-
-    def _fail(self, why: str) -> None:
-        delay_s = self._settings.retry_s * 2.0 ** min(self._failures, 20)
-        self._failures += 1
-        self.why = why
-        self._retry_at = time.monotonic() + min(delay_s, self._settings.max_retry_s)
-        log.warning("a server can't be connected", extra={"server": self.server_name, "why": why})
-        raise Unavailable(f"{self.server_name}: {why}", retry_after_s=delay_s)
-
-    async def check(self) -> None:
-        """Ask the server for its tools now.
-
-        Raises:
-            Unavailable: It can't be reached.
-        """
-        self._retry_at = 0.0
-        was = self.connection
-        connection = await self.connected()
-        if connection is not was:
-            return  # it has just been asked
-        try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
-                await connection.refresh()
-        except (NotSentError, LostError, AnswerError, TimeoutError) as error:
-            connection.end()
-            raise Unavailable(f"{self.server_name}: {error or 'it does not answer'}") from error
-
-    def is_idle(self) -> bool:
-        """Say whether it is connected, and nobody calls it."""
-        connection = self.connection
-        if connection is None or connection.is_over or not connection.is_ready.is_set():
-            return False
-        return not connection.calls
+    # -- its end -----------------------------------------------------------------------------------
 
     def end(self) -> None:
         """Take its tools back, and end its connection."""
         self.offer.end()
-        if self.connection is not None:
-            self.connection.end()
+        self.reach.end()
 
     async def until_left(self) -> None:
         """Wait until its connection has ended, after `end`."""
-        if self.connection is not None:
-            await self.connection.until_left()
+        if self.reach.connection is not None:
+            await self.reach.connection.until_left()
 
     # -- what is told of it ---------------------------------------------------------------------
 
@@ -232,8 +171,8 @@ class Remote:
             source="added" if self.was_added else "settings",
             tenant=self.key[0] if not self.is_everybodys else None,
             target=target_of(self.server),
-            state=self._state(),
-            why=self.why,
+            state=self.reach.state if self.server.is_on else "off",
+            why=None if self.reach.state == "connected" else self.reach.why,
             offered=len(self.offer.offered()),
             held_back=len(self.offer.held()),
             refused=self.offer.refused(),
@@ -241,12 +180,3 @@ class Remote:
             tools=self.offer.reports(shown) if with_tools else (),
             oauth=self.server.oauth,
         )
-
-    def _state(self) -> Any:
-        if not self.server.is_on:
-            return "off"
-        if self._connecting.locked():
-            return "connecting"
-        if self.connection is not None and not self.connection.is_over:
-            return "connected"
-        return "failed" if self.why is not None else "idle"

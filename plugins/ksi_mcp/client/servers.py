@@ -22,7 +22,9 @@ from ksi_daemon.protocol import (
 )
 from ksi_mcp.client import places
 from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.lookout import Lookout
 from ksi_mcp.client.offer import Rival
+from ksi_mcp.client.reach import Reach
 from ksi_mcp.client.references import without_references
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
@@ -69,8 +71,8 @@ class Servers:
         self._group: asyncio.TaskGroup | None = None
         self._reload: dict[Key, None] = {}
         self._wanted = asyncio.Event()
-        self._looking: list[asyncio.Task[None]] = []
         self._is_loaded = False
+        self._lookout = Lookout(self._unknown, settings.first_at_once)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -95,8 +97,6 @@ class Servers:
 
     def _end(self) -> None:
         """End all connections, each of which has a time limit for that."""
-        for looking in self._looking:
-            looking.cancel()
         for each in self._remotes.values():
             each.end()
 
@@ -114,6 +114,7 @@ class Servers:
         )
         self._remotes[key] = made
         self._rename_beside(made)
+        self._lookout.wake()
         return made
 
     def _rivals(self, remote: Remote) -> list[Rival]:
@@ -145,12 +146,23 @@ class Servers:
         for key, remote in self._remotes.items():
             remote.offer.load(known.get(key, {}))
         self._is_loaded = True
+        self._lookout.wake()
+
+    async def look_out(self) -> None:
+        """Ask servers of which nothing is known, until something is."""
+        await self._lookout.run()
+
+    def _unknown(self) -> list[Reach]:
+        return [
+            each.reach
+            for each in (self._remotes.values() if self._is_loaded else ())
+            if each.server.is_on and not each.offer.known and not each.reach.was_reached
+        ]
 
     async def keep_up(self) -> None:
-        """Ask servers of which nothing is known, and see what other daemons have changed."""
+        """See what other daemons have changed."""
         if not self._is_loaded:
             await self.load()
-        self._look_at([each for each in self._remotes.values() if not each.offer.known])
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -158,21 +170,6 @@ class Servers:
                 key = next(iter(self._reload))
                 del self._reload[key]
                 await self._reload_one(key)
-
-    def _look_at(self, remotes: list[Remote]) -> None:
-        """Connect servers one after the other, a few at once."""
-        waiting = iter([each for each in remotes if each.server.is_on])
-
-        async def look() -> None:
-            for each in waiting:
-                try:
-                    await each.check()
-                except (Unavailable, TimedOut, Busy) as error:
-                    log.info("a server's tools are not known", extra={"why": error.message})
-
-        for number in range(self._settings.first_at_once if remotes else 0):
-            if self._group is not None:
-                self._looking.append(self._group.create_task(look(), name=f"look {number}"))
 
     def _notified(self, payload: str | None) -> None:
         """Note which server has changed; after Postgres was away it may be any."""
@@ -234,9 +231,10 @@ class Servers:
         """
         if self._group is None:
             raise Unavailable("no server is connected any more: the daemon stops")
-        live = [each for each in self._remotes.values() if _is_live(each) and each is not remote]
+        others = [each.reach.connection for each in self._remotes.values() if each is not remote]
+        live = [each for each in others if each is not None and not each.is_over]
         if len(live) >= self._settings.max_connected:
-            idle = [each.connection for each in live if each.is_idle() and each.connection]
+            idle = [each for each in live if each.is_idle()]
             if not idle:
                 raise Busy(
                     f"{len(live)} servers are connected and used (mcp.max_connected)",
@@ -252,6 +250,7 @@ class Servers:
             remote.offer.listed,
             places.login_of(self._home, tenant, name) if remote.server.oauth else None,
             self._confined,
+            remote.reach.ended,
         )
         connection.start(self._group)
         return connection
@@ -331,10 +330,6 @@ class Servers:
         with acting_as(context):
             told = McpHeldBack(name=remote.server_name, tools=tools)
             self._bus.publish("mcp:held_back", told)
-
-
-def _is_live(remote: Remote) -> bool:
-    return remote.connection is not None and not remote.connection.is_over
 
 
 def check_server(name: str, server: McpServer) -> None:

@@ -28,4 +28,5 @@ async def client(plugin: Plugin) -> AsyncIterator[None]:
     async with servers.running(database):
         plugin.add(Handlers(servers))
         plugin.start_task("servers", servers.keep_up, FOR_EVER)
+        plugin.start_task("unknown servers", servers.look_out, FOR_EVER)
         yield

@@ -82,7 +82,7 @@ class Pace:
 
 @asynccontextmanager
 async def watched(
-    wire: Wire, per_s: int, on_end: Callable[[str], None]
+    wire: Wire, per_s: int, *, on_message: Callable[[], None], on_end: Callable[[str], None]
 ) -> AsyncIterator[tuple[Any, Any]]:
     """Let a server say no more than is bearable, and nothing but answers and notifications.
 
@@ -92,6 +92,7 @@ async def watched(
     Args:
         wire: The way to it.
         per_s: How many notifications pass in a second.
+        on_message: Called when it says something.
         on_end: Told why when it says nothing more.
     """
     pace = Pace(per_s)
@@ -102,6 +103,7 @@ async def watched(
             with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
                 async with send:
                     async for each in read:
+                        on_message()
                         if not _is_answer(each):
                             await pace.keep()
                         reply = _reply_to(each)

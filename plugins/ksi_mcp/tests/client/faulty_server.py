@@ -18,7 +18,7 @@ FOLDER = Path(sys.argv[1])
 INPUT = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = ["echo", "fail", "lie", "picture", "leave", "crash", "hang", "big", "bytes", "deep"]
 TOOLS += ["noise", "flood", "nag", "change", "environment", "socket", "stranger", "rpc_error"]
-TOOLS += ["fall_silent"]
+TOOLS += ["fall_silent", "stall"]
 
 
 def say(message: Any) -> None:
@@ -73,6 +73,8 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
             answer = {"content": [{"type": "image", "mimeType": "image/png", "data": "AAAA" * 10}]}
         case "crash":
             os._exit(3)
+        case "stall":
+            return
         case "fall_silent":
             os.close(1)
             time.sleep(60)
@@ -147,6 +149,8 @@ def main() -> None:
                     },
                 }
             )
+        elif method == "tools/list" and (FOLDER / "stalls").exists():
+            pass
         elif method == "tools/list" and (FOLDER / "endless").exists():
             page = int(params.get("cursor", 0))
             made = [{"name": f"t{page}_{n}", "inputSchema": INPUT} for n in range(10)]

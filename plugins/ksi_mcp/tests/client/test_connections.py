@@ -109,6 +109,35 @@ async def test_a_call_that_hangs_may_be_cancelled_and_others_go_on(connected: Co
     assert result["content"][0]["text"] == "on"
 
 
+async def test_calls_that_are_given_up_end_no_calls_of_others(connected: Connected) -> None:
+    async with connected() as (connection, told), asyncio.TaskGroup() as group:
+        waiting = group.create_task(connection.call("hang", {}, told.progressed))
+        for _ in range(5):
+            told.changed.clear()
+            given_up = group.create_task(connection.call("hang", {}, told.progressed))
+            await told.changed.wait()
+            given_up.cancel()
+        await connection.call("echo", {}, told.progressed)
+        is_waiting = not waiting.done()
+        waiting.cancel()
+
+    assert is_waiting
+
+
+async def test_a_server_that_says_nothing_for_as_long_as_a_call_may_take_is_left(
+    connected: Connected,
+) -> None:
+    async with connected(settings=McpSettings(call_timeout_s=0.3)) as (connection, told):
+        for within_s in (0.2, 0.2):
+            assert not connection.is_over
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await connection.call("stall", {}, told.progressed)
+        assert connection.is_over
+
+    assert "it said nothing for" in str(connection.why)
+
+
 async def test_a_result_of_100_mb_is_thrown_away_and_no_more_than_it(connected: Connected) -> None:
     async with connected() as (connection, told):
         with pytest.raises(LostError, match=r"mcp\.max_result_bytes"):
@@ -174,6 +203,38 @@ async def test_tools_that_change_are_asked_for_again(connected: Connected) -> No
         await told.changed.wait()
 
     assert [each["name"] for each in told.lists[-1]] == ["other"]
+
+
+async def test_tools_that_keep_changing_are_asked_for_ever_later(connected: Connected) -> None:
+    async with connected() as (connection, told):
+        connection._pause_s = 20.0  # as after some changes in a row
+        await connection.call("change", {"text": tools_of("other")}, told.progressed)
+        await connection.call("echo", {}, told.progressed)
+        waits_s = connection._refresh_in_s()
+        asked = len(told.lists)
+        connection._asked_at -= waits_s  # as if the time had passed
+        told.changed.clear()
+        await connection.call("echo", {}, told.progressed)
+        await told.changed.wait()
+        pauses_s = connection._pause_s
+
+    assert (asked, len(told.lists)) == (1, 2)
+    assert 15 < waits_s <= 20
+    assert pauses_s == 40
+
+
+async def test_one_that_is_left_while_it_is_asked_for_its_tools_is_asked_no_longer(
+    connected: Connected, tmp_path: Path
+) -> None:
+    async with connected() as (connection, told):
+        (tmp_path / "faulty" / "stalls").touch()
+        connection._asked_at = 0.0
+        await connection.call("change", {"text": tools_of("other")}, told.progressed)
+        connection.end()
+        async with asyncio.timeout(10):  # and not for as long as it may take to answer
+            await connection.until_left()
+
+    assert len(told.lists) == 1
 
 
 async def test_a_server_that_nobody_calls_is_ended(connected: Connected) -> None:
