@@ -6,6 +6,7 @@ from msgspec import Meta, Struct
 
 from ksi_tools.events import AskedName, CallId, ToolCalled
 
+Kind = Literal["tools", "prompts", "resources"]
 Level = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 
 
@@ -113,7 +114,7 @@ class McpPrompted(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class McpResource(Struct, frozen=True, kw_only=True):
     """Read a resource that a plugin offers."""
 
-    uri: Annotated[str, Meta(min_length=1, max_length=2000)]
+    uri: Annotated[str, Meta(min_length=1, max_length=4000)]
 
 
 class McpResourceRead(Struct, frozen=True, kw_only=True):
@@ -148,7 +149,7 @@ class McpChanged(Struct, frozen=True, kw_only=True, omit_defaults=True):
     They are a tenant's alone, where that is told.
     """
 
-    kind: Literal["tools", "prompts", "resources"]
+    kind: Kind
     tenant: str | None = None
 
 

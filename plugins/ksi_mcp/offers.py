@@ -1,9 +1,7 @@
 """The prompts and resources that plugins bring for other programs."""
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 from msgspec import Struct
@@ -13,9 +11,9 @@ from ksi_daemon.event_system import event_handler
 from ksi_daemon.protocol import Conflict, InvalidData, NotFound
 from ksi_mcp import events as e
 from ksi_mcp.exchange import Exchange, exchanging
+from ksi_mcp.templates import pattern_of
 
 MAX_COMPLETIONS: Final = 100
-_VARIABLE: Final = re.compile(r"\{(\w+)\}")
 
 Complete = Callable[[str, str, dict[str, str]], Awaitable[list[str]]]
 
@@ -181,7 +179,7 @@ class Offers:
         if resource is not None:
             return e.McpResourceRead(contents=tuple(await resource.read(request.uri)))
         for name, template in self._templates.known.items():
-            found = _pattern_of(name).fullmatch(request.uri)
+            found = pattern_of(name).fullmatch(request.uri)
             if found is not None:
                 contents = await template.read(request.uri, found.groupdict())
                 return e.McpResourceRead(contents=tuple(contents))
@@ -205,11 +203,3 @@ def _check_arguments(prompt: Prompt, given: dict[str, str]) -> None:
     for argument in prompt.told.get("arguments", ()):
         if argument.get("required") and argument["name"] not in given:
             raise InvalidData(f"the prompt {prompt.told['name']} needs {argument['name']!r}")
-
-
-@lru_cache(maxsize=256)
-def _pattern_of(template: str) -> re.Pattern[str]:
-    """Return what matches a template's URIs; each variable is a part between slashes."""
-    parts = _VARIABLE.split(template)
-    made = (f"(?P<{part}>[^/]+)" if at % 2 else re.escape(part) for at, part in enumerate(parts))
-    return re.compile("".join(made))

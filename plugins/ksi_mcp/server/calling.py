@@ -71,7 +71,7 @@ class Calling:
         arguments = params.arguments or {}
         if offered.event is not None:
             arguments = {"event": offered.event, "data": arguments}
-        state = _read_state(params.request_state)
+        state = read_state(params.request_state)
         answers = asking.plain_answers(params.input_responses)
         try:
             if state.call_id is not None and answers:
@@ -194,6 +194,6 @@ class Calling:
             await self._ctx.session.report_progress(done, said.total, said.message or None)
 
 
-def _read_state(state: str | None) -> State:
+def read_state(state: str | None) -> State:
     """Return what was sent along to come back: what comes was sealed, so it is ours."""
     return State() if state is None else msgspec.json.decode(state, type=State)

@@ -19,7 +19,13 @@ from ksi_tools.tool import MAX_NAME_CHARS, name_of_event
 OWN: Final = "mcp"  # the provider of the tools for programs, which look themselves at who calls
 READ: Final = ":read"
 LOOK, ACT = "look", "action"
-NEEDED: Final = {"search": "memory:read", "remember": "memory:write", LOOK: None, ACT: None}
+# What each of those sends, and its scope; those without one look at what is sent.
+NEEDED: Final = {
+    "search": ("memory:query", "memory:read"),
+    "remember": ("memory:upsert", "memory:write"),
+    LOOK: None,
+    ACT: None,
+}
 MAX_KEPT: Final = 200
 FRESH_S: Final = 1.0
 KNOWN_S: Final = 30.0
@@ -99,7 +105,7 @@ class Catalogues:
         tools = [
             _of_tool(info, schema)
             for info, schema in zip(listed.tools, listed.schemas, strict=True)
-            if _is_shown(reach, info)
+            if _is_shown(reach, events, info)
         ]
         of_events = self._of_events(events)
         shown = [each for each in of_events.values() if reach.may(_scope_of(events, each))]
@@ -119,13 +125,17 @@ def _scope_of(events: Mapping[str, EventDescription], offered: Offered) -> str:
     return events[offered.event or ""].scope or ""
 
 
-def _is_shown(reach: Reach, info: ToolInfo) -> bool:
+def _is_shown(reach: Reach, events: Mapping[str, EventDescription], info: ToolInfo) -> bool:
     if not info.is_allowed or info.name == CLIENT_TOOL:
         return False
-    if info.provider == OWN and info.name in NEEDED:
-        needed = NEEDED[info.name]
-        return needed is None or reach.may(needed)
-    return reach.may("tools:write")
+    if info.provider != OWN or info.name not in NEEDED:
+        return reach.may("tools:write")
+    needed = NEEDED[info.name]
+    if needed is None:
+        return True
+    event, scope = needed
+    # Where the events can't be known, nobody knows whether there is a memory.
+    return reach.may(scope) and (event in events or not events)
 
 
 def _named(tools: Iterable[Offered], events: Iterable[Offered]) -> Iterator[tuple[str, Offered]]:

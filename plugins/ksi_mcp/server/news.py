@@ -1,6 +1,6 @@
 """Tells those who want to know that there are other tools, prompts or resources than before."""
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -16,10 +16,11 @@ from mcp.server.subscriptions import (
     ServerEvent,
     ToolsListChanged,
 )
+from mcp.shared.exceptions import MCPError
+
+from ksi_mcp.events import Kind
 
 Ctx = ServerRequestContext[Any, Any]
-Kind = Literal["tools", "prompts", "resources"]
-
 MAX_LISTENING: Final = 1000
 MAX_BUFFERED: Final = 100
 MAX_WATCHED: Final = 1000  # resources of one session
@@ -61,10 +62,16 @@ class News:
         return self._sessions.setdefault(connection_of(ctx), Session(tenant))
 
     def subscribe(self, ctx: Ctx, tenant: str, uri: str) -> types.EmptyResult:
-        """Tell a session when a resource has changed."""
+        """Tell a session when a resource has changed.
+
+        Raises:
+            MCPError: It watches too many.
+        """
         watched = self.meet(ctx, tenant).watched
-        if len(watched) < MAX_WATCHED:
-            watched.add(uri)
+        if len(watched) >= MAX_WATCHED and uri not in watched:
+            message = f"a session watches {MAX_WATCHED} resources at most: unsubscribe from some"
+            raise MCPError(types.INVALID_REQUEST, message)
+        watched.add(uri)
         return types.EmptyResult()
 
     async def unsubscribe(

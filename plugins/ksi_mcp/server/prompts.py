@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 import mcp_types as types
-import msgspec
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
@@ -11,8 +10,8 @@ from ksi_agents.events import AgentDefinitions, DefinitionsListed
 from ksi_daemon.protocol import Denied, NotFound
 from ksi_mcp.events import McpOffered, McpPrompt, McpPrompted
 from ksi_mcp.server import asking
-from ksi_mcp.server.asks import ask, asked
-from ksi_mcp.server.calling import MAX_ROUNDS, State
+from ksi_mcp.server.asks import MANY, ask, asked, pages
+from ksi_mcp.server.calling import MAX_ROUNDS, State, read_state
 from ksi_mcp.server.reach import Reach
 
 Ctx = ServerRequestContext[Any, Any]
@@ -20,8 +19,7 @@ Got = types.GetPromptResult | types.InputRequiredResult
 
 ASK: Final = "ask_agent"
 AGENT, PROMPT = "agent", "prompt"
-MANY: Final = 200
-MAX_PAGES: Final = 20
+MAX_NAME: Final = 200
 TASK: Final = types.PromptArgument(name=PROMPT, description="What it is to do.", required=True)
 ASK_ANY: Final = types.Prompt(
     name=ASK,
@@ -52,18 +50,9 @@ async def listed(reach: Reach) -> dict[str, types.Prompt]:
 
 async def definitions(reach: Reach) -> dict[str, str]:
     """Return the agents that are defined, and what each is for."""
-    found: dict[str, str] = {}
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        ask_for = AgentDefinitions(limit=MANY, cursor=cursor)
-        page = await asked(reach, "agent:definitions", ask_for, result_type=DefinitionsListed)
-        if page is None:
-            break
-        found |= {each.name: each.description for each in page.definitions}
-        cursor = page.cursor
-        if cursor is None:
-            break
-    return found
+    first = AgentDefinitions(limit=MANY)
+    told = pages(reach, "agent:definitions", first, result_type=DefinitionsListed)
+    return {each.name: each.description async for page in told for each in page.definitions}
 
 
 async def get(
@@ -80,11 +69,16 @@ async def get(
         return _of_agent(params.name, _argument(given, AGENT), _argument(given, PROMPT))
     if params.name in known:
         return _of_agent(known[params.name], params.name, _argument(given, PROMPT))
+    if not 0 < len(params.name) <= MAX_NAME:
+        raise _none(params.name)
     try:
         return await _offered(ctx, reach, params, ask_timeout_s)
     except (NotFound, Denied) as error:
-        message = f"there is no prompt {params.name[:200]!r} here"
-        raise MCPError(types.INVALID_PARAMS, message) from error
+        raise _none(params.name) from error
+
+
+def _none(name: str) -> MCPError:
+    return MCPError(types.INVALID_PARAMS, f"there is no prompt {name[:MAX_NAME]!r} here")
 
 
 def _argument(given: dict[str, str], name: str) -> str:
@@ -105,8 +99,7 @@ async def _offered(
     """Return a plugin's prompt, having asked what it wants to know."""
     is_modern = asking.is_modern(ctx)
     answers = asking.plain_answers(params.input_responses)
-    state = State() if params.request_state is None else _state_of(params.request_state)
-    wanted = state.tool
+    wanted = read_state(params.request_state).tool
     for _ in range(MAX_ROUNDS):
         request = McpPrompt(
             name=params.name,
@@ -124,7 +117,3 @@ async def _offered(
         answers = await asking.answers_of(ctx, told.asks, ask_timeout_s)
         wanted = told.state
     raise MCPError(types.INTERNAL_ERROR, f"the prompt asked {MAX_ROUNDS} times")
-
-
-def _state_of(text: str) -> State:
-    return msgspec.json.decode(text, type=State)

@@ -1,6 +1,5 @@
 """What can be read: agents, conversations, files of the memory, health, and what plugins bring."""
 
-import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -14,8 +13,9 @@ from ksi_agents.events import AgentDefinition, AgentGet, AgentList, AgentListed
 from ksi_completion.events import ConversationHistory, ConversationList, ConversationListed
 from ksi_daemon.protocol import Denied, InvalidData, NotFound
 from ksi_mcp.events import McpOffered, McpResource, McpResourceRead
-from ksi_mcp.server.asks import ask, asked
+from ksi_mcp.server.asks import MANY, ask, asked
 from ksi_mcp.server.reach import Reach
+from ksi_mcp.templates import MAX_URI, pattern_of
 from ksi_memory.events import MemoryGet, MemoryList, MemoryListed
 from ksi_system.events import SystemDescribe, SystemHealth
 from ksi_tools.events import ToolOutput
@@ -23,10 +23,8 @@ from ksi_tools.events import ToolOutput
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
 FILES: Final = "files"  # the table of the memory that has them whole
-MANY: Final = 200
 LATEST: Final = 50
 WHOLE: Final = 1_000_000
-MAX_URI: Final = 2000
 
 Payload = Callable[[dict[str, str]], Any]
 
@@ -48,15 +46,6 @@ class Readable(Struct, frozen=True):
     events: tuple[str, ...]
     payloads: tuple[Payload, ...]
     mime_type: str = JSON
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """What matches its URIs; a variable ends with its part."""
-        parts = re.split(r"\{(\w+)\}", self.uri)
-        made = (
-            f"(?P<{part}>[^/]+)" if at % 2 else re.escape(part) for at, part in enumerate(parts)
-        )
-        return re.compile("".join(made))
 
 
 READABLE: Final = (
@@ -101,7 +90,7 @@ READABLE: Final = (
     Readable(
         "ksi://files/{key}",
         "file",
-        "A file that the memory has.",
+        "What the memory knows of a file: its type and size, and where it came from.",
         ("memory:get",),
         (lambda given: MemoryGet(key=given["key"], table=FILES),),
     ),
@@ -128,7 +117,6 @@ READABLE: Final = (
         TEXT,
     ),
 )
-PATTERNS: Final = tuple((each.pattern, each) for each in READABLE)
 
 
 async def listed(reach: Reach) -> dict[str, types.Resource]:
@@ -192,15 +180,24 @@ async def check(reach: Reach, uri: str) -> None:
     """Go on only if a caller may read what a URI is of, were it there.
 
     Raises:
-        MCPError: It may not.
+        MCPError: It may not, or there are none of that kind.
     """
-    event = "mcp:resource"
-    for pattern, readable in PATTERNS:
-        if pattern.fullmatch(uri):
-            event = readable.events[0]
+    own = [each for each in READABLE if pattern_of(each.uri).fullmatch(uri)]
+    if not own and not await _is_offered(reach, uri):
+        raise _none(uri)
+    event = own[0].events[0] if own else "mcp:resource"
     known = (await reach.events()).get(event)
     if known is None or not reach.may(known.scope or ""):
         raise _none(uri)
+
+
+async def _is_offered(reach: Reach, uri: str) -> bool:
+    offered = await asked(reach, "mcp:offers", result_type=McpOffered)
+    if offered is None:
+        return False
+    return any(told["uri"] == uri for told in offered.resources) or any(
+        pattern_of(told["uriTemplate"]).fullmatch(uri) for told in offered.templates
+    )
 
 
 def _none(uri: str) -> MCPError:
@@ -214,15 +211,17 @@ async def read(reach: Reach, uri: str) -> types.ReadResourceResult:
     Raises:
         MCPError: There is none, or it is none of the caller's.
     """
+    if len(uri) > MAX_URI:
+        raise _none(uri)
     try:
-        return await _read(reach, uri[:MAX_URI])
+        return await _read(reach, uri)
     except (NotFound, Denied, InvalidData) as error:
         raise _none(uri) from error
 
 
 async def _read(reach: Reach, uri: str) -> types.ReadResourceResult:
-    for pattern, readable in PATTERNS:
-        found = pattern.fullmatch(uri)
+    for readable in READABLE:
+        found = pattern_of(readable.uri).fullmatch(uri)
         if found is not None:
             given = {name: unquote(value) for name, value in found.groupdict().items()}
             text = await _text_of(reach, readable, given)

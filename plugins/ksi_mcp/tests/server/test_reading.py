@@ -7,11 +7,13 @@ from typing import Any, Final
 import mcp_types as types
 import msgspec
 import pytest
+from mcp.client.client import Client
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
 from ksi_client import AsyncClient
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.testing import installed_plugins
+from ksi_mcp.server import news
 from ksi_mcp.tests.server.conftest import LEGACY, MODERN, Connect, text_of
 
 NEEDED = ("postgres", "workflows", "tools", "models", "completion", "agents", "mcp", "http")
@@ -91,12 +93,14 @@ async def test_agents_are_prompts_and_what_is_typed_is_completed(
         got = await program.get_prompt("critic", {"prompt": "Read this."})
         with pytest.raises(MCPError, match="needs the argument 'prompt'"):
             await program.get_prompt("critic", {})
-        with pytest.raises(MCPError, match="no prompt 'nobody'"):
-            await program.get_prompt("nobody", {"prompt": "x"})
+        for name in ("nobody", "", "x" * 300):
+            with pytest.raises(MCPError, match=f"no prompt '{name[:200]}' here"):
+                await program.get_prompt(name, {"prompt": "x"})
         agents = await completed(prompt, "agent", "cr")
         events = await completed(of_events, "event", "conversation:e")
         tables = await completed(of_tables, "table", "mom")
         nothing = await completed(types.PromptReference(name="critic"), "prompt", "x")
+        nothing += await completed(types.PromptReference(name=""), "", "x")
 
     arguments = listed["critic"].arguments
     assert arguments is not None
@@ -119,7 +123,10 @@ async def test_an_agent_is_asked(connect: Connect) -> None:
     assert "Herons?" in text_of(result)  # the model of the tests repeats what it was told
 
 
-async def test_a_session_is_told_what_has_changed(connect: Connect, client: AsyncClient) -> None:
+async def test_a_session_is_told_what_has_changed(
+    connect: Connect, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "MAX_WATCHED", 1)
     told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
     async def take(message: Any) -> None:
@@ -127,14 +134,19 @@ async def test_a_session_is_told_what_has_changed(connect: Connect, client: Asyn
             told.put_nowait((message.method, message.params))
 
     async with connect(LEGACY, message_handler=take) as program, asyncio.timeout(20.0):
-        with pytest.warns(MCPDeprecationWarning):  # it is of the older protocol
-            await program.session.subscribe_resource("ksi://agents/heron")
+        await _watch(program, "ksi://agents/heron")
+        for uri, why in (("ksi://nothing", "no resource"), ("ksi://health", "1 resources")):
+            with pytest.raises(MCPError, match=why):
+                await _watch(program, uri)
         await _register(client)
         while (await told.get())[0] != "notifications/tools/list_changed":
             pass
         names = {each.name for each in (await program.list_tools()).tools}
         await client.request("agent:spawn", {"name": "heron", "definition": "general"})
         while (method := await told.get())[0] != "notifications/resources/updated":
+            pass
+        await client.request("conversation:create", {"conversation_id": "talk"})
+        while (await told.get())[0] != "notifications/resources/list_changed":
             pass
 
     assert "own_echo" in names
@@ -151,6 +163,11 @@ async def test_who_knows_no_sessions_listens(connect: Connect, client: AsyncClie
         event = await anext(aiter(heard))
 
     assert type(event).__name__ == "ToolsListChanged"
+
+
+async def _watch(program: Client, uri: str) -> None:
+    with pytest.warns(MCPDeprecationWarning):  # it is of the older protocol
+        await program.session.subscribe_resource(uri)
 
 
 async def _register(client: AsyncClient) -> None:
