@@ -24,6 +24,7 @@ from ksi_daemon.protocol import (
     TimedOut,
     Unavailable,
 )
+from ksi_daemon.protocol.names import did_you_mean
 from ksi_models.catalogue import Catalogue, ProviderTable
 from ksi_models.events import (
     Message,
@@ -100,6 +101,7 @@ class Calls:
         While nothing comes it says what it waits for. After ``restarted`` what came so far is void.
         The response comes when what the call took is recorded.
         """
+        self._check_extra(request.settings.extra)
         messages, seen = await self._messages(request)
         context = current_context() or OUTSIDE
         question = Question(
@@ -171,6 +173,17 @@ class Calls:
         )
 
     # -- what is asked --------------------------------------------------------------------------
+
+    def _check_extra(self, extra: dict[str, Any]) -> None:
+        """Let nothing into a provider's request that the settings don't allow: it may be tools."""
+        refused = sorted(extra.keys() - self._settings.extra)
+        if refused:
+            hint = did_you_mean(refused[0], self._settings.extra)
+            raise InvalidData(
+                f"settings.extra: {', '.join(refused)} can't be passed on to a provider, "
+                f"models.extra says what can{hint}",
+                details={"setting": "models.extra"},
+            )
 
     async def _messages(
         self, request: ModelCall

@@ -80,7 +80,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a model is to answer; what is not given is the provider's choice.
 
     ``thinking`` is the effort of models that think. ``extra`` goes into the provider's request as
-    it is.
+    it is; which members it may have is said by ``models.extra``.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None

@@ -31,6 +31,10 @@ class Runtimes:
         """Have the programs get their tools from a server; without one they get none."""
         self._providers.tools = server
 
+    def passes_on(self, member: str) -> bool:
+        """Say whether a call may put this into its provider's request."""
+        return member in self._settings.extra
+
     def end_run(self, run: str) -> None:
         """End what still waits for the results of a run's calls."""
         claude = self._providers.claude

@@ -44,6 +44,43 @@ KEY_VARIABLES = (
     "ZAI_API_KEY",
 )
 
+# What `ModelSettings.extra` may have: how a model chooses its words. What gives it tools that its
+# provider calls is none of these: no gate would hold them.
+EXTRA = (
+    "cache_prompt",
+    "chat_template_kwargs",
+    "frequency_penalty",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "logit_bias",
+    "logprobs",
+    "metadata",
+    "min_p",
+    "min_tokens",
+    "mirostat",
+    "mirostat_eta",
+    "mirostat_tau",
+    "num_ctx",
+    "presence_penalty",
+    "prompt_cache_key",
+    "reasoning",
+    "reasoning_effort",
+    "repeat_penalty",
+    "repetition_penalty",
+    "safety_identifier",
+    "thinking",
+    "top_a",
+    "top_k",
+    "top_logprobs",
+    "typical_p",
+    "user",
+    "verbosity",
+)
+
 
 class ProviderSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A section ``[models.providers.NAME]``.
@@ -97,6 +134,9 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
         key_variables: Globs over the environment variables that hold keys of models: they are taken
             out of the daemon's environment, so that no program that it starts inherits them. Those
             of the providers above are so in any case.
+        extra: Members of a call's ``settings.extra`` that go into a provider's request. One that
+            gives a model tools of its provider's, such as ``tools``, ``web_search_options`` or
+            ``mcp_servers``, has them called past ``tool:call``.
         claude_command: The ``claude`` command, as a name on the `PATH` or as a path.
         claude_config_folder: Where that command has its user's login; where it has it by itself
             unless given. Nothing else there is read: it runs with a configuration of its own.
@@ -136,6 +176,7 @@ class ModelsSettings(Struct, frozen=True, kw_only=True):
     providers: dict[str, ProviderSettings] = {}
     find_local: bool = True
     key_variables: tuple[str, ...] = KEY_VARIABLES
+    extra: tuple[str, ...] = EXTRA
     claude_command: str = "claude"
     claude_config_folder: str = ""
     claude_parked_s: Above = 600.0

@@ -4,16 +4,18 @@ All of it happens in a tenant of its own, where nobody else sees the tool that i
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.event_system import acting_as
-from ksi_daemon.protocol import Busy, Context, KsiError, TimedOut, Unavailable
+from ksi_daemon.protocol import Busy, Context, InvalidData, KsiError, TimedOut, Unavailable
 from ksi_mcp.events import McpRuntime, McpWay
 from ksi_mcp.runtimes.verdicts import verdict_of
+from ksi_models.events import Message, ModelCall, ModelSettings, TextPart
 from ksi_tools.api import ToolContext, Tools, ToolSpec
 from ksi_tools.events import ToolCall, ToolCalled, ToolPermit, ToolPermitted
 
@@ -25,6 +27,8 @@ PROGRAMS: Final = "programs over MCP"
 PARENT: Final = "agent:trial-parent"
 CHILD: Final = "agent:trial-child"
 NOBODY: Final = "token:trial"
+MODEL: Final = "test/echo"
+MEMBER: Final = "tools"  # of a provider's request
 NOT_TRIED: Final = (Busy, TimedOut, Unavailable)
 
 Ways = Iterable[tuple[str, Context, ToolCall]]
@@ -55,10 +59,14 @@ class GateTrial:
     Args:
         bus: Calls tools.
         tools: Takes on the tool.
+        passes_on: Says whether a call may put this into its provider's request.
     """
 
-    def __init__(self, bus: Bus, tools: Tools) -> None:
+    def __init__(
+        self, bus: Bus, tools: Tools, passes_on: Callable[[str], bool] = lambda member: False
+    ) -> None:
         self._bus = bus
+        self._passes_on = passes_on
         self._tools = tools
         self._lock = asyncio.Lock()  # there is one tool of that name at a time
 
@@ -74,7 +82,7 @@ class GateTrial:
             ),
             ("a tool of another tenant", other, call),
         ]
-        return await self._tried(TURNS, ways)
+        return verdict_of(TURNS, [*await self._tried(ways), await self._offered()])
 
     async def agents(self) -> McpRuntime:
         """Try what an agent may not have another one do, whatever that one may do itself."""
@@ -83,7 +91,8 @@ class GateTrial:
         await self._permit(PARENT, allow=())
         await self._permit(CHILD, allow=("*",), parent=PARENT)
         try:
-            return await self._tried(AGENTS, [("a child that may more", child, call)])
+            ways = [("a child that may more", child, call)]
+            return verdict_of(AGENTS, await self._tried(ways))
         finally:
             await self._permit(CHILD, forget=True)
             await self._permit(PARENT, forget=True)
@@ -103,16 +112,34 @@ class GateTrial:
                 for name in ("action", "look", "tool_call")
             ),
         ]
-        return await self._tried(PROGRAMS, ways)
+        return verdict_of(PROGRAMS, await self._tried(ways))
 
-    async def _tried(self, name: str, ways: Ways) -> McpRuntime:
+    async def _offered(self) -> McpWay:
+        """Try to give a model tools that its provider calls by itself."""
+        way = "tools of a model's provider"
+        if self._passes_on(MEMBER):
+            return McpWay(way=way, result="untried", detail=f"models.extra allows {MEMBER}")
+        message = Message("user", (TextPart("Try it."),))
+        settings = ModelSettings(extra={MEMBER: [{"type": "mcp", "server_url": "http://trial"}]})
+        call = ModelCall(model=MODEL, messages=(message,), settings=settings, purpose="trial")
+        try:
+            with acting_as(Context("", tenant=TENANT)):
+                async with aclosing(self._bus.stream("model:call", call)) as chunks:
+                    async for _ in chunks:
+                        return McpWay(way=way, result="through", detail=f"with extra.{MEMBER}")
+        except InvalidData:
+            return McpWay(way=way, result="held")
+        except KsiError as error:
+            return McpWay(way=way, result="unknown", detail=error.message)
+        return McpWay(way=way, result="unknown", detail=f"{MODEL} said nothing")
+
+    async def _tried(self, ways: Ways) -> list[McpWay]:
         canary = Canary()
         async with self._lock:
             with self._tools.add_provider(canary, tenant=TENANT) as registration:
                 spec = ToolSpec(name=TOOL, description="No one may call it.", parameters=EMPTY)
                 registration.update([spec])
-                found = [await self._try(canary, *each) for each in ways]
-        return verdict_of(name, found)
+                return [await self._try(canary, *each) for each in ways]
 
     async def _try(self, canary: Canary, way: str, who: Context, call: ToolCall) -> McpWay:
         before = canary.calls

@@ -104,7 +104,7 @@ async def runtimes_of(plugin: Plugin) -> AsyncIterator[None]:
     runtimes = plugin.service(Runtimes)
     verdicts = Verdicts()
     sessions = Sessions(plugin, verdicts)
-    gate = GateTrial(plugin.bus, plugin.service(Tools))
+    gate = GateTrial(plugin.bus, plugin.service(Tools), runtimes.passes_on)
 
     async def ready() -> None:
         """Wait until tools can be called."""

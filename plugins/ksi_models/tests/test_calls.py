@@ -24,6 +24,7 @@ from ksi_models.events import (
     ModelEmbed,
     ModelResponse,
     ModelRestarted,
+    ModelSettings,
     ModelWaiting,
     TextDelta,
     ToolSchema,
@@ -90,6 +91,30 @@ async def test_the_provider_is_told_its_own_name_for_the_model(bench: Make) -> N
     asked = provider.asked[0]
     assert (asked.model, asked.system) == ("qwen3:8b", "be brief")
     assert (asked.conversation, asked.run, asked.tenant) == ("c1", "r1", "default")
+
+
+async def test_no_call_gives_its_provider_tools_that_nobody_holds(bench: Make) -> None:
+    provider = Acting("local")
+    made = bench(provider)
+    tools = {"tools": [{"type": "mcp", "server_url": "http://x"}], "web_search_options": {}}
+
+    with pytest.raises(InvalidData, match="tools, web_search_options can't be passed on") as error:
+        await made.call("local:qwen3", settings=ModelSettings(extra=tools))
+    await made.call("local:qwen3", settings=ModelSettings(extra={"top_k": 9}))
+
+    assert error.value.details == {"setting": "models.extra"}
+    assert [asked.settings.extra for asked in provider.asked] == [{"top_k": 9}]
+
+
+async def test_what_the_settings_allow_is_passed_on(bench: Make) -> None:
+    provider = Acting("local")
+    made = bench(provider, extra=("priority",))
+
+    await made.call("local:qwen3", settings=ModelSettings(extra={"priority": 1}))
+    with pytest.raises(InvalidData, match="did you mean priority"):
+        await made.call("local:qwen3", settings=ModelSettings(extra={"priorty": 1}))
+
+    assert len(provider.asked) == 1
 
 
 async def test_each_call_leaves_a_row_before_its_answer_is_complete(bench: Make) -> None:

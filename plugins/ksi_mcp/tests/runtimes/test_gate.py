@@ -11,6 +11,7 @@ from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TURNS, GateTrial
+from ksi_models.calls import Calls
 from ksi_tools import bearers
 from ksi_tools.api import Tools
 
@@ -83,8 +84,14 @@ async def test_a_gate_that_lets_something_through_is_found_out(
         agents = await place.trial.agents()
     monkeypatch.setattr(bearers, "is_covered", lambda tool, scopes: True)
     programs = await place.trial.programs()
+    monkeypatch.setattr(Calls, "_check_extra", lambda self, extra: None)
+    models = await place.trial.turns()
+    place.trial._passes_on = lambda member: True
+    allowed = await place.trial.turns()
 
     assert [each.state for each in (turns, agents, programs)] == ["refused"] * 3
     assert "a tool that is not permitted" in turns.why
     assert "a child that may more" in agents.why
     assert "a tool without its scope" in programs.why
+    assert "tools of a model's provider (with extra.tools)" in models.why
+    assert allowed.ways[-1].detail == "models.extra allows tools"
