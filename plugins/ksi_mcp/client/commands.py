@@ -105,7 +105,7 @@ def add(
     url, words = read_target(target)
     for given, read in zip(target, words, strict=False):
         if read != given:
-            output.note(f"{given} is {read}")
+            output.note(f"{given} is taken as {read}")
     server = e.McpServer(
         url=url,
         command=words[0] if words else "",

@@ -31,7 +31,7 @@ class Handlers:
         """Have agents call the tools of another program."""
         context = _persons_context()
         remote = await self._servers.add(context.tenant, request.name, request.server)
-        return await self._checked(remote)
+        return await self._checked(remote, context)
 
     @event_handler("mcp:remove")
     async def remove(self, request: e.McpRemove) -> e.McpServers:
@@ -56,17 +56,20 @@ class Handlers:
         reports: dict[Key, e.McpServerReport] = {}
 
         async def check(remote: Remote) -> None:
-            reports[remote.key] = await self._checked(remote)
+            reports[remote.key] = await self._checked(remote, context)
 
         await several(chosen, check, CHECKED_AT_ONCE)
         return e.McpServers(servers=tuple(reports[each.key] for each in chosen))
 
-    async def _checked(self, remote: Remote) -> e.McpServerReport:
+    async def _checked(self, remote: Remote, context: Context) -> e.McpServerReport:
         """Ask a server for its tools; what goes wrong is in the report."""
         why = None
         if remote.server.is_on:
             try:
-                await remote.reach.check()
+                if _decides_on(remote, context):
+                    await remote.reach.check()
+                else:
+                    await remote.reach.connected()  # where it fails, that doesn't hurry it
             except KsiError as error:
                 why = error.message
         report = remote.report(with_tools=True)
@@ -77,7 +80,7 @@ class Handlers:
         """Accept what a server says now of tools that are held back."""
         context = _persons_context()
         remote = self._servers.find(context.tenant, request.name)
-        if remote.is_everybodys and context.tenant != DEFAULT:
+        if not _decides_on(remote, context):
             raise Denied(f"{request.name} is everybody's: its owner accepts what it says")
         await remote.offer.accept(request.tools, request.digest)
         return remote.report(with_tools=True)
@@ -100,6 +103,11 @@ class Handlers:
             )
             return HealthChecked(health="degraded", why=why)
         return HealthChecked(health="ok")
+
+
+def _decides_on(remote: Remote, context: Context) -> bool:
+    """Say whether a server is a tenant's, or everybody's and thus the owner's."""
+    return not remote.is_everybodys or context.tenant == DEFAULT
 
 
 def _context() -> Context:

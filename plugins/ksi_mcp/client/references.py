@@ -57,7 +57,8 @@ class Secrets:
         for found in _REFERENCE.finditer(text):
             secret = await _secret(found[1], found[2])
             if secret is None:
-                raise Unavailable(f"{name}: there is nothing at {found[0]}")
+                where = " in the daemon's environment" if found[1] == "env" else ""
+                raise Unavailable(f"{name}: there is nothing at {found[0]}{where}")
             written = quote(secret, safe="") if in_url else secret
             self.note(secret, written)
             made += text[end : found.start()] + written

@@ -54,8 +54,8 @@ def check_named(server: McpServer) -> None:
     for what, name, text in (*_variables(server), *_headers(server), *_address(server)):
         if secrets_in(name, text):
             raise InvalidData(
-                f"{what} looks like a secret, which is not kept: name where it is, as "
-                "${env:NAME}, ${file:PATH} or ${keyring:NAME}, with nothing secret beside it"
+                f"{what} has what looks like a secret, which is not kept: name where it is, as "
+                "${env:NAME}, ${file:PATH} or ${keyring:NAME}, with nothing secret beside that"
             )
 
 

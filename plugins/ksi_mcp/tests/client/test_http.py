@@ -96,7 +96,8 @@ async def test_a_secret_that_is_not_there_is_told_by_where_it_should_be(
     async with connected(given) as (connection, _):
         pass
 
-    assert connection.why == "Authorization: there is nothing at ${env:NOT_THERE}"
+    where = "${env:NOT_THERE} in the daemon's environment"
+    assert connection.why == f"Authorization: there is nothing at {where}"
     assert far.requests == []
 
 

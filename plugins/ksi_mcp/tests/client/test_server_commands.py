@@ -10,7 +10,12 @@ from typer.testing import CliRunner, Result
 from ksi_cli.connection import connect
 from ksi_cli.output import UsageError
 from ksi_client import InvalidData, NotFound
+from ksi_mcp.client import logins
+from ksi_mcp.client.commands import login_file
+from ksi_mcp.client.logins import Login
+from ksi_mcp.client.places import folder_of, login_of
 from ksi_mcp.commands import mcp
+from ksi_mcp.events import McpServerReport
 from ksi_mcp.tests.client.conftest import faulty, tools_of
 
 Command = Callable[..., Result]
@@ -31,7 +36,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     return invoke
 
 
-def test_a_server_is_added_looked_at_and_removed(run: Command, tmp_path: Path) -> None:
+def test_a_server_is_added_looked_at_and_removed(run: Command, tmp_path: Path, home: Path) -> None:
     server = faulty(tmp_path / "far")
     tools = tmp_path / "far" / "tools.json"
     tools.write_text(tools_of("echo", "fail"))
@@ -44,6 +49,7 @@ def test_a_server_is_added_looked_at_and_removed(run: Command, tmp_path: Path) -
     checked = run("check", "far")
     refused = run("accept", "far", stdin="n\n")
     accepted = run("accept", "far", stdin="y\n")
+    was_there = folder_of(home, "default", "far").exists()
     removed = run("remove", "far")
 
     assert "x-echo  offered" in added.stdout
@@ -53,20 +59,57 @@ def test_a_server_is_added_looked_at_and_removed(run: Command, tmp_path: Path) -
     assert refused.exit_code == 1
     assert "x-echo  offered" in accepted.stdout
     assert removed.stdout == "far is removed\n"
+    assert was_there
+    assert not folder_of(home, "default", "far").exists()
     with pytest.raises(NotFound, match="no server 'far'"):
         run("accept", "far")
 
 
 def test_a_server_that_can_t_be_reached_is_kept_and_told(run: Command) -> None:
-    added = json.loads(run("add", "gone", "http://127.0.0.1:1/mcp", "--oauth", "--json").stdout)
+    first = run("add", "gone", "http://127.0.0.1:1/mcp", "--oauth", "--json")
+    added = json.loads(first.stdout)
     listed = run("list").stdout
+    checked = run("check", "gone")
     with connect() as client:
         health = client.request("system:health", {})
 
+    assert (first.exit_code, checked.exit_code) == (1, 1)
     assert added["state"] == "failed"
     assert "gone: it can't be reached" in listed
     assert "gone" in json.dumps(health)
     assert "removed" in run("remove", "gone").stdout
+
+
+def test_a_login_is_forgotten_at_once_or_with_its_server(run: Command, home: Path) -> None:
+    file = login_of(home, "default", "far")
+    login = Login(url="http://127.0.0.1:1/mcp", access_token="token")
+    run("add", "far", login.url, "--oauth")
+    logins.write(file, login)
+    told = run("logout", "far").stdout
+    with pytest.raises(NotFound, match="nobody is logged in"):
+        run("logout", "far")
+    logins.write(file, login)
+    run("remove", "far")
+
+    assert told == "the login with far is forgotten\n"
+    assert not file.exists()
+
+
+def test_a_tenant_has_servers_of_its_own(run: Command, tmp_path: Path) -> None:
+    server = faulty(tmp_path / "far")
+    run("add", "far", "--tenant", "acme", "--", server.command, *server.args)
+    of_acme = json.loads(run("list", "--tenant", "acme", "--json").stdout)["servers"]
+    ours = json.loads(run("list", "--json").stdout)["servers"]
+    checked = run("check", "far", "--tenant", "acme")
+    removed = run("remove", "far", "--tenant", "acme")
+
+    assert [(each["name"], each["tenant"]) for each in of_acme] == [("far", "acme")]
+    assert "far" not in [each["name"] for each in ours]
+    assert "far_echo" in checked.stdout
+    assert removed.exit_code == 0
+    everybodys = McpServerReport(name="far", source="settings", target="far", state="idle")
+    with pytest.raises(UsageError, match="its owner logs in"):
+        login_file(everybodys, "acme")
 
 
 def test_what_is_said_wrong_is_told(run: Command) -> None:

@@ -296,12 +296,16 @@ async def test_what_can_t_be_a_tool_is_left_out_and_told(
 
 async def test_servers_are_added_and_removed(run: Run, tmp_path: Path) -> None:
     far = msgspec.to_builtins(faulty(tmp_path / "far"))
-    async with run(near=faulty(tmp_path / "near")) as client:
+    theirs = faulty(tmp_path / "theirs", tenant="acme")
+    async with run(near=faulty(tmp_path / "near"), far=theirs) as client:
         added = await client.request("mcp:add", {"name": "far", "server": far})
         with pytest.raises(Conflict, match="remove it first"):
             await client.request("mcp:add", {"name": "far", "server": far})
         with pytest.raises(Conflict, match="settings"):
             await client.request("mcp:add", {"name": "near", "server": far})
+        of_acme = {"name": "far", "server": far}
+        with pytest.raises(Conflict, match="settings"):
+            await client.request("mcp:add", of_acme, context={"tenant": "acme"})
         with pytest.raises(InvalidData, match="a command or a URL"):
             await client.request("mcp:add", {"name": "x", "server": {}})
         secret = {"url": "https://far.test/mcp", "headers": {"Authorization": "Bearer sk-1"}}
@@ -328,6 +332,8 @@ async def test_a_server_that_fails_is_left_alone_for_a_while(run: Run, tmp_path:
         await called(client, "far_leave")
         first = await called(client, "far_echo")
         (tmp_path / "far" / "refuses").unlink()
+        of_acme = {"tenant": "acme"}
+        theirs = await client.request("mcp:check", {"name": "far"}, context=of_acme)
         second = await called(client, "far_echo")
         report = (await client.request("mcp:list", {}))["servers"][0]
         await server(client)  # asked for by a person
@@ -335,6 +341,7 @@ async def test_a_server_that_fails_is_left_alone_for_a_while(run: Run, tmp_path:
 
     assert [each["status"] for each in (first, second, third)] == ["failed", "failed", "done"]
     assert "is wrong" in report["why"]
+    assert theirs["servers"][0]["state"] == "failed"  # it is not tried sooner for them
     assert second["error"]["retry_after_s"] > 50
     assert calls(tmp_path / "far") == ["leave", "echo"]
 

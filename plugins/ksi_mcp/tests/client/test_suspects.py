@@ -31,7 +31,7 @@ KEY = "s3cr3t-of-mine"
     ],
 )
 def test_what_has_the_name_of_a_secret_is_to_be_named(name: str) -> None:
-    with pytest.raises(InvalidData, match=f"the variable {name} looks like a secret"):
+    with pytest.raises(InvalidData, match=f"the variable {name} has what looks like a secret"):
         check_named(McpServer(command="far", variables={name: KEY}))
     check_named(McpServer(command="far", variables={name: "${env:FAR}"}))
 
