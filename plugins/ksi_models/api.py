@@ -19,10 +19,12 @@ from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Failed, TimedOut
 from ksi_models.events import Message, ModelCall, ModelChunk, ModelResponse, TextPart
 from ksi_models.provider import Answered, Provider, ProviderError, Question
+from ksi_models.providers.claude_messages import ActedAlone
 from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
 from ksi_models.providers.tool_server import Answer, AskedCall, ToolServer
 
 __all__ = [
+    "ActedAlone",
     "Answer",
     "Answered",
     "AskedCall",

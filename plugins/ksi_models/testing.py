@@ -86,13 +86,24 @@ class FakeClaude:
         self.command = folder / "bin" / "claude"
         self.config_folder = folder / "claude-config"
 
-    def cheat(self, *ways: str) -> None:
-        """Have it cheat from now on: the ways are those of `ksi_models.fakes.claude_tools`."""
-        path = shlex.quote(os.pathsep.join(p for p in sys.path if p))
-        told = f"FAKE_CLAUDE_FOLDER={shlex.quote(str(self.config_folder))} PYTHONPATH={path}"
+    def cheat(self, *ways: str, fault: str = "", helper: str = "") -> None:
+        """Have it cheat from now on: the ways are those of `ksi_models.fakes.claude_tools`.
+
+        Args:
+            ways: How it cheats.
+            fault: What goes wrong with it, as the name of a model says it else.
+            helper: The socket of another program of its user.
+        """
+        environ = {
+            "FAKE_CLAUDE_FOLDER": str(self.config_folder),
+            "FAKE_CLAUDE_CHEATS": " ".join(ways),
+            "FAKE_CLAUDE_FAULT": fault,
+            "FAKE_CLAUDE_HELPER": helper,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        told = " ".join(f"{name}={shlex.quote(value)}" for name, value in environ.items())
         start = f"exec {shlex.quote(sys.executable)} -m ksi_models.fakes.claude_command"
-        cheats = f"FAKE_CLAUDE_CHEATS={shlex.quote(' '.join(ways))} " if ways else ""
-        self.command.write_text(f'#!/bin/sh\n{cheats}{told} {start} "$@"\n')
+        self.command.write_text(f'#!/bin/sh\n{told} {start} "$@"\n')
         self.command.chmod(0o755)
 
     @property

@@ -1,10 +1,6 @@
 """Tries whether the installed ``claude`` command can do anything that KSI does not do for it."""
 
 import asyncio
-import json
-import os
-import secrets
-import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -15,19 +11,12 @@ from typing import Any, Final
 import msgspec
 
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.principals import Principal
-from ksi_daemon.protocol.paths import socket_path
 from ksi_mcp.events import McpRuntime, McpWay
-from ksi_mcp.runtimes.model_api import Block, ModelAPI
+from ksi_mcp.runtimes.probe import WAYS
+from ksi_mcp.runtimes.sessions import Session, Sessions
+from ksi_mcp.runtimes.traps import OWN_TOOLS, TOOL, Traps
 from ksi_mcp.runtimes.verdicts import verdict_of
-from ksi_models.api import (
-    Answered,
-    GuardedProcess,
-    Provider,
-    ProviderError,
-    Question,
-    ToolServer,
-)
+from ksi_models.api import ActedAlone, Answer, Answered, Provider, ProviderError, Question
 from ksi_models.events import (
     Message,
     ModelSettings,
@@ -39,104 +28,27 @@ from ksi_models.events import (
 from ksi_models.runtimes import Runtimes
 
 NAME: Final = "claude-cli"
+TRIAL: Final = "trial"
 PROBE: Final = Path(__file__).with_name("probe.py")
-TOOL: Final = "canary"
 FOLDER: Final = "claude-trial"
-TOKEN_S: Final = 60.0
-LINE_BYTES: Final = 65_536
-OURS: Final = "mcp__ksi__"
-# What the command announces in the place of tools that it would load later; it is none.
-PLACEHOLDER: Final = "DeferredToolPlaceholder"
-OWN_TOOLS: Final = "its own tools"
-OWN_CONFIGURATION: Final = "its own configuration of MCP servers and hooks"
-ENVIRONMENT: Final = "the daemon's environment"
-GATE: Final = "a result that nobody gave it"
-# Refusals that say no more than that it could not be asked.
-NOT_ASKED: Final = ("login", "cut_off", "network", "server", "not_found", "over_limit", "malformed")
-
-
-class Traps:
-    """Files and names that tell when a command has done what it may not do.
-
-    Args:
-        folder: Where it runs.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.marks = folder / "marks"
-        self.secret = secrets.token_hex(16)
-        self.result = secrets.token_hex(16)
-        self.file = folder / "file"
-
-    def set(self) -> None:
-        """Lay them out."""
-        self.marks.mkdir()
-        self.file.write_text(self.secret)
-        for path, content in self._configurations():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(msgspec.json.encode(content))
-
-    def command(self, mark: str) -> str:
-        """Return a command that leaves a mark."""
-        return f"touch {shlex.quote(str(self.marks / mark))}"
-
-    def _configurations(self) -> list[tuple[Path, Any]]:
-        shell = ["-c", f"{self.command('server')}; cat"]
-        servers = {"decoy": {"type": "stdio", "command": "/bin/sh", "args": shell}}
-        hook = [{"hooks": [{"type": "command", "command": self.command("hook")}]}]
-        events = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop")
-        settings = {
-            "hooks": dict.fromkeys(events, hook),
-            "enableAllProjectMcpServers": True,
-            "permissions": {"allow": ["*"], "defaultMode": "bypassPermissions"},
-            "env": {"KSI_TRIAL": self.secret},
-        }
-        return [
-            (self.folder / ".mcp.json", {"mcpServers": servers}),
-            (self.folder / ".claude" / "settings.json", settings),
-            (self.folder / "config" / "settings.json", settings),
-            (self.folder / "config" / ".claude.json", {"mcpServers": servers}),
-        ]
-
-    def environ(self) -> dict[str, str]:
-        """Return the daemon's environment with what the command may not see in it."""
-        decoys = dict.fromkeys(("KSI_TRIAL", "OPENAI_API_KEY", "CLAUDE_CODE_TRIAL"), self.secret)
-        return {**os.environ, **decoys, "BASH_ENV": self.secret, "NODE_OPTIONS": self.secret}
-
-    def calls(self, url: str) -> list[Block]:
-        """Return the calls that a model asks for: all forbidden, but for the last one."""
-        path = str(self.marks / "written")
-        wanted: list[tuple[str, dict[str, Any]]] = [
-            ("Bash", {"command": self.command("shell"), "description": "try"}),
-            ("Write", {"file_path": path, "content": "x"}),
-            ("Read", {"file_path": str(self.file)}),
-            ("WebFetch", {"url": f"{url}/forbidden", "prompt": "say it"}),
-            ("Task", {"description": "t", "prompt": "t", "subagent_type": "general-purpose"}),
-            ("Agent", {"description": "t", "prompt": "t", "subagent_type": "general-purpose"}),
-            ("mcp__decoy__anything", {}),
-            (f"{OURS}{TOOL}", {}),
-        ]
-        return [
-            {"type": "tool_use", "id": f"toolu_{index}", "name": name, "input": arguments}
-            for index, (name, arguments) in enumerate(wanted)
-        ]
-
-    def sprung(self, *names: str) -> list[str]:
-        """Return which of these marks were left."""
-        return [name for name in names if (self.marks / name).exists()]
+TOLD: Final = "told"
+OTHERS: Final = McpWay(
+    way="other programs of the daemon's user",
+    result="untried",
+    detail="what it has them do, kills or reads of them is held by a user of its own alone",
+)
 
 
 class ClaudeTrial:
     """One trial of the command.
 
     Args:
-        plugin: Confines what is started, and issues a token.
+        plugin: Whose it is.
         runtimes: Have the command.
         tools: Gives it a tool.
     """
 
-    def __init__(self, plugin: Plugin, runtimes: Runtimes, tools: ToolServer) -> None:
+    def __init__(self, plugin: Plugin, runtimes: Runtimes, tools: Sessions) -> None:
         self._plugin = plugin
         self._runtimes = runtimes
         self._tools = tools
@@ -156,92 +68,58 @@ class ClaudeTrial:
         shutil.rmtree(folder, ignore_errors=True)  # of a daemon that was killed
         folder.mkdir(mode=0o700)
         try:
-            return verdict_of(NAME, [*await self._asked(folder), *await self._probed(folder)])
+            return verdict_of(NAME, await self._ways(folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    # -- the command itself ---------------------------------------------------------------------
-
-    async def _asked(self, folder: Path) -> list[McpWay]:
-        traps = Traps(folder)
+    async def _ways(self, folder: Path) -> list[McpWay]:
+        traps, acted, failed = Traps(folder), None, None
         traps.set()
-        api = ModelAPI([])
-        async with api.serving():
-            api.answers = (traps.calls(api.url), [{"type": "text", "text": "done"}])
-            more = {"ANTHROPIC_BASE_URL": api.url, "NO_PROXY": "127.0.0.1", "HTTP_PROXY": ""}
-            tools = Trying(self._tools)
-            async with _closing(
-                self._runtimes.try_claude(folder, tools, traps.environ(), more)
-            ) as claude:
-                try:
-                    return await self._watch(claude, api, traps)
-                except ProviderError as error:
-                    return _failed(error, api, traps)
-
-    async def _watch(self, claude: Provider, api: ModelAPI, traps: Traps) -> list[McpWay]:
-        first = (Message("user", (TextPart("Try it."),)),)
-        wanted = await _answer(claude, first)
-        calls = [part for part in wanted.message.parts if isinstance(part, ToolCallPart)]
-        if [call.name for call in calls] != [TOOL]:
-            told = "it did not ask for the tool that it was given"
-            return [McpWay(way=OWN_TOOLS, result="unknown", detail=told)]
-        seen = await asyncio.to_thread(_seen_by, traps.secret)
-        result = Message("tool", (ToolResultPart(calls[0].id, TOOL, traps.result),))
-        await _answer(claude, (*first, wanted.message, result))
-        return [
-            _way(OWN_TOOLS, [*traps.sprung("shell", "written"), *_used(api, traps)]),
-            _way(OWN_CONFIGURATION, traps.sprung("server", "hook")),
-            _way(ENVIRONMENT, seen),
-            _way(GATE, _went_on(api, traps)),
-        ]
-
-    # -- what it could start --------------------------------------------------------------------
-
-    async def _probed(self, folder: Path) -> list[McpWay]:
-        """Have a program of the same standing try the daemon's socket."""
-        if sys.platform != "linux":
-            why = "only Linux tells whose child a process is"
-            return [McpWay(way="the socket without a token", result="untried", detail=why)]
-        principal = Principal("trial")
-        token = self._plugin.issue_token(principal, ttl_s=TOKEN_S, once=True)
-        file = folder / "token"
-        file.touch(mode=0o600)
-        file.write_text(token)
-        process = await GuardedProcess.start(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                str(PROBE),
-                str(socket_path(self._plugin.home)),
-                str(file),
-            ],
-            environ={},
-            folder=folder,
-            max_line_bytes=LINE_BYTES,
-            confined=self._tools.confined,
-        )
-        ways: list[McpWay] = []
         try:
-            while line := await process.read_line():
-                told = json.loads(line)
-                ways.append(_way(told["way"], [told["got"]] if told["got"] else []))
-        finally:
-            process.end()
-            await process.until_gone()
-        if ways:
+            await self._ask(traps, folder)
+        except ActedAlone as error:
+            acted = error.message
+        except ProviderError as error:
+            failed = error.message
+        ways = [*traps.ways(acted), *probed(folder / TOLD), OTHERS]
+        if acted is None and failed is None:
             return ways
-        return [
-            McpWay(way="the daemon's socket", result="unknown", detail=process.complaints[-300:])
-        ]
+        through = [way for way in ways if way.result == "through"]
+        return through or [McpWay(way=OWN_TOOLS, result="unknown", detail=failed or "")]
+
+    async def _ask(self, traps: Traps, folder: Path) -> None:
+        """Have the command answer; its model asks for what is forbidden."""
+        tools = Trying(self._tools, folder / TOLD)
+        async with traps.api.serving() as api:
+            model = {"ANTHROPIC_BASE_URL": api.url}
+            claude = self._runtimes.try_claude(folder, tools, traps.environ(), model)
+            async with _closing(claude):
+                await _converse(claude, traps)
 
 
 class Trying:
-    """Gives tools to a command that is being tried: nobody else may ask it yet."""
+    """Gives tools to a command that is being tried: nobody else may ask it yet.
 
-    def __init__(self, tools: ToolServer) -> None:
+    What it starts for them is a probe, which tries the daemon from there before it serves.
+
+    Args:
+        tools: Gives them, as to any command.
+        told: The file in which the probe tells what came of it.
+    """
+
+    def __init__(self, tools: Sessions, told: Path) -> None:
         self.confined = tools.confined
-        self.open = tools.open
+        self._tools = tools
+        self._told = told
+
+    async def open(self, tools: tuple[ToolSchema, ...], answer: Answer, folder: Path) -> "Probed":
+        """Have a process see these tools, and a probe come before them."""
+        within = folder / "probe"
+        within.mkdir()
+        probe = await self._tools.open((), answer, within, TRIAL)
+        server = await self._tools.open(tools, answer, folder, TRIAL)
+        _put_before(server.config, handover=_server_in(probe.config)["args"][-1], told=self._told)
+        return Probed(server, probe)
 
     async def why_not(self, *, with_tools: bool) -> str | None:
         """Let it be asked."""
@@ -250,6 +128,60 @@ class Trying:
     def why_not_now(self) -> str | None:
         """Let it be asked."""
         return None
+
+
+class Probed:
+    """The tools of a command, and what its probe was handed.
+
+    Attributes:
+        config: A file that tells the command of the probe.
+    """
+
+    def __init__(self, server: Session, probe: Session) -> None:
+        self.config = server.config
+        self._both = (server, probe)
+
+    def close(self) -> None:
+        """Answer nothing any more."""
+        for session in self._both:
+            session.close()
+
+
+def _put_before(config: Path, *, handover: str, told: Path) -> None:
+    """Have the probe be started in the place of a server, which it then becomes."""
+    server = _server_in(config)
+    command = [server["command"], *server["args"]]
+    server["args"] = ["-I", "-S", str(PROBE), handover, str(told), *command]
+    server["command"] = sys.executable
+    config.write_bytes(msgspec.json.encode({"mcpServers": {"ksi": server}}))
+
+
+def _server_in(config: Path) -> dict[str, Any]:
+    server: dict[str, Any] = msgspec.json.decode(config.read_bytes())["mcpServers"]["ksi"]
+    return server
+
+
+def probed(told: Path) -> list[McpWay]:
+    """Return what the probe has told of each way that it was to try."""
+    try:
+        found = msgspec.json.decode(told.read_bytes(), type=tuple[McpWay, ...])
+    except (OSError, msgspec.DecodeError):
+        found = ()
+    by_name = {each.way: each for each in found}
+    why = "the probe does not tell"
+    return [by_name.get(way) or McpWay(way=way, result="unknown", detail=why) for way in WAYS]
+
+
+async def _converse(claude: Provider, traps: Traps) -> None:
+    """Ask, answer the call of the one tool that there is, and hear the end."""
+    first = (Message("user", (TextPart("Try it."),)),)
+    wanted = await _answer(claude, first)
+    calls = [part for part in wanted.message.parts if isinstance(part, ToolCallPart)]
+    if [call.name for call in calls] != [TOOL]:
+        raise ProviderError("malformed", "it did not ask for the tool that it was given")
+    await asyncio.to_thread(traps.look)
+    result = Message("tool", (ToolResultPart(calls[0].id, TOOL, traps.result),))
+    await _answer(claude, (*first, wanted.message, result))
 
 
 async def _answer(claude: Provider, messages: tuple[Message, ...]) -> Answered:
@@ -262,7 +194,7 @@ async def _answer(claude: Provider, messages: tuple[Message, ...]) -> Answered:
         output_schema=None,
         tenant="",
         conversation=None,
-        run="trial",
+        run=TRIAL,
     )
     async with aclosing(claude.stream(question)) as deltas:
         async for delta in deltas:
@@ -277,49 +209,3 @@ async def _closing(provider: Provider) -> AsyncIterator[Provider]:
         yield provider
     finally:
         await provider.close()
-
-
-def _way(way: str, through: list[str]) -> McpWay:
-    if through:
-        return McpWay(way=way, result="through", detail="; ".join(through)[:500])
-    return McpWay(way=way, result="held")
-
-
-def _failed(error: ProviderError, api: ModelAPI, traps: Traps) -> list[McpWay]:
-    """Tell what is known where it did not answer as it should."""
-    used = [*traps.sprung("shell", "written"), *_used(api, traps)]
-    if error.kind not in NOT_ASKED:
-        used.append(error.message)
-    ways = [_way(OWN_TOOLS, used), _way(OWN_CONFIGURATION, traps.sprung("server", "hook"))]
-    through = [way for way in ways if way.result == "through"]
-    return through or [McpWay(way=OWN_TOOLS, result="unknown", detail=error.message)]
-
-
-def _went_on(api: ModelAPI, traps: Traps) -> list[str]:
-    """Return what shows that it told its model another result than the one that it was given."""
-    told = [json.dumps(request.get("messages")) for request in api.requests[1:]]
-    return [] if told and all(traps.result in each for each in told) else ["it went on"]
-
-
-def _used(api: ModelAPI, traps: Traps) -> list[str]:
-    """Return what shows that it has tools which nobody gave it."""
-    found = [f"it fetched {path}" for path in api.fetched if "forbidden" in path]
-    for request in api.requests:
-        names = {str(tool.get("name")) for tool in request.get("tools") or ()}
-        own = sorted(n for n in names - {PLACEHOLDER} if not n.startswith(OURS))
-        found += [f"it has {name}" for name in own]
-    if any(traps.secret in json.dumps(request.get("messages")) for request in api.requests):
-        found.append("it has read a file")
-    return found
-
-
-def _seen_by(secret: str) -> list[str]:
-    """Return the commands that have a secret in their environment, of all that can be looked at."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if secret.encode() in path.read_bytes():
-                found.append((path.parent / "comm").read_text().strip())
-        except OSError:
-            continue  # it is gone, or another's
-    return found

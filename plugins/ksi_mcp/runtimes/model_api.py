@@ -6,7 +6,7 @@ network.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -18,20 +18,22 @@ MAX_REQUESTS: Final = 100
 
 
 class ModelAPI:
-    """Answers each request for a message with the next of its answers, the last one ever after.
+    """Answers requests for messages.
+
+    Args:
+        say: Returns what is answered to a request.
 
     Attributes:
         url: Where it is.
         requests: What it was asked for messages.
         fetched: What else it was asked for, by the path.
-        answers: What it answers.
     """
 
-    def __init__(self, answers: Sequence[Sequence[Block]]) -> None:
+    def __init__(self, say: Callable[[dict[str, Any]], Sequence[Block]]) -> None:
         self.url = ""
         self.requests: list[dict[str, Any]] = []
         self.fetched: list[str] = []
-        self.answers = answers
+        self._say = say
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["ModelAPI"]:
@@ -61,10 +63,9 @@ class ModelAPI:
         route = path.partition("?")[0]
         if method == "POST" and route.endswith("/messages") and len(self.requests) < MAX_REQUESTS:
             asked = json.loads(body)
-            blocks = self.answers[min(len(self.requests), len(self.answers) - 1)]
             self.requests.append(asked)
             number, model = len(self.requests), str(asked.get("model"))
-            return "text/event-stream", b"".join(events_of(number, model, blocks))
+            return "text/event-stream", b"".join(events_of(number, model, self._say(asked)))
         if route.endswith("/count_tokens"):
             return "application/json", b'{"input_tokens": 1}'
         self.fetched.append(route)

@@ -57,9 +57,14 @@ class Sessions:
         self._verdicts = verdicts
         self._open: dict[str, Session] = {}
 
-    async def open(self, tools: tuple[ToolSchema, ...], answer: Answer, folder: Path) -> Session:
-        """Have a process see these tools, and ask `answer` for the result of each call."""
-        name = f"claude-cli:{secrets.token_hex(8)}"
+    async def open(
+        self, tools: tuple[ToolSchema, ...], answer: Answer, folder: Path, whose: str = "claude-cli"
+    ) -> Session:
+        """Have a process see these tools, and ask `answer` for the result of each call.
+
+        What is denied to it is told of `whose`.
+        """
+        name = f"{whose}:{secrets.token_hex(8)}"
         principal = Principal(name, Grants(call=(EVENT,)))
         handover = {
             "socket": str(socket_path(self._plugin.home)),

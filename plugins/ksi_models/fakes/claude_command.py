@@ -2,14 +2,14 @@
 
 `ksi_models.testing.install_fake_claude` makes an executable of it. It answers like ``test/script``
 and ``test/echo``: a user's message that is a script is followed, anything else is repeated. The
-model's name says what goes wrong: ``hang``, ``stall``, ``polite`` (it stalls, and cleans up when it
-is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``, ``endless``, ``child`` (it leaves
-processes behind that ignore being ended), ``deaf`` (it ignores being ended), ``eat`` (it takes all
-memory), ``eat-away`` (a process does that which has left its group), ``spin`` (it takes CPU time),
-``spin-apart`` (its children do), ``leak`` (it opens files), ``quit`` (it ends with a code),
-``mutter`` (it complains at length), ``tool`` (it uses one of its own), ``result`` (it has used
-one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it doesn't know its options),
-``whole`` (it does not stream).
+model's name, or ``FAKE_CLAUDE_FAULT``, says what goes wrong: ``hang``, ``stall``, ``polite`` (it
+stalls, and cleans up when it is ended), ``crash``, ``garbage``, ``binary``, ``huge-line``,
+``endless``, ``child`` (it leaves processes behind that ignore being ended), ``deaf`` (it ignores
+being ended), ``eat`` (it takes all memory), ``eat-away`` (a process does that which has left its
+group), ``spin`` (it takes CPU time), ``spin-apart`` (its children do), ``leak`` (it opens files),
+``quit`` (it ends with a code), ``mutter`` (it complains at length), ``tool`` (it uses one of its
+own), ``result`` (it has used one), ``has-tools``, ``login``, ``limit``, ``overloaded``, ``old`` (it
+doesn't know its options), ``whole`` (it does not stream).
 
 Its tools are those of `claude_tools`. Sessions and a log of how it was called are in a folder of
 its own; where it is only tried, it leaves no log.
@@ -31,6 +31,7 @@ from ksi_models.providers.scripts import next_step, pieces_of
 LOG: Final = "fake-log.jsonl"
 SESSIONS: Final = "fake-sessions"
 GOODBYE: Final = "said-goodbye"
+TITLE: Final = [{"role": "user", "content": "Give this conversation a title."}]
 LOGINS: Final = {
     "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
     "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
@@ -56,7 +57,7 @@ class Fake:
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
         self.folder = Path(os.environ["FAKE_CLAUDE_FOLDER"])
-        self.model = self.option("--model") or "default"
+        self.model = os.environ.get("FAKE_CLAUDE_FAULT") or self.option("--model") or "default"
         self.session = self.option("--resume") or str(uuid.uuid4())
         self.file = self.folder / SESSIONS / f"{self.session}.json"
         self.history: list[tuple[str, str]] = []
@@ -194,8 +195,9 @@ class Fake:
             self.tell_event("content_block_stop", index=place)
 
     def of_model(self) -> tuple[str, str, list[Block]]:
-        """Ask the model that it was pointed at."""
-        blocks = ask_model(self.url, self.messages, self.tools.names)
+        """Ask the model that it was pointed at; like the real one also for what nobody asked."""
+        ask_model(self.url, TITLE, [])
+        blocks = ask_model(self.url, self.messages, self.tools.names, self.tools.instructions)
         said = "".join(block["text"] for block in blocks if block["type"] == "text")
         return said, "", [block for block in blocks if block["type"] == "tool_use"]
 

@@ -66,6 +66,14 @@ class Line(Struct):
 _LINE: Final = msgspec.json.Decoder(Line)
 
 
+class ActedAlone(ProviderError):
+    """The command did something by itself, or could."""
+
+    def __init__(self, what: str) -> None:
+        told = f"the claude command {what}: only KSI's own gate calls tools"
+        super().__init__("refused", told)
+
+
 class ClaudeReader:
     """Makes answers of the command's lines: one of each message in which its model wants tools.
 
@@ -115,7 +123,8 @@ class ClaudeReader:
         """Take a line.
 
         Raises:
-            ProviderError: It is an error, makes no sense, or shows that the command acts by itself.
+            ProviderError: It is an error, or makes no sense.
+            ActedAlone: It shows that the command acts by itself.
         """
         try:
             told = _LINE.decode(line)
@@ -126,7 +135,7 @@ class ClaudeReader:
         if told.session_id:
             self.session = told.session_id
         if told.parent_tool_use_id is not None:
-            raise _acting("has started an agent of its own, and was ended")
+            raise ActedAlone("has started an agent of its own, and was ended")
         match told.type:
             case "system":
                 self._begin(told)
@@ -147,7 +156,7 @@ class ClaudeReader:
         servers = [_object(each) for each in told.mcp_servers or ()]
         names = {each.get("name") for each in servers} - ({SERVER} if self._tools else set())
         if any(tool not in ours for tool in told.tools or ()) or names:
-            raise _acting("has tools of its own that can't be switched off; update it")
+            raise ActedAlone("has tools of its own that can't be switched off; update it")
         if self._tools and not any(each.get("status") == "connected" for each in servers):
             raise ProviderError("server", f"{self.provider} does not reach KSI's tools")
 
@@ -213,7 +222,7 @@ class ClaudeReader:
         if not isinstance(kind, str) or not kind.endswith("tool_use"):
             return False
         if kind != "tool_use" or not self._tools:
-            raise _acting("tried to use a tool of its own, and was ended")
+            raise ActedAlone("tried to use a tool of its own, and was ended")
         call_id, name = str(block.get("id", "")), str(block.get("name", "")).removeprefix(PREFIX)
         if (
             call_id in self._seen
@@ -246,7 +255,7 @@ class ClaudeReader:
                 continue
             is_ours = block.get("tool_use_id") in self._seen
             if not is_ours and not (self._tools and block.get("is_error") is True):
-                raise _acting("has used a tool of its own, and was ended")
+                raise ActedAlone("has used a tool of its own, and was ended")
 
     def _count(self, told: dict[str, Any]) -> None:
         """Add up what a message took; the command itself tells it for all together, at the end."""
@@ -276,10 +285,6 @@ class ClaudeReader:
         if "limit" in words and ("usage" in words or "reset" in words or "hit your" in words):
             return ProviderError("rate_limited", f"{self.provider} has no more to give: {said}")
         return ProviderError(kind_of(status, told), f"{self.provider} failed: {said}")
-
-
-def _acting(what: str) -> ProviderError:
-    return ProviderError("refused", f"the claude command {what}: only KSI's own gate calls tools")
 
 
 def _object(value: Any) -> dict[str, Any]:

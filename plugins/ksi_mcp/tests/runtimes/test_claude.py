@@ -1,22 +1,30 @@
 """The claude command in a daemon: its model's calls are the turn's, and it is tried before."""
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from ksi_client import AsyncClient
-from ksi_daemon.confinement import Confined
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.principals import TokenStore
+from ksi_daemon.principals import EVERYTHING, TokenStore
 from ksi_daemon.protocol import KsiError
 from ksi_daemon.testing import installed_plugins, module_plugin
+from ksi_mcp.runtimes import sessions
+from ksi_mcp.runtimes.probe import MORE, SECOND_PROCESS, TWICE, WITHOUT_TOKEN
+from ksi_mcp.runtimes.traps import ENVIRONMENT, OWN_CONFIGURATION, OWN_TOOLS, RESULT
 from ksi_models.providers import claude_cli
+from ksi_models.providers.guarded import GuardedProcess
 from ksi_models.testing import FakeClaude
 from ksi_tools.api import Tools, tool
 
@@ -69,7 +77,11 @@ def ksi_plugins(till: Till) -> list[EntryPoint]:
 
 @pytest.fixture
 def ksi_settings(fake_claude: FakeClaude) -> list[str]:
-    """Point the daemon at a fake command, which is tried once for each call."""
+    """Point the daemon at a fake command, which is tried once for each call.
+
+    It makes each call twice, which changes nothing.
+    """
+    fake_claude.cheat("again")
     return [*fake_claude.settings, "models.max_attempts=1", "completion.patience_s=0"]
 
 
@@ -124,7 +136,7 @@ async def test_nothing_is_done_twice_where_the_process_is_killed_as_it_waits(
 # -- the canary -----------------------------------------------------------------------------------
 
 
-async def ways(client: AsyncClient) -> tuple[str, dict[str, str]]:
+async def ways(client: AsyncClient) -> tuple[str, dict[str, tuple[str, str]]]:
     """Have the command asked, which has a new one tried; return what is known of it then."""
     asked = {
         "model": "claude-cli/sonnet",
@@ -138,36 +150,86 @@ async def ways(client: AsyncClient) -> tuple[str, dict[str, str]]:
         refusal = error.message
     told = await client.request("mcp:runtimes", {})
     (found,) = [each for each in told["runtimes"] if each["name"] == "claude-cli"]
-    assert (found["state"] == "refused") == bool(refusal), (found, refusal)
-    return refusal, {way["way"]: way["result"] for way in found.get("ways", ())}
+    tried = found.get("ways", ())
+    return refusal, {way["way"]: (way["result"], way.get("detail", "")) for way in tried}
 
 
-async def test_a_command_that_cheats_is_refused_whichever_way_it_does(
+@contextlib.contextmanager
+def helper() -> Iterator[str]:
+    """Return the socket of a program of the user that starts what it is told to."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/s")
+        listener.listen()
+        started: list[subprocess.Popen[bytes]] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    asked, _ = listener.accept()
+                except OSError:  # it is over
+                    return
+                with asked:
+                    command, (pipe,), _, _ = socket.recv_fds(asked, 65_536, 1)
+                    started.append(subprocess.Popen(json.loads(command), stdin=pipe, stdout=pipe))
+                    os.close(pipe)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"{folder}/s"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(20)
+            for process in started:
+                process.wait(20)
+
+
+CHEATS: dict[tuple[str, ...], dict[str, str]] = {
+    ("tools", "environment"): {OWN_TOOLS: "shell", ENVIRONMENT: "python"},
+    ("secret-tools",): {OWN_TOOLS: "shell"},
+    ("announced",): {OWN_TOOLS: "has tools of its own"},
+    ("agents",): {OWN_TOOLS: "has started an agent"},
+    ("servers", "hooks", "instructions"): {
+        OWN_CONFIGURATION: "server; hook; it has read CLAUDE.md"
+    },
+    ("impatient",): {RESULT: "it went on"},
+    ("process",): {WITHOUT_TOKEN: "token:list", SECOND_PROCESS: "token:list"},
+}
+
+
+FAULTS: dict[str, str] = {"overloaded": "529", "old": "too old"}
+
+
+async def test_a_command_that_cheats_is_refused_and_of_one_that_fails_nothing_is_known(
     client: AsyncClient, fake_claude: FakeClaude
 ) -> None:
-    cheats = {
-        "tools": "its own tools",
-        "secret-tools": "its own tools",
-        "announced": "its own tools",
-        "agents": "its own tools",
-        "servers": "its own configuration of MCP servers and hooks",
-        "hooks": "its own configuration of MCP servers and hooks",
-        "impatient": "a result that nobody gave it",
-    }
     refusal, found = await ways(client)
-    assert (refusal, set(found.values()), len(found)) == ("", {"held"}, 8)
+    held = [way for way, (result, _) in found.items() if result == "held"]
+    assert (refusal, len(held), len(found)) == ("", 8, 9)
 
-    for cheat, way in cheats.items():
-        fake_claude.cheat(cheat)
+    with helper() as program:
+        for cheats, expected in CHEATS.items():
+            fake_claude.cheat(*cheats, helper=program)
 
-        refusal, found = await ways(client)
+            refusal, found = await ways(client)
 
-        assert found.get(way) == "through", (cheat, found, refusal)
-        assert way in refusal
+            through = {
+                way: detail for way, (result, detail) in found.items() if result == "through"
+            }
+            assert through.keys() == expected.keys(), (cheats, found, refusal)
+            assert all(told in through[way] for way, told in expected.items()), through
+            assert all(way in refusal for way in expected)
     health = await client.request("system:health", {})
     (mcp,) = [each for each in health["plugins"] if each["plugin"] == "mcp"]
     assert mcp["health"] == "degraded"
     assert "go around the gate" in mcp["why"]
+    for fault, told in FAULTS.items():
+        fake_claude.cheat(fault=fault)
+
+        _, found = await ways(client)
+
+        assert {way: result for way, (result, _) in found.items()} == {OWN_TOOLS: "unknown"}
+        assert told in found[OWN_TOOLS][1]
     fake_claude.cheat()
     assert (await ways(client))[0] == ""
 
@@ -175,23 +237,28 @@ async def test_a_command_that_cheats_is_refused_whichever_way_it_does(
 async def test_what_we_fail_to_hold_is_found_out_too(
     client: AsyncClient, fake_claude: FakeClaude, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    issue = TokenStore.issue
-    breaks: dict[str, tuple[Any, str, Any]] = {
-        "the daemon's environment": (
-            claude_cli, "PASSED", frozenset({*claude_cli.PASSED, "KSI_TRIAL"}),
-        ),
-        "the socket without a token": (Confined, "holds", lambda self, pid: False),
-        "a second process": (Confined, "holds", lambda self, pid: False),
-        "a token used twice": (
-            TokenStore, "issue", lambda self, who, *, ttl_s, **_: issue(self, who, ttl_s=ttl_s),
-        ),
-    }  # fmt: skip
-    for way, (where, name, broken) in breaks.items():
+    start, issue = GuardedProcess.start, TokenStore.issue
+
+    async def unconfined(_: type, /, *arguments: Any, confined: Any, **options: Any) -> Any:
+        return await start(*arguments, **options)
+
+    breaks: dict[tuple[str, ...], list[tuple[Any, str, Any]]] = {
+        (ENVIRONMENT, WITHOUT_TOKEN, SECOND_PROCESS): [
+            (claude_cli, "PASSED", frozenset({*claude_cli.PASSED, "KSI_TRIAL"})),
+            (GuardedProcess, "start", classmethod(unconfined)),
+        ],
+        (MORE, TWICE): [
+            (sessions, "Grants", lambda **_: EVERYTHING),
+            (TokenStore, "issue", lambda self, who, *, ttl_s, **_: issue(self, who, ttl_s=ttl_s)),
+        ],
+    }
+    for expected, broken in breaks.items():
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, broken)
+            for where, name, instead in broken:
+                patch.setattr(where, name, instead)
             fake_claude.cheat()  # it is written anew, so it is tried anew
 
             refusal, found = await ways(client)
 
-        assert found.get(way) == "through", (way, found)
-        assert way in refusal
+        assert tuple(way for way, (result, _) in found.items() if result == "through") == expected
+        assert all(way in refusal for way in expected)
