@@ -23,8 +23,11 @@ from ksi_client import (
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
+from ksi_mcp.client.definitions import Definition, KnownTool
+from ksi_mcp.client.store import Store
 from ksi_mcp.events import McpServer
 from ksi_mcp.tests.client.conftest import calls, faulty, tools_of
+from ksi_postgres.database import Database
 from ksi_postgres.logins import Logins
 from ksi_postgres.testing import settings_for
 
@@ -322,6 +325,22 @@ async def test_servers_are_added_and_removed(run: Run, tmp_path: Path) -> None:
     assert (added["source"], added["state"]) == ("added", "connected")
     assert kept["status"] == "done"
     assert [each["name"] for each in left["servers"]] == ["near"]
+
+
+async def test_what_is_known_of_a_server_is_not_known_of_its_successor(database: Database) -> None:
+    store, key = Store(database), ("default", "far")
+    old, new = McpServer(command="old"), McpServer(command="new")
+    tool = KnownTool(name="a", accepted=Definition(name="a", description="", parameters={}))
+    await store.add(key, old, 10)
+    await store.keep(key, [tool], old)
+    kept = await store.known_of(key)
+    await store.remove(key)
+    await store.keep(key, [tool], old)
+    await store.add(key, new, 10)
+    await store.keep(key, [tool], old)
+
+    assert kept == {"a": tool}
+    assert await store.known_of(key) == {}
 
 
 async def test_a_server_that_fails_is_left_alone_for_a_while(run: Run, tmp_path: Path) -> None:
