@@ -26,7 +26,7 @@ from ksi_client import (
     UnixTransport,
 )
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.event_system import event_handler
+from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.principals import Principal
 from ksi_daemon.protocol.events import Grants
@@ -53,6 +53,12 @@ class Work:
     @event_handler("work:echo")
     def echo(self, data: Any) -> Any:
         return data
+
+    @event_handler("work:whose")
+    def whose(self, data: Any) -> str:
+        context = current_context()
+        assert context is not None
+        return context.tenant
 
 
 class Answer(msgspec.Struct):
@@ -105,7 +111,7 @@ def work() -> Work:
 
 @pytest.fixture
 def ksi_plugins(work: Work) -> list[EntryPoint]:
-    return [module_plugin("work", do=work.do, echo=work.echo)]
+    return [module_plugin("work", do=work.do, echo=work.echo, whose=work.whose)]
 
 
 @pytest.fixture
@@ -361,6 +367,7 @@ async def test_the_blocking_client_asks_and_gets_typed_errors(daemon: Daemon) ->
             with pytest.raises(TimedOut):
                 client.request("work:do", timeout_s=0.05)
             assert client.request("work:echo", "after") == "after"
+            assert client.request("work:whose", context={"tenant": "acme"}) == "acme"
 
     await asyncio.to_thread(use)
 
