@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import KsiError
+from ksi_mcp.client.dialogues import Ask, Asking, Dialogue, nobody
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
 from ksi_mcp.client.references import Secrets
 from ksi_mcp.client.suspects import literal_secrets, secrets_in
@@ -99,6 +100,9 @@ class Connection:
         self._stirred = asyncio.Event()
         self._secrets = Secrets()
         self._process: GuardedProcess | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._asks = Asking()
+        self._dialogues: list[Dialogue] = []
         self._has_answered = False
         self._ready_at = 0.0
         self._asked_at = 0.0
@@ -113,6 +117,7 @@ class Connection:
 
     def start(self, group: asyncio.TaskGroup) -> None:
         """Begin to connect."""
+        self._group = group
         self._task = group.create_task(self._run(), name=f"server {self._name}")
 
     async def _run(self) -> None:
@@ -139,6 +144,8 @@ class Connection:
             self._over()
             self._session = None
             self.is_ready.set()
+            for each in self._dialogues:
+                each.cut_off()
 
     def _explained(self, why: str) -> str:
         why = self._advised(why)
@@ -155,10 +162,15 @@ class Connection:
         self._secrets.note(*literal_secrets(self._server))
         wire = await (self._process_wire(wires) if self._server.command else self._http_wire(wires))
         per_s = self._settings.max_messages_per_s
-        watched = wires.watched(wire, per_s, on_message=self._heard, on_end=self._gone)
-        handshake = self._server.handshake
+        watched = wires.watched(
+            wire, per_s, may_ask=self._asks.take, on_message=self._heard, on_end=self._gone
+        )
         async with sdk.opened(
-            watched, handshake=handshake, changed=self._changed, logged=self._log
+            watched,
+            handshake=self._server.handshake,
+            changed=self._changed,
+            logged=self._log,
+            ask=self._asks.ask,
         ) as session:
             yield session
 
@@ -245,10 +257,25 @@ class Connection:
 
     # -- what is asked of it --------------------------------------------------------------------
 
+    def begin(self, tool: str, arguments: dict[str, Any], progress: Progress) -> Dialogue:
+        """Begin a call in whose middle a person may be asked something."""
+        assert self._group is not None  # it was started
+        call_timeout_s = self._server.timeout_s or self._settings.call_timeout_s
+        dialogue = Dialogue(self._settings.ask_timeout_s, call_timeout_s)
+        dialogue.start(self._group, lambda ask: self.call(tool, arguments, progress, ask))
+        self._dialogues = [each for each in self._dialogues if not each.is_over] + [dialogue]
+        return dialogue
+
     async def call(
-        self, tool: str, arguments: dict[str, Any], progress: Progress
+        self, tool: str, arguments: dict[str, Any], progress: Progress, ask: Ask = nobody
     ) -> dict[str, Any]:
         """Call a tool, and return what it returned as MCP has it in JSON.
+
+        Args:
+            tool: Its own name for it.
+            arguments: What it is called with.
+            progress: Told how far the call is.
+            ask: Has a person asked what the server wants to know meanwhile.
 
         Raises:
             NotSentError: The server has not got the call.
@@ -262,7 +289,10 @@ class Connection:
         self._stirred.set()
         began = time.monotonic()
         try:
-            result: dict[str, Any] = await session.call(tool, arguments, self._masking(progress))
+            with self._asks.during(ask):
+                result: dict[str, Any] = await session.call(
+                    tool, arguments, self._masking(progress), ask
+                )
         except (NotSentError, AnswerError, LostError) as error:
             self._has_answered = self._has_answered or isinstance(error, AnswerError)
             raise type(error)(self._advised(self._secrets.masked(str(error)))) from error

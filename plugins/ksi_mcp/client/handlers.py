@@ -2,16 +2,23 @@
 
 from typing import Final
 
+import msgspec
 from msgspec import structs
 
-from ksi_daemon.event_system import current_context, event_contributor, event_handler
-from ksi_daemon.protocol import Context, Denied, KsiError
+from ksi_daemon.event_system import (
+    current_context,
+    event_contributor,
+    event_handler,
+    event_observer,
+)
+from ksi_daemon.protocol import Context, Denied, Event, KsiError
 from ksi_mcp import events as e
 from ksi_mcp.client.lookout import several
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.servers import DEFAULT, Servers
 from ksi_mcp.client.store import Key
 from ksi_system.events import HealthCheck, HealthChecked
+from ksi_tools.events import ToolSettled
 
 CHECKED_AT_ONCE: Final = 8
 
@@ -88,6 +95,13 @@ class Handlers:
     def _all(self, context: Context, *, with_tools: bool) -> e.McpServers:
         found = self._servers.of(context.tenant)
         return e.McpServers(servers=tuple(each.report(with_tools=with_tools) for each in found))
+
+    @event_observer("tool:settled")
+    def settled(self, event: Event) -> None:
+        """Tell a server that a person would not answer what it asks."""
+        told = msgspec.convert(event.data, ToolSettled, from_attributes=True)
+        if told.status == "dropped":
+            self._servers.drop(event.context.tenant, told.call_id)
 
     @event_contributor("health:check")
     def health(self, request: HealthCheck) -> HealthChecked:

@@ -1,22 +1,16 @@
 """A server as the registry of tools sees it: its tools, whether it is connected or not."""
 
-import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from ksi_daemon.protocol import Failed, TimedOut, Unavailable
-from ksi_mcp.client import results
+from ksi_mcp.client.calls import Calls, MayAsk
 from ksi_mcp.client.connection import Connection
-from ksi_mcp.client.definitions import Definition, prefix_of
-from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.client.definitions import prefix_of
 from ksi_mcp.client.offer import Offer, Rival
 from ksi_mcp.client.reach import Reach
 from ksi_mcp.client.store import Key, Store
 from ksi_mcp.client.suspects import target_of
-from ksi_mcp.client.text import fenced
 from ksi_mcp.events import McpServer, McpServerReport
-from ksi_mcp.exchange import Content
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolContext, Tools
 
@@ -36,10 +30,12 @@ class Remote:
         connect: Makes a connection.
         rivals: Tells of servers whose tools' names go before its own.
         held_back: Told which tools are newly held back.
+        may_ask: Says whether whoever calls may ask a person.
 
     Attributes:
         reach: The way to it.
         offer: Its tools.
+        calls: Makes them.
         prefix: What their names begin with.
     """
 
@@ -57,13 +53,13 @@ class Remote:
         connect: Connect,
         rivals: Callable[["Remote"], Iterable[Rival]],
         held_back: Callable[["Remote", tuple[str, ...]], None],
+        may_ask: MayAsk,
     ) -> None:
         self.key = key
         self.server = server
         self.was_added = was_added
         self.prefix = prefix_of(key[1], server)
         self.reach = Reach(key[1], settings, lambda: connect(self))
-        self._settings = settings
         self.offer = Offer(
             key,
             server,
@@ -74,6 +70,7 @@ class Remote:
             rivals=lambda: rivals(self),
             held_back=lambda held: held_back(self, held),
         )
+        self.calls = Calls(key[1], settings, self.reach, self.offer, may_ask)
 
     @property
     def server_name(self) -> str:
@@ -105,49 +102,7 @@ class Remote:
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: ToolContext) -> Any:
         """Call a tool of the server's, which is started or connected where it isn't yet."""
-        tool = self.offer.tool(name)
-        for attempt in (1, 2):
-            connection = await self._connected_for_a_call()
-            if self.offer.tool(name) != tool:  # it has just said something else of it
-                raise self.offer.denied(name)
-            try:
-                result = await connection.call(tool.name, arguments, context.progress)
-            except NotSentError as error:
-                connection.end()
-                if attempt == 2:
-                    raise Unavailable(
-                        self._fenced(str(error)), retry_after_s=self._settings.retry_s
-                    ) from error
-            except LostError as error:
-                raise TimedOut(self._fenced(str(error))) from error
-            except AnswerError as error:
-                raise Failed(self._fenced(str(error))) from error
-            else:
-                return await asyncio.to_thread(self._told, tool, result)
-        raise AssertionError
-
-    async def _connected_for_a_call(self) -> Connection:
-        """Connect; when the call is ended meanwhile, that is no doubt: nobody was asked anything.
-
-        Raises:
-            Unavailable: There is no connection.
-        """
-        try:
-            return await self.reach.connected()
-        except Unavailable as error:  # it may tell what the server has said as it failed
-            fenced_why = self._fenced(error.message)
-            raise Unavailable(fenced_why, retry_after_s=error.retry_after_s) from error
-        except asyncio.CancelledError as error:
-            raise Unavailable(f"{self.server_name} was not connected in time") from error
-
-    def _told(self, tool: Definition, result: dict[str, Any]) -> str | Content:
-        told = results.returned_of(result, tool.output, self._fenced)
-        if result.get("isError"):
-            raise Failed(told if isinstance(told, str) else told.shown())
-        return told
-
-    def _fenced(self, text: str) -> str:
-        return fenced(text, self.server_name, f"-----{secrets.token_hex(6)}-----")
+        return await self.calls.call(name, arguments, context)
 
     # -- its end -----------------------------------------------------------------------------------
 

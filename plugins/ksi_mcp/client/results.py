@@ -58,7 +58,7 @@ def _pieces(result: Mapping[str, Any], output: dict[str, Any] | None) -> Iterato
     structured = result.get("structuredContent")
     if structured is not None and not any(each.get("type") == "text" for each in content):
         yield cleaned(json.dumps(structured, ensure_ascii=False))
-    if output is not None and not result.get("isError") and not _fits(structured, output):
+    if output is not None and not result.get("isError") and not fits(structured, output):
         yield "[The result does not fit the schema that the server gave for it.]"
 
 
@@ -97,7 +97,7 @@ def _is_file(media_type: object, data: object) -> bool:
         return False
 
 
-def _fits(structured: object, output: dict[str, Any]) -> bool:
+def fits(structured: object, output: dict[str, Any]) -> bool:
     """Say whether a result fits its schema; in linear time, and without a look elsewhere."""
     try:
         validator = jsonschema_rs.validator_for(output, pattern_options=_PATTERNS, offline=True)

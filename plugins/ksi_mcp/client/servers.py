@@ -33,10 +33,12 @@ from ksi_mcp.events import McpHeldBack, McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database
 from ksi_tools.api import Tools
+from ksi_tools.events import ToolList, ToolListed
 
 log = logging.getLogger(__name__)
 
 CHANNEL: Final = "ksi_mcp"
+ASK: Final = "ask_user"
 DEFAULT: Final = "default"  # whose the servers of the settings are, in the store
 
 
@@ -111,6 +113,7 @@ class Servers:
             connect=self._connect,
             rivals=self._rivals,
             held_back=self._tell_held_back,
+            may_ask=self._may_ask,
         )
         self._remotes[key] = made
         self._rename_beside(made)
@@ -318,6 +321,19 @@ class Servers:
             raise Conflict(f"{name!r} stands in the settings ([mcp.servers.{name}])")
         await self._store.remove(remote.key)
         await self._forget(remote.key)
+
+    # -- what they ask --------------------------------------------------------------------------
+
+    async def _may_ask(self) -> bool:
+        """Say whether whoever calls may ask a person: so may the server that is called then."""
+        asked = ToolList(pattern=ASK)
+        listed = await self._bus.request("tool:list", asked, result_type=ToolListed)
+        return bool(listed.tools)
+
+    def drop(self, tenant: str, call_id: str) -> None:
+        """Tell a server that nobody answers what it asks in a call, if it does."""
+        for each in self._remotes.values():
+            each.calls.drop(tenant, call_id)
 
     # -- what is told ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from mcp.client import Client
+from mcp.client.session import ClientRequestContext
 from mcp.client.subscriptions import SubscriptionLost
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
@@ -20,8 +21,16 @@ from mcp_types import (
     CallToolRequest,
     CallToolRequestParams,
     CallToolResult,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitRequestParams,
+    ElicitResult,
     Implementation,
+    InputRequest,
     InputRequiredResult,
+    InputResponse,
+    ListRootsRequest,
+    ListRootsResult,
     LoggingMessageNotification,
     PaginatedRequestParams,
     ServerNotification,
@@ -30,6 +39,7 @@ from mcp_types import (
 from pydantic import TypeAdapter, ValidationError
 
 from ksi_daemon import __version__
+from ksi_mcp.client.dialogues import Ask
 from ksi_mcp.client.errors import (
     GONE,
     LOST,
@@ -38,10 +48,12 @@ from ksi_mcp.client.errors import (
     LostError,
     NotSentError,
 )
+from ksi_mcp.client.forms import Form
 from ksi_mcp.client.text import cleaned
-from ksi_mcp.client.wires import Wire
+from ksi_mcp.client.wires import NO_SAMPLING, Wire
 
 MAX_PAGES: Final = 100
+MAX_ROUNDS: Final = 10  # in which a call may want to know something
 MAX_TOLD_CHARS: Final = 500
 MODERN: Final = "2026"
 UNKNOWN: Final = frozenset({CONNECTION_CLOSED, LOST, PARSE_ERROR, REQUEST_TIMEOUT})
@@ -92,7 +104,9 @@ class Session:
                 break
         return found, False
 
-    async def call(self, name: str, arguments: dict[str, Any], tell: Progress) -> dict[str, Any]:
+    async def call(
+        self, name: str, arguments: dict[str, Any], tell: Progress, ask: Ask
+    ) -> dict[str, Any]:
         """Call a tool, and return what it returned as MCP has it in JSON.
 
         Raises:
@@ -105,16 +119,24 @@ class Session:
             tell(cleaned(message or "", MAX_TOLD_CHARS), progress, total)
 
         params = CallToolRequestParams(name=name, arguments=arguments)
-        # Not the SDK's `call_tool`: that matches results with patterns of the server's choice.
-        result = await self._asked(
-            self._client.session.send_request(
-                CallToolRequest(params=params), _CALLED, progress_callback=told
+        for _ in range(MAX_ROUNDS):
+            # Not the SDK's `call_tool`: that matches results with patterns of the server's choice.
+            result = await self._asked(
+                self._client.session.send_request(
+                    CallToolRequest(params=params), _CALLED, progress_callback=told
+                )
             )
-        )
-        if isinstance(result, InputRequiredResult):
-            raise AnswerError("it wants to ask something first, which can't be answered here")
-        made: dict[str, Any] = result.model_dump(by_alias=True, mode="json", exclude_none=True)
-        return made
+            if not isinstance(result, InputRequiredResult):
+                made: dict[str, Any] = result.model_dump(
+                    by_alias=True, mode="json", exclude_none=True
+                )
+                return made
+            asked = result.input_requests or {}
+            responses = {key: await _response(each, ask) for key, each in asked.items()}
+            params = params.model_copy(
+                update={"input_responses": responses, "request_state": result.request_state}
+            )
+        raise AnswerError(f"it wanted to know something {MAX_ROUNDS} times")
 
     async def _asked(self, asking: Awaitable[Any]) -> Any:
         try:
@@ -138,6 +160,30 @@ class Session:
             return  # it will be asked when it is connected the next time
 
 
+async def _response(request: InputRequest, ask: Ask) -> InputResponse:
+    """Answer what a server wants to know before it makes a call.
+
+    Raises:
+        AnswerError: It gets no answers of models.
+    """
+    if isinstance(request, ListRootsRequest):
+        return ListRootsResult(roots=[])
+    if isinstance(request, ElicitRequest):
+        return await _elicited(request.params, ask)
+    raise AnswerError(f"it wants an answer of a model: {NO_SAMPLING}")
+
+
+async def _elicited(params: ElicitRequestParams, ask: Ask) -> ElicitResult:
+    """Have a form filled in; an address is shown to nobody, since it may lead anywhere."""
+    if not isinstance(params, ElicitRequestFormParams):
+        return ElicitResult(action="decline")
+    schema = params.model_dump(by_alias=True, mode="json")["requestedSchema"]
+    answers = await ask(Form(params.message, schema))
+    if answers is None:
+        return ElicitResult(action="decline")
+    return ElicitResult(action="accept", content=answers)
+
+
 def _translated(error: MCPError) -> Exception:
     told = cleaned(error.error.message, MAX_TOLD_CHARS)
     code = error.error.code
@@ -156,6 +202,7 @@ async def opened(
     handshake: str,
     changed: Callable[[], None],
     logged: Callable[[str], None],
+    ask: Ask,
 ) -> AsyncIterator[Session]:
     """Begin a conversation with a server, and end it.
 
@@ -164,7 +211,11 @@ async def opened(
         handshake: ``auto``, or ``legacy``.
         changed: Called when it says that its tools have changed.
         logged: Told what it logs that is a warning or worse.
+        ask: Has a person asked what the server wants to know in the middle of a call.
     """
+
+    async def elicited(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        return await _elicited(params, ask)
 
     async def heard(message: ServerNotification | Exception) -> None:
         if isinstance(message, ToolListChangedNotification):
@@ -181,6 +232,7 @@ async def opened(
         mode=handshake,
         client_info=Implementation(name="ksi", version=__version__),
         message_handler=heard,
+        elicitation_callback=elicited,
         cache=None,
     )
     async with client:

@@ -37,6 +37,13 @@ CLOSE_S: Final = 1.0
 MAX_ERROR_BYTES: Final = 65_536
 BURST_S: Final = 2.0
 NEVER: Final = math.inf
+NO_SAMPLING: Final = "servers are not given answers of models, which cost money"
+ELICIT: Final = "elicitation/create"
+REPLIES: Final[dict[str, dict[str, Any]]] = {
+    "ping": {},
+    "roots/list": {"roots": []},
+    ELICIT: {"action": "decline"},
+}
 SESSION_HEADER: Final = "mcp-session-id"
 Message = SessionMessage | Exception
 Read = ObjectReceiveStream[Message]
@@ -82,16 +89,22 @@ class Pace:
 
 @asynccontextmanager
 async def watched(
-    wire: Wire, per_s: int, *, on_message: Callable[[], None], on_end: Callable[[str], None]
+    wire: Wire,
+    per_s: int,
+    *,
+    may_ask: Callable[[], bool],
+    on_message: Callable[[], None],
+    on_end: Callable[[str], None],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Let a server say no more than is bearable, and nothing but answers and notifications.
+    """Let a server say no more than is bearable.
 
-    What it asks of us is answered here, one after the other: so one that asks and never reads the
-    answers is read no more.
+    What it asks of us is answered here, one after the other, but for what a person is asked: so one
+    that asks and never reads the answers is read no more.
 
     Args:
         wire: The way to it.
         per_s: How many notifications pass in a second.
+        may_ask: Says whether a person can be asked what it wants to know, and will be.
         on_message: Called when it says something.
         on_end: Told why when it says nothing more.
     """
@@ -106,7 +119,7 @@ async def watched(
                         on_message()
                         if not _is_answer(each):
                             await pace.keep()
-                        reply = _reply_to(each)
+                        reply = _reply_to(each, may_ask)
                         if isinstance(each, Over):
                             on_end(str(each))
                         elif reply is not None:
@@ -127,12 +140,17 @@ def _is_answer(each: Message) -> bool:
     )
 
 
-def _reply_to(each: Message) -> JSONRPCMessage | None:
+def _reply_to(each: Message, may_ask: Callable[[], bool]) -> JSONRPCMessage | None:
     if isinstance(each, Exception) or not isinstance(each.message, JSONRPCRequest):
         return None
-    if each.message.method == "ping":
-        return JSONRPCResponse(jsonrpc="2.0", id=each.message.id, result={})
-    return failure(each.message.id, METHOD_NOT_FOUND, "this client answers no requests")
+    request_id, method = each.message.id, each.message.method
+    if method == ELICIT and may_ask():
+        return None
+    if method in REPLIES:
+        return JSONRPCResponse(jsonrpc="2.0", id=request_id, result=REPLIES[method])
+    if method == "sampling/createMessage":
+        return failure(request_id, METHOD_NOT_FOUND, NO_SAMPLING)
+    return failure(request_id, METHOD_NOT_FOUND, "this client has no such method")
 
 
 # -- a process -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ FOLDER = Path(sys.argv[1])
 INPUT = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = ["echo", "fail", "lie", "picture", "leave", "crash", "hang", "big", "bytes", "deep"]
 TOOLS += ["noise", "flood", "nag", "change", "environment", "socket", "stranger", "rpc_error"]
-TOOLS += ["fall_silent", "stall"]
+TOOLS += ["fall_silent", "stall", "ask"]
 
 
 def say(message: Any) -> None:
@@ -37,6 +37,15 @@ def raw(data: bytes) -> None:
 def text(told: str) -> dict[str, Any]:
     """Make a result."""
     return {"content": [{"type": "text", "text": told}]}
+
+
+def reply(request: dict[str, Any]) -> Any:
+    """Ask something in the middle of a call, and return what is answered."""
+    say({"id": "asked", **request})
+    answer = json.loads(sys.stdin.readline())
+    with (FOLDER / "replies").open("a") as file:
+        file.write(json.dumps(answer) + "\n")
+    return answer.get("result", answer.get("error"))
 
 
 def asked_of(path: str) -> str:
@@ -71,6 +80,8 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
             answer["structuredContent"] = {"n": "many"}
         case "picture":
             answer = {"content": [{"type": "image", "mimeType": "image/png", "data": "AAAA" * 10}]}
+        case "ask":
+            answer = text(json.dumps([reply(each) for each in json.loads(arguments["text"])]))
         case "crash":
             os._exit(3)
         case "stall":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.client.forms import Answers, Form
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_mcp.tests.client.conftest import Connected, calls, faulty, tools_of
@@ -308,9 +309,17 @@ os._exit(1)
 async def test_a_server_by_the_sdk_is_called_in_the_newest_protocol(connected: Connected) -> None:
     script = str(Path(__file__).with_name("sdk_server.py"))
     server = McpServer(command=sys.executable, args=(script,))
+
+    async def answer(form: Form) -> Answers | None:
+        return {"name": form.message}
+
     async with connected(server) as (connection, told):
         result = await connection.call("add", {"a": 1, "b": 2}, told.progressed)
+        greeted = await connection.call("greet", {}, told.progressed, answer)
+        with pytest.raises(AnswerError, match="cost money"):
+            await connection.call("think", {}, told.progressed, answer)
         assert connection._session._client.protocol_version == "2026-07-28"
 
     assert result["structuredContent"] == {"result": 3}
+    assert greeted["content"][0]["text"] == "kept {'name': 'Who?'} []"
     assert told.lists[0][0]["name"] == "add"
