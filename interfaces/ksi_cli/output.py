@@ -87,8 +87,10 @@ def encode_json(value: Any) -> str:
 
 def note(text: str) -> None:
     """Say something that is no part of the answer, after what was said of that."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{clean(text)}\n")
+    if sys.stdout is not None:  # whoever started this may have closed either
+        sys.stdout.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(f"{clean(text)}\n")
 
 
 def fail(error: KsiError, *, as_json: bool) -> None:

@@ -61,7 +61,7 @@ def serve(
     from ksi_mcp import stdio  # noqa: PLC0415  it brings the SDK, which takes a second
 
     wanted = stdio.Wanted(token=token or "", scopes=tuple(scope or ()), user=user, tenant=tenant)
-    with contextlib.suppress(asyncio.CancelledError):  # a signal has ended it
+    with contextlib.suppress(asyncio.CancelledError):  # a signal has ended it before it began
         asyncio.run(stdio.serve(wanted, _start))
 
 

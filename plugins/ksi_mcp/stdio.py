@@ -72,13 +72,20 @@ async def serve(wanted: Wanted, start: Callable[[], object]) -> None:
 
     Raises:
         KsiError: As `serve_on` has it.
-        asyncio.CancelledError: A signal has come.
+        asyncio.CancelledError: A signal has come before anybody was served.
     """
-    this = asyncio.current_task()
+    this, pipes = asyncio.current_task(), Pipes.of_process()
     assert this is not None  # a coroutine runs
+
+    def end() -> None:
+        if pipes.is_open:
+            pipes.end()
+        else:
+            this.cancel()
+
     for number in ENDS:
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    await serve_on(Pipes.of_process(), wanted, start)
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    await serve_on(pipes, wanted, start)
 
 
 async def serve_on(
@@ -192,12 +199,12 @@ async def _take(subscription: Subscription, reach: SocketReach, news: News) -> N
         if event.name != UPDATED:
             reach.forget()
         try:
-            await _tell(event, news)
+            await _tell(event, subscription.pattern, news)
         except msgspec.ValidationError as error:
             log.warning("news could not be taken", extra={"why": str(error)})
 
 
-async def _tell(event: Event, news: News) -> None:
+async def _tell(event: Event, pattern: str, news: News) -> None:
     """Hand on what the daemon says to have changed."""
     if event.name == CHANGED:
         changed = msgspec.convert(event.data, McpChanged)
@@ -205,5 +212,5 @@ async def _tell(event: Event, news: News) -> None:
     elif event.name == UPDATED:
         updated = msgspec.convert(event.data, McpUpdated)
         await news.updated(updated.uri, updated.tenant)
-    elif event.name == RECONNECTED:
+    elif event.name == RECONNECTED and pattern == CHANGED:  # each subscription is told of it
         await news.all_changed()

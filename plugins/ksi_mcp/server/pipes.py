@@ -48,6 +48,11 @@ class Pipes:
         self._sink = sink
         self._reading: asyncio.Task[None] | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether they are read, or were."""
+        return self._reading is not None
+
     @classmethod
     def of_process(cls) -> "Pipes":
         """Take over standard output: what is printed by mistake goes where errors go."""

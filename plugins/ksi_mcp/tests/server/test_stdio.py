@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import mcp_types as types
@@ -18,11 +19,15 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
+from typer.testing import CliRunner
 
+from ksi_cli import output
+from ksi_cli.output import UsageError
 from ksi_client import AsyncClient, Denied, InvalidData, KsiError, LocalTransport, Unavailable
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.peer import Peer
 from ksi_mcp.client.lines import TooLong
+from ksi_mcp.commands import mcp, serve
 from ksi_mcp.server.pipes import MAX_LINE_BYTES, Pipes, id_of
 from ksi_mcp.stdio import Wanted, serve_on
 from ksi_mcp.tests.server.conftest import LEGACY, MODERN, text_of
@@ -80,6 +85,7 @@ class Started:
 
     Attributes:
         near: The program's ends.
+        far: Those of what serves it.
         is_over: Set when nobody serves any more.
         error: Why.
     """
@@ -90,14 +96,14 @@ class Started:
         self._source, self._write = os.pipe()
         self._read, self._sink = os.pipe()
         self.near = Pipes(self._read, self._write)
+        self.far = Pipes(self._source, self._sink)
         self.is_over = asyncio.Event()
         self.error: KsiError | None = None
 
     async def run(self) -> None:
         """Serve."""
         try:
-            far = Pipes(self._source, self._sink)
-            await serve_on(far, self._wanted, self._way.start, lambda: self._way)
+            await serve_on(self.far, self._wanted, self._way.start, lambda: self._way)
         except KsiError as error:
             self.error = error
         finally:
@@ -208,9 +214,11 @@ async def test_who_may_do_less_is_told_of_news_and_ends_with_its_token(
         (token,) = await tokens()
         await client.request("token:revoke", {"id": token})
         await first.is_over.wait()
-    async with program(wanted=few):
+    async with program(wanted=few) as (_, second):
         during = await tokens()
-    after = await tokens()
+        second.far.end()  # as a signal has it
+        await second.is_over.wait()
+        after = await tokens()
     async with program(wanted=few):
         way.lose()  # nobody is there to end the token, and nobody waits for that
 
@@ -300,6 +308,18 @@ async def test_who_does_not_read_any_more_is_served_no_more() -> None:
         os.close(each)
 
     assert heard == []
+
+
+def test_what_is_said_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="are for what is served here alone"):
+        CliRunner().invoke(mcp, ["--scope", "*", "list"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="say what may be done"):
+        CliRunner().invoke(mcp, ["--user", "ann"], catch_exceptions=False)
+    context: Any = SimpleNamespace(invoked_subcommand=None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UsageError, match="one of them is closed") as told:
+        serve(context, scope=None, user=None, tenant="default")
+    output.fail(told.value, as_json=False)  # where people see it, which is open
 
 
 def told_by(environment: dict[str, str], *words: str) -> str:
