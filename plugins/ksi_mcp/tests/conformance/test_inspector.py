@@ -30,7 +30,7 @@ async def see(folder: Path, target: Target) -> None:
     listed = await inspected(folder, target, "legacy", "tools/list")
     called = await inspected(folder, target, "modern", "tools/call", *IMAGE)
 
-    assert {"search", "current_time", "test_image_content"} <= {
+    assert {"look", "current_time", "test_image_content"} <= {
         each["name"] for each in listed["tools"]
     }
     (block,) = called["content"]
