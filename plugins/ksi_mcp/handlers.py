@@ -131,7 +131,7 @@ class Handlers:
         ask = ToolCall(name=request.name, arguments=request.arguments, call_id=call_id)
         watched, key = Watched(logs=request.logs), (_context().tenant, call_id)
         exchange = Exchange(request.capabilities, request.answers, request.state, watched.log)
-        self._calls[key] = watched
+        self._calls.setdefault(key, watched)  # whoever asks for the same call later has no part
         is_closed = False
         try:
             async with asyncio.TaskGroup() as tasks:

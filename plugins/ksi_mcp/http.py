@@ -59,12 +59,14 @@ class Room:
         return await self._answered(request)
 
     async def _answered(self, request: web.Request) -> web.StreamResponse:
-        bridge = self._bridge or await self._opened()
+        bridge = self._bridge
+        if bridge is None or not bridge.is_open:
+            bridge = await self._opened()
         return await bridge.answer(request)
 
     async def _opened(self) -> "Bridge":
         async with self._opening:
-            if self._bridge is None:
+            if self._bridge is None or not self._bridge.is_open:
                 module = await asyncio.to_thread(importlib.import_module, BRIDGE)
                 bridge: Bridge = module.Bridge(self._app)
                 await bridge.open()

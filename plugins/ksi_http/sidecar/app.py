@@ -190,6 +190,14 @@ class Sidecar:
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)
 
+    async def subscribed(self, pattern: str) -> Subscription:
+        """Follow what the daemon tells to everybody; where it is away, wait for it."""
+        while True:
+            try:
+                return await self.connections.first.subscribe(pattern)
+            except Unavailable:
+                await asyncio.sleep(AGAIN_S)
+
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Have room for what outlasts requests, and end that."""
@@ -227,7 +235,7 @@ class Sidecar:
 
     async def follow(self) -> None:
         """Forget keys that are revoked, and look anew at what there is after a loss; for ever."""
-        subscription = await self._news()
+        subscription = await self.subscribed(REVOKED)
         async for event in subscription:
             try:
                 if event.name == RECONNECTED:
@@ -236,13 +244,6 @@ class Sidecar:
                     self.callers.forget(msgspec.convert(event.data, HttpKeyRevoked).id)
             except (KsiError, msgspec.ValidationError) as error:
                 log.warning("news could not be taken", extra={"why": str(error)})
-
-    async def _news(self) -> Subscription:
-        while True:
-            try:
-                return await self.connections.first.subscribe(REVOKED)
-            except Unavailable:
-                await asyncio.sleep(AGAIN_S)
 
 
 def make_application(app: Sidecar) -> web.Application:

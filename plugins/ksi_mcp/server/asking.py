@@ -18,8 +18,9 @@ Ctx = ServerRequestContext[Any, Any]
 Asks = dict[str, dict[str, Any]]
 
 ANSWER: Final = "answer"
+ELICITATION, FORM = "elicitation", "form"
 METHODS: Final[dict[str, tuple[type[types.Request[Any, Any]], type[types.Result], str]]] = {
-    "elicitation/create": (types.ElicitRequest, types.ElicitResult, "elicitation"),
+    "elicitation/create": (types.ElicitRequest, types.ElicitResult, ELICITATION),
     "sampling/createMessage": (
         types.CreateMessageRequest,
         types.CreateMessageResultWithTools,
@@ -45,8 +46,20 @@ def is_modern(ctx: Ctx) -> bool:
 
 def can_elicit(ctx: Ctx) -> bool:
     """Say whether the person in front of the calling program can be asked."""
-    known = ctx.session.client_capabilities
-    return known is not None and known.elicitation is not None
+    return _can(capabilities_of(ctx), question(""))
+
+
+def _can(known: dict[str, Any], ask: dict[str, Any]) -> bool:
+    """Say whether a program of these capabilities can be asked for something."""
+    needed = METHODS[str(ask.get("method"))][2]
+    if needed not in known:
+        return False
+    mode, modes = _mode(ask), known[needed]
+    return needed != ELICITATION or mode in modes or (mode == FORM and not modes)
+
+
+def _mode(ask: dict[str, Any]) -> str:
+    return str((ask.get("params") or {}).get("mode", FORM))
 
 
 def question(words: str) -> dict[str, Any]:
@@ -60,6 +73,11 @@ def question(words: str) -> dict[str, Any]:
         "method": "elicitation/create",
         "params": {"mode": "form", "message": words, "requestedSchema": schema},
     }
+
+
+def is_answer(given: Any) -> bool:
+    """Say whether somebody has answered, be it that they would not."""
+    return isinstance(given, dict) and given.get("action") in ("accept", "decline", "cancel")
 
 
 def answer_in(given: Any) -> str | None:
@@ -83,13 +101,16 @@ def check(ctx: Ctx, asks: Asks, *, is_modern: bool) -> None:
         method = str(ask.get("method"))
         if method not in METHODS:
             raise Failed(f"the tool asks for {method[:100]}, which nobody can answer")
-        needed = METHODS[method][2]
-        if needed in known:
+        if _can(known, ask):
             continue
+        needed, mode = METHODS[method][2], _mode(ask)
         message = f"the tool needs a client that has the capability {needed}"
+        if needed == ELICITATION:
+            message = f"{message} by {mode}"
         if not is_modern:
             raise Failed(message)
-        data: dict[str, Any] = {"requiredCapabilities": {needed: {}}}
+        wanted: dict[str, Any] = {mode: {}} if needed == ELICITATION else {}
+        data = {"requiredCapabilities": {needed: wanted}}
         raise MCPError(types.MISSING_REQUIRED_CLIENT_CAPABILITY, message, data)
 
 

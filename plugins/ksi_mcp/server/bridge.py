@@ -148,15 +148,24 @@ class Bridge:
         return told.serving
 
     async def _run(self, sessions: Sessions, news: News) -> None:
-        async with sessions.run():
-            self._is_open.set()
-            await self._follow(news)
+        try:
+            async with sessions.run():
+                self._is_open.set()
+                await self._follow(news)
+        except Exception as error:  # the boundary of a task in a shared group
+            log.error("MCP has ended; it begins anew with the next request", exc_info=error)
+        finally:
+            self._is_open.clear()
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether it answers; what has ended never does again."""
+        return self._is_open.is_set()
 
     async def _follow(self, news: News) -> None:
         """Hand on what the daemon says to have changed; for ever."""
         subscriptions = [
-            await self._app.connections.first.subscribe(pattern)
-            for pattern in (CHANGED, UPDATED, REVOKED)
+            await self._app.subscribed(pattern) for pattern in (CHANGED, UPDATED, REVOKED)
         ]
         async with asyncio.TaskGroup() as tasks:
             for subscription in subscriptions:

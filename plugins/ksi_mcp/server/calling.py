@@ -74,10 +74,9 @@ class Calling:
         state = read_state(params.request_state)
         answers = asking.plain_answers(params.input_responses)
         try:
-            if state.call_id is not None and answers:
-                return await self._answered(
-                    offered, arguments, state.call_id, answers.get(QUESTION)
-                )
+            if state.call_id is not None:
+                given = (answers or {}).get(QUESTION)
+                return await self._answered(offered, arguments, state.call_id, given)
             return await self._called(offered, arguments, answers, state.tool)
         except KsiError as error:
             return results.of_error(self._reach, error)
@@ -135,16 +134,20 @@ class Calling:
     async def _answered(
         self, offered: Offered, arguments: dict[str, Any], call_id: str, answer: Any
     ) -> Answer:
+        """Go on with a call that waits for a person; who has not answered is asked again."""
+        if asking.is_answer(answer):
+            await self._put_down(call_id, asking.answer_in(answer))
+        ask = ToolCall(name=offered.tool, arguments=arguments, call_id=call_id)
+        called: ToolCalled = await self._reach.ask("tool:call", ask, result_type=ToolCalled)
+        return await self._ended(offered, arguments, called)
+
+    async def _put_down(self, call_id: str, content: str | None) -> None:
         """Put a person's answer down as the call's result; without one the call is dropped."""
-        content = asking.answer_in(answer)
         if content is None:
             resolve = ToolResolve(call_id=call_id, verdict="drop")
             await self._reach.ask("tool:resolve", resolve)
         else:
             await self._reach.ask("tool:answer", ToolAnswer(call_id=call_id, content=content))
-        ask = ToolCall(name=offered.tool, arguments=arguments, call_id=call_id)
-        called: ToolCalled = await self._reach.ask("tool:call", ask, result_type=ToolCalled)
-        return await self._ended(offered, arguments, called)
 
     async def _told(
         self,

@@ -1,5 +1,6 @@
 """Tells those who want to know that there are other tools, prompts or resources than before."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from mcp.shared.exceptions import MCPError
 from ksi_mcp.events import Kind
 
 Ctx = ServerRequestContext[Any, Any]
+
 MAX_LISTENING: Final = 1000
 MAX_BUFFERED: Final = 100
 MAX_WATCHED: Final = 1000  # resources of one session
@@ -92,16 +94,18 @@ class News:
     async def changed(self, kind: Kind, tenant: str | None = None) -> None:
         """Tell that a list is another now: everybody, or those of a tenant."""
         await self._publish(LISTS[kind], tenant)
-        for connection, session in list(self._sessions.items()):
-            if tenant in (None, session.tenant):
-                await _tell(connection, f"notifications/{kind}/list_changed")
+        told = [at for at, each in self._sessions.items() if tenant in (None, each.tenant)]
+        await _tell(told, f"notifications/{kind}/list_changed")
 
     async def updated(self, uri: str, tenant: str | None = None) -> None:
         """Tell those who watch a resource that it is another now."""
         await self._publish(ResourceUpdated(uri=uri), tenant)
-        for connection, session in list(self._sessions.items()):
-            if uri in session.watched and tenant in (None, session.tenant):
-                await _tell(connection, "notifications/resources/updated", {"uri": uri})
+        told = [
+            at
+            for at, each in self._sessions.items()
+            if uri in each.watched and tenant in (None, each.tenant)
+        ]
+        await _tell(told, "notifications/resources/updated", {"uri": uri})
 
     async def all_changed(self) -> None:
         """Tell that all may be another now: the daemon was away."""
@@ -114,10 +118,14 @@ class News:
                 await listeners.bus.publish(event)
 
 
-async def _tell(connection: Connection, method: str, params: dict[str, Any] | None = None) -> None:
-    """Tell a session; one that does not read holds up nobody for long."""
+async def _tell(
+    told: Iterable[Connection], method: str, params: dict[str, Any] | None = None
+) -> None:
+    """Tell sessions, all at once; those that do not read hold up nobody for long."""
     with anyio.move_on_after(TELL_S):
-        await connection.outbound.notify(method, params)
+        async with anyio.create_task_group() as tasks:
+            for connection in told:
+                tasks.start_soon(connection.outbound.notify, method, params)
 
 
 def connection_of(ctx: Ctx) -> Connection:

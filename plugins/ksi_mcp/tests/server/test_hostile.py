@@ -4,14 +4,23 @@ import asyncio
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import anyio
+import mcp_types as types
 import pytest
+from mcp.shared.message import SessionMessage
 
-from ksi_client import AsyncClient
+from ksi_client import AsyncClient, Subscription
+from ksi_daemon.protocol import KsiError, Unavailable
 from ksi_http.testing import HttpServer
+from ksi_mcp.events import McpServing
+from ksi_mcp.server import news
+from ksi_mcp.server.news import News
+from ksi_mcp.server.serving import Serving
 from ksi_mcp.tests.server.conftest import Connect
 from ksi_mcp.tests.server.tools import Toolbox
+from ksi_system.events import EventDescription
 
 HEAD: Final = {"Accept": "application/json, text/event-stream"}
 VERSION: Final = {"MCP-Protocol-Version": "2025-11-25"}
@@ -104,14 +113,19 @@ async def test_the_same_id_twice_hangs_nobody_and_gets_nobody_elses_answer(
     assert "Request cancelled" in told
 
 
+async def leave(raw: Raw, number: int, toolbox: Toolbox) -> None:
+    """Make a call, and go while it waits."""
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(raw.call(number, "wait", {}), name="call")
+        await toolbox.begun.wait()
+        call.cancel()
+
+
 async def test_an_id_is_that_of_its_call_until_it_has_ended_though_its_client_has_gone(
     raw: Raw, toolbox: Toolbox
 ) -> None:
     async with asyncio.timeout(20.0):
-        first = asyncio.create_task(raw.call(7, "wait", {}))
-        await toolbox.begun.wait()
-        first.cancel()
-        await asyncio.wait([first])
+        await leave(raw, 7, toolbox)
         await raw.send({"id": 8, "method": "ping"})
         again, _, _ = await raw.call(7, "add", {"a": 20, "b": 22})
         await raw.send({"method": "notifications/cancelled", "params": {"requestId": 7}})
@@ -135,11 +149,11 @@ class TestOneStream:
         self, http: HttpServer, raw: Raw, toolbox: Toolbox
     ) -> None:
         async with asyncio.timeout(20.0):
-            first = asyncio.create_task(raw.call(1, "wait", {}))
-            await toolbox.begun.wait()
-            busy = await raw.call(2, "shout", {"text": "first"})
-            first.cancel()
-            await asyncio.wait([first])
+            async with asyncio.TaskGroup() as tasks:
+                first = tasks.create_task(raw.call(1, "wait", {}), name="call")
+                await toolbox.begun.wait()
+                busy = await raw.call(2, "shout", {"text": "first"})
+                first.cancel()
             await raw.send({"method": "notifications/initialized"})
             still = await raw.call(3, "shout", {"text": "second"})
             await raw.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
@@ -167,39 +181,202 @@ async def test_a_request_without_a_key_or_of_another_page_gets_nowhere(http: Htt
     assert gone[0] == 404
 
 
+ROUTED: Final = {**HEAD, **MODERN, "Mcp-Method": "tools/call", "Mcp-Name": "ask_user"}
+
+
+def question(elicits: str = "form", **more: Any) -> dict[str, Any]:
+    """Return the request that has a person asked, by a program that knows no sessions."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {elicits: {}}},
+    }
+    arguments = {"question": "Which colour?"}
+    params = {"name": "ask_user", "arguments": arguments, "_meta": meta, **more}
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+
+
 async def test_what_comes_back_with_answers_is_ours_and_the_callers_own(
     http: HttpServer, make_key: MakeKey
 ) -> None:
-    def request(**more: Any) -> dict[str, Any]:
-        meta = {
-            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-            "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
-        }
-        params = {
-            "name": "ask_user",
-            "arguments": {"question": "Which colour?"},
-            "_meta": meta,
-            **more,
-        }
-        return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-
-    routed = {"Mcp-Method": "tools/call", "Mcp-Name": "ask_user"}
-    headers = {**HEAD, **MODERN, **routed}
-    _, asked = await http.post("/mcp", request(), headers=headers)
+    _, asked = await http.post("/mcp", question(), headers=ROUTED)
     result = asked["result"]
     assert result["resultType"] == "input_required"
     answer = {"question": {"action": "accept", "content": {"answer": "blue"}}}
     sealed = {"requestState": result["requestState"], "inputResponses": answer}
     tampered = {**sealed, "requestState": result["requestState"][:-4] + "AAAA"}
 
-    _, forged = await http.post("/mcp", request(**tampered), headers=headers)
+    _, forged = await http.post("/mcp", question(**tampered), headers=ROUTED)
     other = await make_key("*")
-    _, stolen = await http.post("/mcp", request(**sealed), headers=headers, key=other)
-    _, right = await http.post("/mcp", request(**sealed), headers=headers)
+    _, stolen = await http.post("/mcp", question(**sealed), headers=ROUTED, key=other)
+    _, right = await http.post("/mcp", question(**sealed), headers=ROUTED)
 
     assert forged["error"]["code"] == -32602
     assert stolen["error"]["code"] == -32602
     assert right["result"]["content"][0]["text"] == "blue"
+
+
+async def test_who_has_not_answered_is_asked_again_by_the_same_call(
+    http: HttpServer, client: AsyncClient
+) -> None:
+    _, told = await http.post("/mcp", question(), headers=ROUTED)
+    blue = {"action": "accept", "content": {"answer": "blue"}}
+    wrong: list[dict[str, Any]] = [{}, {"other": blue}, {"question": {"roots": []}}]
+    for no_answer in wrong:
+        state = {"requestState": told["result"]["requestState"]}
+        _, told = await http.post(
+            "/mcp", question(**state, inputResponses=no_answer), headers=ROUTED
+        )
+        asked = told["result"]["inputRequests"]["question"]
+        assert asked["params"]["message"] == "Which colour?"
+    state = {"requestState": told["result"]["requestState"]}
+    _, told = await http.post(
+        "/mcp", question(**state, inputResponses={"question": blue}), headers=ROUTED
+    )
+    calls = (await client.request("tool:calls"))["calls"]
+
+    assert told["result"]["content"][0]["text"] == "blue"
+    assert [each["status"] for each in calls] == ["done"]
+
+
+async def test_a_program_that_has_no_forms_is_sent_none(http: HttpServer) -> None:
+    _, told = await http.post("/mcp", question(elicits="url"), headers=ROUTED)
+
+    assert told["result"]["isError"]
+    assert told["result"]["_meta"]["ksi/status"] == "waiting"
+
+
+async def test_the_progress_of_a_call_goes_to_whoever_made_it_first(
+    client: AsyncClient, toolbox: Toolbox
+) -> None:
+    call = {"name": "wait", "call_id": "c1"}
+    async with (
+        asyncio.timeout(20.0),
+        contextlib.aclosing(client.stream("mcp:call", call)) as first,
+        contextlib.aclosing(client.stream("mcp:call", call)) as second,
+        asyncio.TaskGroup() as tasks,
+    ):
+        told = tasks.create_task(anext(first), name="first")
+        await toolbox.begun.wait()
+        late = tasks.create_task(anext(second), name="second")
+        await client.request("system:health")
+        await client.publish("tool:progress", {"call_id": "c1", "message": "half", "name": "wait"})
+
+        assert (await told)["message"] == "half"
+        late.cancel()
+
+
+async def test_mcp_that_breaks_begins_anew_and_waits_for_a_daemon_that_is_away(
+    http: HttpServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribe = AsyncClient.subscribe
+    troubles = [Unavailable("the daemon is away"), RuntimeError("the news broke")]
+
+    async def lost(self: AsyncClient, pattern: str) -> Subscription:
+        if troubles:
+            raise troubles.pop()
+        return await subscribe(self, pattern)
+
+    monkeypatch.setattr(AsyncClient, "subscribe", lost)
+    broken, _, _ = await Raw(http).send({"id": 0, "method": "initialize", "params": HELLO})
+    async with connect() as program:
+        result = await program.call_tool("add", {"a": 1, "b": 2})
+    again, _, _ = await Raw(http).send({"id": 0, "method": "initialize", "params": HELLO})
+
+    assert (broken, again) == (500, 200)
+    assert result.structured_content == {"sum": 3}
+    assert troubles == []
+
+
+class Hearing:
+    """A session that hears what it is told, or never reads.
+
+    Args:
+        reads: Whether it does.
+    """
+
+    def __init__(self, *, reads: bool) -> None:
+        self.session, self._connection, self.outbound = self, self, self
+        self.heard = asyncio.Event()
+        self._reads = reads
+
+    async def notify(self, method: str, params: Any) -> None:
+        if not self._reads:
+            await asyncio.Event().wait()
+        self.heard.set()
+
+
+async def test_who_does_not_read_keeps_the_news_from_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(news, "TELL_S", 1000.0)
+    known, deaf, hearing = News(), Hearing(reads=False), Hearing(reads=True)
+    for each in (deaf, hearing):
+        known.subscribe(cast("news.Ctx", each), "default", "ksi://health")
+
+    async with asyncio.timeout(20.0), asyncio.TaskGroup() as tasks:
+        for told in (known.changed("tools"), known.updated("ksi://health")):
+            hearing.heard.clear()
+            telling = tasks.create_task(told, name="news")
+            await hearing.heard.wait()
+            telling.cancel()
+
+
+class Slow:
+    """A daemon that says nothing before it is told to."""
+
+    name, tenant = "slow", "default"
+
+    def __init__(self) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+
+    def may(self, scope: str) -> bool:
+        return False
+
+    async def events(self) -> dict[str, EventDescription]:
+        return {}
+
+    async def ask(self, event: str, data: Any = None, *, result_type: Any = None) -> Any:
+        self.begun.set()
+        await self.go.wait()
+        raise Unavailable("it says nothing")
+
+    def follow(self, event: str, data: Any, *, result_type: Any) -> Any:
+        raise NotImplementedError
+
+    def shown(self, error: KsiError) -> str:
+        return error.message
+
+
+async def test_where_all_come_one_way_an_id_is_one_requests_own_too() -> None:
+    slow = Slow()
+    server = Serving(McpServing(), lambda _: slow).server()
+    say, incoming = anyio.create_memory_object_stream[Any](9)
+    outgoing, hear = anyio.create_memory_object_stream[Any](9)
+
+    async def said(**message: Any) -> None:
+        whole = {"jsonrpc": "2.0", **message}
+        await say.send(SessionMessage(types.jsonrpc_message_adapter.validate_python(whole)))
+
+    async with asyncio.timeout(20.0), asyncio.TaskGroup() as tasks, say, hear:
+        options = server.create_initialization_options()
+        tasks.create_task(server.run(incoming, outgoing, options), name="server")
+        await said(id=0, method="initialize", params=HELLO)
+        await hear.receive()
+        await said(method="notifications/initialized")
+        await said(id=1, method="tools/list")
+        await slow.begun.wait()
+        await said(id="1", method="tools/list")
+        second = (await hear.receive()).message
+        slow.go.set()
+        first = (await hear.receive()).message
+        await said(id=1, method="tools/list")
+        third = (await hear.receive()).message
+        say.close()
+
+    assert isinstance(second, types.JSONRPCError)
+    assert second.error.code == types.INVALID_REQUEST
+    assert "give each an id of its own" in second.error.message
+    assert [getattr(each, "id", None) for each in (first, second, third)] == [1, "1", 1]
 
 
 class TestFewSessions:
