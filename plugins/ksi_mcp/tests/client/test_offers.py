@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from mcp.shared.exceptions import MCPError
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Denied, KsiError, NotFound, Unavailable
@@ -267,7 +268,7 @@ async def test_a_name_tells_whose_the_tool_is() -> None:
 
 @pytest.mark.parametrize("code", [-39001, -39004, -32603])
 def test_no_server_can_say_what_only_the_way_to_it_can(code: int) -> None:
-    told = session._translated(session.MCPError(code, "Call it again."))
+    told = session._translated(MCPError(code, "Call it again."))
 
     assert isinstance(told, AnswerError)
 
@@ -286,7 +287,10 @@ class Failing:
     def end(self) -> None:
         """Go on."""
 
-    async def call(self, *_: Any) -> Any:
+    def begin(self, *_: Any) -> "Failing":
+        return self
+
+    async def told(self) -> Any:
         raise self._error
 
 
@@ -300,6 +304,9 @@ class Failing:
     ],
 )
 async def test_words_of_a_server_that_fails_are_marked_as_its_own(error: Exception) -> None:
+    async def may_ask() -> bool:
+        return False
+
     async def connect(_: Remote) -> Connection:
         if isinstance(error, KsiError):
             raise error
@@ -315,6 +322,7 @@ async def test_words_of_a_server_that_fails_are_marked_as_its_own(error: Excepti
         connect=connect,
         rivals=lambda _: (),
         held_back=lambda *_: None,
+        may_ask=may_ask,
     )
     await listed(remote.offer, a="One.")
     context = ToolContext("c", "default", None, None, None, 1, lambda *_: None)
