@@ -37,6 +37,9 @@ class McpSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         max_schema_bytes: How large the schema of one tool may be.
         max_description_chars: How much of a tool's description models are told.
         max_result_bytes: How large a message of a server may be; what is larger is thrown away.
+        max_result_values: How many values a message of a server may have, as JSON: each takes time,
+            in which nothing else is done.
+        max_tools_bytes: How large all that one server says of its tools may be.
         max_messages_per_s: How many notifications of a server are taken in a second; a server that
             sends more is read more slowly.
     """
@@ -61,4 +64,6 @@ class McpSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_schema_bytes: Positive = 65_536
     max_description_chars: Positive = 4_000
     max_result_bytes: Positive = 4_194_304
+    max_result_values: Positive = 100_000
+    max_tools_bytes: Positive = 1_048_576
     max_messages_per_s: Positive = 200

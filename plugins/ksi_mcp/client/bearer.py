@@ -18,8 +18,9 @@ import msgspec
 from msgspec import Struct, structs
 
 from ksi_mcp.client import logins
+from ksi_mcp.client.by_http import Endpoint
+from ksi_mcp.client.lines import Bounds
 from ksi_mcp.client.logins import Login
-from ksi_mcp.client.wires import Endpoint
 
 RENEW_S: Final = 20.0
 MAX_BYTES: Final = 65_536
@@ -96,7 +97,7 @@ class Bearer(httpx2.Auth):
 
 async def _answer(request: httpx2.Request) -> Renewed | None:
     """Return what is answered to a request for a new token, if that is one."""
-    transport = Endpoint("", MAX_BYTES, httpx2.AsyncHTTPTransport())
+    transport = Endpoint("", Bounds(MAX_BYTES), httpx2.AsyncHTTPTransport())
     try:
         async with httpx2.AsyncClient(
             transport=transport, timeout=RENEW_S, headers={"accept-encoding": "identity"}

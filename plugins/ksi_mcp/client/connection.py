@@ -14,6 +14,8 @@ from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import KsiError
 from ksi_mcp.client.dialogues import Ask, Asking, Dialogue, nobody
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.client.forms import Answers, Form
+from ksi_mcp.client.lines import Bounds
 from ksi_mcp.client.references import Secrets
 from ksi_mcp.client.suspects import literal_secrets, secrets_in
 from ksi_mcp.client.text import cleaned
@@ -25,7 +27,10 @@ log = logging.getLogger(__name__)
 
 SESSION: Final = "ksi_mcp.client.session"  # loaded late, with the SDK
 BEARER: Final = "ksi_mcp.client.bearer"
+WATCHING: Final = "ksi_mcp.client.watching"
 WIRES: Final = "ksi_mcp.client.wires"
+BY_HTTP: Final = "ksi_mcp.client.by_http"
+MAX_ITEMS: Final = 1_000
 CLOSE_S: Final = 5.0
 REFRESH_S: Final = 1.0
 MAX_REFRESH_S: Final = 60.0
@@ -89,6 +94,7 @@ class Connection:
         self._name = name
         self._server = server
         self._settings = settings
+        self._bounds = Bounds(settings.max_result_bytes, settings.max_result_values)
         self._folder = folder
         self._listed = listed
         self._login = login
@@ -112,6 +118,7 @@ class Connection:
         self._heard_at = 0.0
         self._silent_s = 0.0  # how long calls have waited since then
         self._silent_until = 0.0
+        self._people = 0  # who are asked something just now
 
     # -- its task -------------------------------------------------------------------------------
 
@@ -157,13 +164,17 @@ class Connection:
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Any]:
         sdk: Any = await asyncio.to_thread(importlib.import_module, SESSION)
-        wires: Any = await asyncio.to_thread(importlib.import_module, WIRES)
+        watching: Any = await asyncio.to_thread(importlib.import_module, WATCHING)
         sdk.hush()
         self._secrets.note(*literal_secrets(self._server))
-        wire = await (self._process_wire(wires) if self._server.command else self._http_wire(wires))
-        per_s = self._settings.max_messages_per_s
-        watched = wires.watched(
-            wire, per_s, may_ask=self._asks.take, on_message=self._heard, on_end=self._gone
+        wire = await (self._process_wire() if self._server.command else self._http_wire())
+        watched = watching.watched(
+            wire,
+            self._settings.max_messages_per_s,
+            max(MAX_ITEMS, self._settings.max_tools),
+            may_ask=self._asks.take,
+            on_message=self._heard,
+            on_end=self._gone,
         )
         async with sdk.opened(
             watched,
@@ -174,7 +185,8 @@ class Connection:
         ) as session:
             yield session
 
-    async def _process_wire(self, wires: Any) -> Any:
+    async def _process_wire(self) -> Any:
+        wires: Any = await asyncio.to_thread(importlib.import_module, WIRES)
         server = self._server
         args = [await self._secrets.filled("an argument", each) for each in server.args]
         variables = await self._secrets.all_filled(server.variables)
@@ -190,20 +202,21 @@ class Connection:
             bounds=ProcessBounds(memory_mb=server.memory_mb),
             confined=self._confined,
         )
-        return wires.process_wire(self._process, self._settings.max_result_bytes)
+        return wires.process_wire(self._process, self._bounds)
 
-    async def _http_wire(self, wires: Any) -> Any:
+    async def _http_wire(self) -> Any:
+        by_http: Any = await asyncio.to_thread(importlib.import_module, BY_HTTP)
         url = await self._secrets.filled("the URL", self._server.url, in_url=True)
         headers = await self._secrets.all_filled(self._server.headers)
         auth = None
         if self._login is not None:
             bearer: Any = await asyncio.to_thread(importlib.import_module, BEARER)
             auth = bearer.Bearer(self._login, url, self._secrets.note)
-        return wires.http_wire(
+        return by_http.http_wire(
             url,
             headers,
             auth,
-            max_bytes=self._settings.max_result_bytes,
+            bounds=self._bounds,
             connect_timeout_s=self._settings.connect_timeout_s,
         )
 
@@ -252,7 +265,8 @@ class Connection:
 
     async def _ask_for_tools(self, session: Any) -> None:
         self._asked_at = time.monotonic()
-        found, is_all = await session.tools(self._settings.max_tools)
+        most, max_bytes = self._settings.max_tools, self._settings.max_tools_bytes
+        found, is_all = await session.tools(most, max_bytes)
         await self._listed(found, is_all)
 
     # -- what is asked of it --------------------------------------------------------------------
@@ -289,9 +303,9 @@ class Connection:
         self._stirred.set()
         began = time.monotonic()
         try:
-            with self._asks.during(ask):
+            with self._asks.during(asked := self._counted(ask)):
                 result: dict[str, Any] = await session.call(
-                    tool, arguments, self._masking(progress), ask
+                    tool, arguments, self._masking(progress), asked
                 )
         except (NotSentError, AnswerError, LostError) as error:
             self._has_answered = self._has_answered or isinstance(error, AnswerError)
@@ -307,6 +321,19 @@ class Connection:
         if not self._secrets:
             return result
         return await asyncio.to_thread(self._secrets.masked_all, result)
+
+    def _counted(self, ask: Ask) -> Ask:
+        """Have it known while a person is asked: the server has reason to be silent then."""
+
+        async def asked(form: Form) -> Answers | None:
+            self._people += 1
+            try:
+                return await ask(form)
+            finally:
+                self._people -= 1
+                self._heard()
+
+        return asked
 
     def _masking(self, progress: Progress) -> Progress:
         def told(message: str, done: float | None = None, total: float | None = None) -> None:
@@ -324,6 +351,8 @@ class Connection:
 
     def _waited_in_vain(self, since: float) -> None:
         """End a connection over which nothing at all comes for as long as a call may take."""
+        if self._people:
+            return
         now = time.monotonic()
         self._silent_s += now - max(since, self._heard_at, self._silent_until)
         self._silent_until = now

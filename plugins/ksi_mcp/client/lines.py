@@ -1,14 +1,24 @@
-"""Cuts what a program says into lines, however long they are, in bounded memory."""
+"""Cuts what a program says into lines, in bounded memory, and tells which take too long to read."""
 
+import asyncio
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 SHOWN_BYTES: Final = 300
 _ID: Final = re.compile(rb'"id"\s*:\s*(\d{1,18})\s*[,}]')
 _ANSWER: Final = re.compile(rb'"(?:result|error)"\s*:')
+# A text as a whole, also where it has no end; or what begins a value or stands between two.
+_PART: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|([\[{,])')
+
+
+class Bounds(NamedTuple):
+    """How long a message may be, and how many values it may have, as JSON."""
+
+    max_bytes: int
+    max_values: int = 100_000
 
 
 class TooLong(Struct, frozen=True):
@@ -65,3 +75,27 @@ def answered_id(head: bytes) -> int | None:
     if found is None or _ANSWER.search(head) is None:
         return None
     return int(found[1])
+
+
+async def why_not(line: bytes | TooLong, bounds: Bounds) -> str | None:
+    """Return why a message is not to be read, if it isn't: others wait while one is read."""
+    if isinstance(line, TooLong):
+        return f"a message of {line.size} bytes is too large (mcp.max_result_bytes)"
+    most = bounds.max_values
+    if len(line) > most and await asyncio.to_thread(_has_more, line, most):
+        return f"a message has more than {most} values (mcp.max_result_values)"
+    return None
+
+
+def head_of(line: bytes | TooLong) -> bytes:
+    """Return how a line begins."""
+    return line.head if isinstance(line, TooLong) else line[:SHOWN_BYTES]
+
+
+def _has_more(line: bytes, max_values: int) -> bool:
+    count = 0
+    for part in _PART.finditer(line):
+        count += part.lastindex or 0
+        if count >= max_values:
+            return True
+    return False

@@ -130,15 +130,12 @@ class Offer:
 
     async def listed(self, found: list[dict[str, Any]], is_all: bool) -> None:
         """Hold what the server says of its tools to what is known, and keep that."""
-        made: dict[str, Definition] = {}
-        refused = [] if is_all else [f"more than {self._settings.max_tools} (mcp.max_tools)"]
-        for each in found:
-            try:
-                definition = definitions.definition_of(each, self._settings)
-                Tools.check_schema(definition.name, definition.parameters)
-                made[definition.name] = definition
-            except InvalidData as error:
-                refused.append(error.message)
+        made, refused = await asyncio.to_thread(self._sound, found)
+        if not is_all:
+            most, max_bytes = self._settings.max_tools, self._settings.max_tools_bytes
+            refused.insert(
+                0, f"more than {most} (mcp.max_tools), or {max_bytes} bytes (mcp.max_tools_bytes)"
+            )
         async with self._keeping:
             if not self._is_loaded:
                 self._take(await self._store.known_of(self._key))
@@ -146,6 +143,19 @@ class Offer:
             now = self._compared(made.values())
             if now != self.known or not self._is_kept:
                 await self._hold(now)
+
+    def _sound(self, found: list[dict[str, Any]]) -> tuple[dict[str, Definition], list[str]]:
+        """Return what can be tools, by name, and why others can't."""
+        made: dict[str, Definition] = {}
+        refused: list[str] = []
+        for each in found:
+            try:
+                definition = definitions.definition_of(each, self._settings)
+                Tools.check_schema(definition.name, definition.parameters)
+                made[definition.name] = definition
+            except InvalidData as error:
+                refused.append(error.message)
+        return made, refused
 
     def _compared(self, listed: Iterable[Definition]) -> Known:
         accept_new = self._server.accept_new

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import msgspec
 from mcp.client import Client
 from mcp.client.session import ClientRequestContext
 from mcp.client.subscriptions import SubscriptionLost
@@ -50,7 +51,7 @@ from ksi_mcp.client.errors import (
 )
 from ksi_mcp.client.forms import Form
 from ksi_mcp.client.text import cleaned
-from ksi_mcp.client.wires import NO_SAMPLING, Wire
+from ksi_mcp.client.watching import NO_SAMPLING, Wire
 
 MAX_PAGES: Final = 100
 MAX_ROUNDS: Final = 10  # in which a call may want to know something
@@ -81,27 +82,28 @@ class Session:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def tools(self, max_tools: int) -> tuple[list[dict[str, Any]], bool]:
-        """Return what the server says of its tools, and whether these are all.
+    async def tools(self, max_tools: int, max_bytes: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return what the server says of its tools as far as it is bearable, and whether it is all.
 
         Raises:
             AnswerError: It doesn't say that.
         """
         found: list[dict[str, Any]] = []
         cursor: str | None = None
+        left_bytes = max_bytes
         for _ in range(MAX_PAGES):
             page = await self._asked(
                 self._client.session.list_tools(params=PaginatedRequestParams(cursor=cursor))
             )
-            found.extend(
-                each.model_dump(by_alias=True, mode="json", exclude_none=True)
-                for each in page.tools[: max_tools - len(found)]
-            )
+            for each in page.tools:
+                told = each.model_dump(by_alias=True, mode="json", exclude_none=True)
+                left_bytes -= len(msgspec.json.encode(told))
+                if left_bytes < 0 or len(found) == max_tools:
+                    return found, False
+                found.append(told)
             cursor = page.next_cursor
             if cursor is None:
-                return found, len(page.tools) <= max_tools
-            if len(found) >= max_tools:
-                break
+                return found, True
         return found, False
 
     async def call(

@@ -16,9 +16,10 @@ from typing import Any
 
 FOLDER = Path(sys.argv[1])
 INPUT = {"type": "object", "properties": {"text": {"type": "string"}}}
+LONG = {"type": "object", "title": "x" * 50_000}
 TOOLS = ["echo", "fail", "lie", "picture", "leave", "crash", "hang", "big", "bytes", "deep"]
 TOOLS += ["noise", "flood", "nag", "change", "environment", "socket", "stranger", "rpc_error"]
-TOOLS += ["fall_silent", "stall", "ask"]
+TOOLS += ["fall_silent", "stall", "blocks", "values", "ask"]
 
 
 def say(message: Any) -> None:
@@ -103,6 +104,10 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
                 raw(b"x" * 1_000_000)
             raw(b'"}]}}\n')
             return
+        case "blocks":
+            answer = {"content": [{"type": "text", "text": ""}] * 1_001}
+        case "values":
+            answer["structuredContent"] = {"n": [[]] * 60_000}
         case "bytes":
             raw(head.encode() + b'caf\xff"}]}}\n')
             return
@@ -127,7 +132,8 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
         case "socket":
             answer = text(asked_of(str(arguments["text"])))
         case "stranger":
-            say({"id": number + 1000, "result": text("for nobody")})
+            for _ in range(int(arguments.get("times", 1))):
+                say({"id": number + 1000, "result": text("for nobody")})
             say({"id": "no number", "result": text("for nobody")})
         case "rpc_error":
             say({"id": number, "error": {"code": -32602, "message": "not so"}})
@@ -164,7 +170,8 @@ def main() -> None:
             pass
         elif method == "tools/list" and (FOLDER / "endless").exists():
             page = int(params.get("cursor", 0))
-            made = [{"name": f"t{page}_{n}", "inputSchema": INPUT} for n in range(10)]
+            schema = LONG if (FOLDER / "long").exists() else INPUT
+            made = [{"name": f"t{page}_{n}", "inputSchema": schema} for n in range(10)]
             say({"id": number, "result": {"tools": made, "nextCursor": str(page + 1)}})
         elif method == "tools/list":
             say({"id": number, "result": {"tools": tools()}})

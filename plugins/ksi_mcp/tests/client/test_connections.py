@@ -165,7 +165,7 @@ async def test_bytes_that_are_no_utf_8_are_marked(connected: Connected) -> None:
 
 
 async def test_json_of_depth_100_000_is_no_answer(connected: Connected) -> None:
-    async with connected() as (connection, told):
+    async with connected(settings=McpSettings(max_result_values=1_000_000)) as (connection, told):
         with pytest.raises(LostError, match="no JSON-RPC"):
             await connection.call("deep", {}, told.progressed)
         await connection.call("echo", {}, told.progressed)
@@ -187,6 +187,31 @@ async def test_a_flood_is_read_no_faster_than_is_bearable(connected: Connected) 
     assert asyncio.get_running_loop().time() - started >= 0.9
 
 
+async def test_answers_that_nobody_waits_for_pass_no_faster_than_other_things(
+    connected: Connected,
+) -> None:
+    async with connected(settings=McpSettings(max_messages_per_s=50)) as (connection, told):
+        started = asyncio.get_running_loop().time()
+        await connection.call("stranger", {"times": 120}, told.progressed)
+
+    assert asyncio.get_running_loop().time() - started >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("blocks", "1001 content, more than 1000"), ("values", r"100000 .*mcp\.max_result_values")],
+)
+async def test_a_result_that_takes_too_long_to_read_is_not_read(
+    connected: Connected, fault: str, why: str
+) -> None:
+    async with connected() as (connection, told):
+        with pytest.raises(LostError, match=why):
+            await connection.call(fault, {}, told.progressed)
+        result = await connection.call("echo", {"text": "on"}, told.progressed)
+
+    assert result["content"][0]["text"] == "on"
+
+
 async def test_a_list_without_end_is_cut(connected: Connected, tmp_path: Path) -> None:
     server = faulty(tmp_path / "faulty")
     (tmp_path / "faulty" / "endless").touch()
@@ -194,6 +219,19 @@ async def test_a_list_without_end_is_cut(connected: Connected, tmp_path: Path) -
         pass
 
     assert len(told.lists[0]) == 25
+    assert not told.is_all
+
+
+async def test_a_list_of_large_tools_is_cut_though_they_are_few(
+    connected: Connected, tmp_path: Path
+) -> None:
+    server = faulty(tmp_path / "faulty")
+    for name in ("endless", "long"):
+        (tmp_path / "faulty" / name).touch()
+    async with connected(server) as (_, told):
+        pass
+
+    assert len(told.lists[0]) == 1_048_576 // 50_100
     assert not told.is_all
 
 

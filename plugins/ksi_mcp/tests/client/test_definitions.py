@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ksi_daemon.protocol import InvalidData
 from ksi_mcp.client import definitions
 from ksi_mcp.client.definitions import Definition, KnownTool
-from ksi_mcp.client.lines import Lines, TooLong, answered_id
+from ksi_mcp.client.lines import Bounds, Lines, TooLong, answered_id, why_not
 from ksi_mcp.client.text import cleaned, fenced
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
@@ -142,3 +142,21 @@ def test_a_line_that_can_t_be_read_may_tell_what_it_answers() -> None:
     assert answered_id(b'{"jsonrpc":"2.0","id": 12,"result":[[[') == 12
     assert answered_id(b'{"jsonrpc":"2.0","id":12,"method":"x"') is None
     assert answered_id(b"garbage") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "is_read"),
+    [
+        (b'{"a": [%s]}' % b",".join([b"1"] * 90), True),
+        (b'{"a": [%s]}' % b",".join([b"1"] * 110), False),
+        (b'{"a": [%s]}' % b",".join([b"{}"] * 60), False),
+        (b'{"a": "%s"}' % (b'[{,\\"' * 100), True),
+        (b'"' + b'\\"' * 200_000, True),  # in linear time, though the text never ends
+        (b"[" * 1_000, False),
+        (TooLong(1_000_001, b"{"), False),
+    ],
+)
+async def test_what_has_many_values_is_not_read(line: bytes | TooLong, is_read: bool) -> None:
+    why = await why_not(line, Bounds(max_bytes=1_000_000, max_values=100))
+
+    assert (why is None) is is_read

@@ -170,6 +170,23 @@ async def large_event(request: web.Request, message: dict[str, Any]) -> web.Stre
     return response
 
 
+async def laborious(request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+    """Answer with many values."""
+    result = {"content": [], "structuredContent": {"n": [[]] * 1000}}
+    return web.json_response({"jsonrpc": "2.0", "id": message["id"], "result": result})
+
+
+async def laborious_event(request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+    """Answer with an event that has many values."""
+    answer = await laborious(request, message)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    assert isinstance(answer, web.Response)
+    assert isinstance(answer.body, bytes)
+    await response.write(b"data: " + answer.body + b"\r\n\r\n")
+    return response
+
+
 async def packed(request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
     """Answer with what would grow when it is unpacked."""
     response = web.json_response({"x": "x" * 1000})
@@ -183,14 +200,14 @@ async def deep(request: web.Request, message: dict[str, Any]) -> web.StreamRespo
     return web.Response(text="[" * 100_000, content_type="application/json")
 
 
-@pytest.mark.parametrize("answer", [broken_off, cut, large, large_event, packed, deep])
+@pytest.mark.parametrize(
+    "answer", [broken_off, cut, large, large_event, laborious, laborious_event, packed, deep]
+)
 async def test_what_breaks_an_answer_leaves_its_call_in_doubt_and_the_others_alone(
     far: Far, connected: Connected, answer: Answer
 ) -> None:
-    async with connected(server(far), McpSettings(max_result_bytes=100_000)) as (
-        connection,
-        told,
-    ):
+    settings = McpSettings(max_result_bytes=100_000, max_result_values=1_000)
+    async with connected(server(far), settings) as (connection, told):
         far.answer = answer
         with pytest.raises(LostError):
             await connection.call("echo", {"text": "a"}, told.progressed)
