@@ -358,10 +358,9 @@ async def test_a_name_that_a_plugin_has_or_had_is_no_provider_s(run: Run) -> Non
 async def test_a_name_stays_whose_it_is_also_while_it_is_not_offered(run: Run) -> None:
     async with run() as client:
         tools = registry(client)
-        first, second, others = (tools.add_provider(Far(), tenant=t) for t in ("", "", "other"))
+        others, first, second = (tools.add_provider(Far(), tenant=t) for t in ("other", "", ""))
         spec = ToolSpec(name="search", description="")
-        first.update([spec])
-        for each in (second, others):
+        for each in (others, first, second):
             each.update([spec])
         first.update([], claims=["search"])
         held = [each.name for whose in ("default", "other") for each in tools.all(whose)]
