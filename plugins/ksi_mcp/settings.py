@@ -21,7 +21,8 @@ class McpSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         max_sessions_per_key: Sessions of one key at once; one more takes the place of the one that
             has idled longest.
         session_idle_s: After how long without a request a session is ended.
-        ask_timeout_s: How long a person may take to answer what a tool asks by another program.
+        ask_timeout_s: How long a person may take to answer what a tool asks by another program, or
+            another program's tool in the middle of a call.
         servers: Programs whose tools agents can call, by name: ``[mcp.servers.NAME]``.
         max_servers: How many one tenant may add besides.
         accept_new: Whether tools that a server has later may be used at once; what changes is held

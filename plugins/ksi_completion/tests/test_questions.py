@@ -16,7 +16,7 @@ from ksi_daemon.plugin import Plugin
 from ksi_daemon.testing import installed_plugins, module_plugin
 from ksi_models.events import ToolResultPart
 from ksi_postgres.database import Database
-from ksi_tools.api import Tools, tool
+from ksi_tools.api import Question, ToolContext, Tools, tool
 
 NEEDED = ("postgres", "workflows", "tools", "completion")
 ASKS = calling(("ask_user", '{"question": "Which?"}'))
@@ -29,6 +29,14 @@ async def lamp() -> str:
     return "never"
 
 
+@tool(effects="effectful")
+async def paint(context: ToolContext) -> str:
+    """Paint the wall, in the colour that somebody wants."""
+    if context.answer is None:
+        raise Question("Which colour?")
+    return f"{context.answer}, at the attempt {context.attempt}"
+
+
 @hookimpl
 def info() -> PluginInfo:
     return PluginInfo(requires=("tools",))
@@ -36,7 +44,7 @@ def info() -> PluginInfo:
 
 @hookimpl
 async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
-    with plugin.service(Tools).add(lamp, provider=plugin.name):
+    with plugin.service(Tools).add(lamp, paint, provider=plugin.name):
         yield
 
 
@@ -111,6 +119,22 @@ async def test_a_turn_that_waits_for_a_decision_is_cancelled_and_the_doubt_stays
     assert doubt["run_id"] == run
     assert_sane(script.calls[-1].messages)
     assert resolved["status"] == "done"
+
+
+async def test_a_turn_waits_for_what_a_tool_asks_before_it_goes_on(
+    client: AsyncClient, script: Script
+) -> None:
+    script.say(calling(("paint", "{}")), "painted")
+    run = (await ask(client, tools=["paint"], conversation_id="c"))["run_id"]
+    turn = await paused(client, run)
+
+    await client.request("completion:answer", {"run_id": run, "content": "red"})
+    result = await ended(client, run)
+
+    assert turn["waits_for"] == "answer: Which colour?"
+    assert result["text"] == "painted"
+    assert [each.content for each in parts_of(script, ToolResultPart)] == ["red, at the attempt 2"]
+    assert_sane(script.calls[-1].messages)
 
 
 PICK = {
