@@ -303,41 +303,35 @@ async def test_messages_are_found_by_their_words_the_best_first(
     assert found[1]["snippet"] == "The **whale** is large"
 
 
-@pytest.mark.parametrize(
-    ("words", "hits"),
-    [
-        ("müller", 1),
-        ("MULLER", 1),
-        ("Größe", 1),
-        ("mül*", 1),
-        ("mül", 0),
-        ('"herr müller"', 1),
-        ('"müller herr"', 0),
-        ("müller -herr", 0),
-        ("москва", 1),
-        ("東京", 1),
-        ("nothing or müller", 1),
-        ("müller it's* x'y*", 0),
-        ("' OR 1=1 --", 0),
-        ("& | ! ( ) : <-> \\ '", None),
-        ("-müller", None),
-        ("*", None),
-        ("\0", None),
-        ("' & müller:*", 1),
-    ],
-)
-async def test_any_text_may_be_searched_for(
-    client: AsyncClient, database_logins: Logins, words: str, hits: int | None
-) -> None:
+SEARCHED = [
+    ("müller", 1),
+    ("MULLER", 1),
+    ("Größe", 1),
+    ("mül*", 1),
+    ("mül", 0),
+    ('"herr müller"', 1),
+    ('"müller herr"', 0),
+    ("müller -herr", 0),
+    ("москва", 1),
+    ("東京", 1),
+    ("nothing or müller", 1),
+    ("müller it's* x'y*", 0),
+    ("' OR 1=1 --", 0),
+    ("' & müller:*", 1),
+]
+NO_WORDS = ("& | ! ( ) : <-> \\ '", "-müller", "*", "\0")
+
+
+async def test_any_text_may_be_searched_for(client: AsyncClient, database_logins: Logins) -> None:
     said = "Sehr geehrter Herr Müller, die Größe stimmt. МОСКВА 東京"
     await say(database_logins, "c", ("user", said))
 
-    if hits is None:
+    for words, hits in SEARCHED:
+        found = await client.request("conversation:search", {"text": words})
+        assert len(found["found"]) == hits, words
+    for words in NO_WORDS:
         with pytest.raises(InvalidData, match="needs a word"):
             await client.request("conversation:search", {"text": words})
-    else:
-        found = await client.request("conversation:search", {"text": words})
-        assert len(found["found"]) == hits
 
 
 async def test_a_message_of_any_size_can_be_kept_and_found(

@@ -187,21 +187,21 @@ async def test_a_tool_of_the_client_s_can_t_take_the_name_of_one_of_the_daemon_s
     assert "current_time" in result["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("tools", "told"),
-    [
-        ([{**PICK, "name": "pick colour"}], "a tool's name has letters"),
-        ([{**PICK, "name": "pick\n"}], "a tool's name has letters"),
-        ([PICK, PICK], "two tools pick_colour"),
-        ([{**PICK, "description": "x" * 300_000}], "come to more than 262,144 bytes"),
-        ([{"name": "pick"}], "description"),
-    ],
-)
+NO_TOOLS: list[tuple[list[Any], str]] = [
+    ([{**PICK, "name": "pick colour"}], "a tool's name has letters"),
+    ([{**PICK, "name": "pick\n"}], "a tool's name has letters"),
+    ([PICK, PICK], "two tools pick_colour"),
+    ([{**PICK, "description": "x" * 300_000}], "come to more than 262,144 bytes"),
+    ([{"name": "pick"}], "description"),
+]
+
+
 async def test_tools_of_a_client_that_no_model_could_be_offered_are_refused(
-    client: AsyncClient, tools: list[Any], told: str
+    client: AsyncClient,
 ) -> None:
-    with pytest.raises(InvalidData, match=told):
-        await ask(client, client_tools=tools)
+    for tools, told in NO_TOOLS:
+        with pytest.raises(InvalidData, match=told):
+            await ask(client, client_tools=tools)
 
 
 def parts_of(script: Script, kind: type[Any]) -> list[Any]:

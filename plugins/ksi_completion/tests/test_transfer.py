@@ -136,32 +136,32 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {**GOOD, "messages": [{**GOOD["messages"][0], **fields}]}
 
 
-@pytest.mark.parametrize(
-    ("document", "path"),
-    [
-        ({}, "$.document"),
-        ({**GOOD, "format": "other"}, "$.document.format"),
-        ({**GOOD, "version": 2}, "$.document.version"),
-        ({**GOOD, "conversation": {"title": 1}}, "$.document.conversation.title"),
-        ({**GOOD, "conversation": {"title": "x" * 300}}, "$.document.conversation.title"),
-        ({**GOOD, "messages": {}}, "$.document.messages"),
-        (changed(role="boss"), "$.document.messages[0].role"),
-        (changed(turn=-1), "$.document.messages[0].turn"),
-        (changed(turn=2**70), "$.document.messages[0].turn"),
-        (changed(parts=[{"kind": "nothing"}]), "$.document.messages[0].parts[0].kind"),
-        (changed(parts=[{"kind": "text"}]), "$.document.messages[0].parts[0]"),
-        (changed(created_at="yesterday"), "$.document.messages[0].created_at"),
-        (changed(created_at="2026-01-01T00:00:00"), "$.document.messages[0].created_at"),
-    ],
-)
-async def test_what_is_no_document_is_refused_with_the_place(
-    client: AsyncClient, database_logins: Logins, document: dict[str, Any], path: str
-) -> None:
-    with pytest.raises(InvalidData) as told:
-        await client.request("conversation:import", {"document": document})
+NO_DOCUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({}, "$.document"),
+    ({**GOOD, "format": "other"}, "$.document.format"),
+    ({**GOOD, "version": 2}, "$.document.version"),
+    ({**GOOD, "conversation": {"title": 1}}, "$.document.conversation.title"),
+    ({**GOOD, "conversation": {"title": "x" * 300}}, "$.document.conversation.title"),
+    ({**GOOD, "messages": {}}, "$.document.messages"),
+    (changed(role="boss"), "$.document.messages[0].role"),
+    (changed(turn=-1), "$.document.messages[0].turn"),
+    (changed(turn=2**70), "$.document.messages[0].turn"),
+    (changed(parts=[{"kind": "nothing"}]), "$.document.messages[0].parts[0].kind"),
+    (changed(parts=[{"kind": "text"}]), "$.document.messages[0].parts[0]"),
+    (changed(created_at="yesterday"), "$.document.messages[0].created_at"),
+    (changed(created_at="2026-01-01T00:00:00"), "$.document.messages[0].created_at"),
+]
 
-    assert told.value.details is not None
-    assert told.value.details["path"] == path
+
+async def test_what_is_no_document_is_refused_with_the_place(
+    client: AsyncClient, database_logins: Logins
+) -> None:
+    for document, path in NO_DOCUMENTS:
+        with pytest.raises(InvalidData) as told:
+            await client.request("conversation:import", {"document": document})
+
+        assert told.value.details is not None
+        assert told.value.details["path"] == path
     assert not await run_sql(database_logins, "SELECT FROM ksi_completion.conversation")
 
 

@@ -485,30 +485,27 @@ async def test_a_run_that_fails_says_so_with_a_code(http: HttpServer, script: Sc
     assert "secret" not in events[-1]["message"]
 
 
-@pytest.mark.parametrize(
-    ("data", "headers", "status", "told"),
-    [
-        (given(), {}, 400, "nothing new"),
-        (given({"id": "a", "role": "assistant", "content": "hi"}), {}, 400, "nothing new"),
-        (given(user("")), {}, 400, "says nothing"),
-        (given(user("hello")), {"x-agent-schema-name": "reseacher"}, 404, "researcher"),
-        (given(user("hello")), {"x-session-type": "party"}, 400, "x-session-type"),
-        (given(user("hello")), {"x-user-email": "anna"}, 400, "x-user-email"),
-        (given(user("hello")), {"x-user-name": "a" * 201}, 400, "x-user-name"),
-        (given(user("hello")), {"Last-Event-ID": "7"}, 400, "begin without it"),
-        (given(user("hello"), threadId=""), {}, 400, "threadId"),
-        (given(user("hello"), tools=[{**PICK, "name": "a b"}]), {}, 400, "client_tools"),
-        ({"threadId": "t1"}, {}, 400, "runId"),
-    ],
-)
-async def test_what_no_run_can_be_had_of_is_refused(
-    http: HttpServer, data: Any, headers: dict[str, str], status: int, told: str
-) -> None:
-    async with posted(http, data, **headers) as response:
-        answer = await response.json()
+NO_RUNS: list[tuple[Any, dict[str, str], int, str]] = [
+    (given(), {}, 400, "nothing new"),
+    (given({"id": "a", "role": "assistant", "content": "hi"}), {}, 400, "nothing new"),
+    (given(user("")), {}, 400, "says nothing"),
+    (given(user("hello")), {"x-agent-schema-name": "reseacher"}, 404, "researcher"),
+    (given(user("hello")), {"x-session-type": "party"}, 400, "x-session-type"),
+    (given(user("hello")), {"x-user-email": "anna"}, 400, "x-user-email"),
+    (given(user("hello")), {"x-user-name": "a" * 201}, 400, "x-user-name"),
+    (given(user("hello")), {"Last-Event-ID": "7"}, 400, "begin without it"),
+    (given(user("hello"), threadId=""), {}, 400, "threadId"),
+    (given(user("hello"), tools=[{**PICK, "name": "a b"}]), {}, 400, "client_tools"),
+    ({"threadId": "t1"}, {}, 400, "runId"),
+]
 
-    assert response.status == status
-    assert told in answer["error"]["message"]
+
+async def test_what_no_run_can_be_had_of_is_refused(http: HttpServer) -> None:
+    for data, headers, status, told in NO_RUNS:
+        async with posted(http, data, **headers) as response:
+            answer = await response.json()
+
+        assert (response.status, told in answer["error"]["message"]) == (status, True), answer
 
 
 async def test_another_user_s_conversation_is_not_there(http: HttpServer, script: Script) -> None:

@@ -71,14 +71,17 @@ async def test_nobody_forgets_what_belongs_to_another(client: AsyncClient) -> No
     assert "tea" in await remembered(client, "facts", user="anna")
 
 
-@pytest.mark.parametrize(
-    "text", ["Thanks!", "What is her name?", "The password is hunter2.", "def f(x): return {x: 1};"]
-)
-async def test_junk_is_not_saved(client: AsyncClient, text: str) -> None:
-    saved = await call(client, "memory_save", text=text)
+async def test_junk_is_not_saved(client: AsyncClient) -> None:
+    for text in (
+        "Thanks!",
+        "What is her name?",
+        "The password is hunter2.",
+        "def f(x): return {x: 1};",
+    ):
+        saved = await call(client, "memory_save", text=text)
 
-    assert saved["status"] == "failed"
-    assert "not worth remembering" in saved["content"]
+        assert saved["status"] == "failed"
+        assert "not worth remembering" in saved["content"]
 
 
 async def test_tools_say_what_a_repetition_would_do(client: AsyncClient) -> None:
