@@ -172,13 +172,17 @@ def value_of(text: str) -> Any:
 def called_text(called: e.ToolCalled) -> str:
     """Say what came of a call."""
     if called.status == "waiting":
-        return f"it waits for an answer: ksi tool answer {called.call_id} TEXT"
+        return (
+            f"{called.content}\n\n"
+            f"It waits for an answer: ksi tool answer {called.call_id} TEXT\n"
+            f"What comes of it then: the same once more with --call-id {called.call_id}"
+        )
     if called.status == "in_doubt":
         return f"nobody knows whether it has happened.\n{how_to_resolve(called.call_id)}"
     lines = [called.content or f"({called.status}, and no output)"]
     if called.output_ref:
         lines.append(
-            f"… that is the beginning of {called.size_bytes:,} bytes; all of it: "
+            f"… all of it, {called.size_bytes:,} bytes: "
             f"ksi send tool:output output_ref={called.output_ref}"
         )
     return "\n".join(lines)

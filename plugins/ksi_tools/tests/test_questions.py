@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from ksi_client import Conflict, Unavailable
+from ksi_tools import events as e
 from ksi_tools.api import Question, ToolContext, tool
+from ksi_tools.commands import called_text
 from ksi_tools.tests.conftest import Client, Run
 
 
@@ -80,3 +82,13 @@ async def test_an_answer_outlasts_the_daemon_and_a_question_can_be_dropped(run: 
     assert done["content"] == "yes, at the attempt 2"
     assert mail.sent == ["hello"]
     assert dropped["status"] == "dropped"
+
+
+def test_who_calls_by_hand_sees_the_question_and_how_to_go_on() -> None:
+    asked = e.ToolCalled(call_id="c1", name="send", status="waiting", content="Send it?")
+
+    lines = called_text(asked).splitlines()
+
+    assert lines[0] == "Send it?"
+    assert lines[2].endswith("ksi tool answer c1 TEXT")
+    assert lines[3].endswith("--call-id c1")
