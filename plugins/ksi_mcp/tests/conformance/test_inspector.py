@@ -26,22 +26,25 @@ async def inspected(folder: Path, target: Target, era: str, *method: str) -> Any
 
 
 async def see(folder: Path, target: Target) -> None:
-    """Look whether it lists tools by the older protocol, and calls one by the newer."""
-    listed = await inspected(folder, target, "legacy", "tools/list")
-    called = await inspected(folder, target, "modern", "tools/call", *IMAGE)
+    """Look whether it lists tools and calls one, by the older protocol and by the newer."""
+    for era in ("legacy", "modern"):
+        # It lists them for that, and calls what it has found.
+        called = await inspected(folder, target, era, "tools/call", *IMAGE)
 
-    assert {"look", "current_time", "test_image_content"} <= {
-        each["name"] for each in listed["tools"]
-    }
-    (block,) = called["content"]
-    assert (block["type"], block["mimeType"]) == ("image", "image/png")
+        (block,) = called["content"]
+        assert (block["type"], block["mimeType"]) == ("image", "image/png")
 
 
 @pytest.mark.timeout(180)  # it installs the inspector
 async def test_it_lists_and_calls_over_http(http: HttpServer, front_end: Path) -> None:
     header = f"Authorization: Bearer {http.key}"
+    target = (f"{http.url}/mcp", "--transport", "http", "--header", header)
 
-    await see(front_end, (f"{http.url}/mcp", "--transport", "http", "--header", header))
+    await see(front_end, target)
+    listed = await inspected(front_end, target, "modern", "tools/list")
+
+    names = {each["name"] for each in listed["tools"]}
+    assert {"look", "current_time", "test_image_content"} <= names
 
 
 @pytest.mark.timeout(180)
