@@ -343,10 +343,12 @@ class Connection:
 
     def _advised(self, why: str) -> str:
         """Return what went wrong, and what to do where the server wants to know who calls."""
-        if UNAUTHORIZED not in why:
+        if UNAUTHORIZED not in why or not self._server.url:
             return why
         if self._server.oauth:
             return f"{why}: log in with ksi mcp login {self._name}"
+        if self._server.headers:
+            return f"{why}: what its headers have is not taken"
         return f"{why}: it is to be added with --oauth, or with a --header that names a secret"
 
     def _waited_in_vain(self, since: float) -> None:

@@ -146,10 +146,14 @@ def _users(bare: str) -> Iterator[Span]:
 
 def _named(bare: str) -> Iterator[Span]:
     """Yield what stands behind names of secrets, as in ``--api-key=…`` or ``?key=…``."""
-    for found in _NAME.finditer(bare):
-        value = _VALUE.match(bare, found.end())
-        if value and _is_secret_name(found[1]) and not _is_fine(value[0]):
-            yield value.span()
+    at = 0
+    while found := _NAME.search(bare, at):
+        at = found.end()
+        value = _VALUE.match(bare, at) if _is_secret_name(found[1]) else None
+        if value:
+            at = value.end()
+            if not _is_fine(value[0]):
+                yield value.span()
 
 
 def _tokens(bare: str) -> Iterator[Span]:

@@ -224,15 +224,16 @@ async def test_the_token_is_masked_in_what_the_server_says(
 async def test_a_server_that_wants_to_know_who_calls_is_told_of_with_what_to_do(
     guarded: Guarded, connected: Connected, tmp_path: Path
 ) -> None:
-    without = McpServer(url=guarded.url, handshake="legacy")
-    async with connected(without) as (connection, _):
-        assert "added with --oauth" in str(connection.why)
+    for headers, told in (({}, "added with --oauth"), ({"X-Key": "old"}, "what its headers have")):
+        without = McpServer(url=guarded.url, headers=headers, handshake="legacy")
+        async with connected(without) as (connection, _):
+            assert told in str(connection.why)
     file = tmp_path / "far.json"
     logged_in(guarded, file, access_token="token-1", refresh_token=None)
-    async with connected(guarded_server(guarded), login=file) as (connection, told):
+    async with connected(guarded_server(guarded), login=file) as (connection, calls):
         guarded.valid = "another"
         with pytest.raises(AnswerError, match="log in with ksi mcp login faulty"):
-            await connection.call("echo", {}, told.progressed)
+            await connection.call("echo", {}, calls.progressed)
 
 
 async def test_where_nobody_is_logged_in_any_more_is_told_what_to_do(

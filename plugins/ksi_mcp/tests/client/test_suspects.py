@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client.suspects import check_named, target_of
+from ksi_mcp.client.suspects import check_named, secrets_in, target_of
 from ksi_mcp.events import McpServer
 
 FAR = "https://far.test/mcp"
@@ -86,6 +86,11 @@ def test_what_looks_like_a_secret_is_refused_wherever_it_stands(given: dict[str,
 )
 def test_what_is_none_is_taken(given: dict[str, Any]) -> None:
     check_named(McpServer(**given))
+
+
+@pytest.mark.parametrize("bit", ["key=", "a:", "a://b@", "A1-", "key='"])
+def test_what_is_very_long_is_looked_at_but_once(bit: str) -> None:
+    assert len(secrets_in("", bit * 50_000)) <= 50_000  # nobody would see the end of it otherwise
 
 
 def test_what_is_shown_of_a_server_has_no_secret_but_says_where_it_is() -> None:
