@@ -86,9 +86,8 @@ class _Pipes:
         """Tell of a request whether the process, which has ended, can have read it."""
         request_id, end = self._asked.popitem()
         unread = self._process.ended.unread_bytes
-        if end != NEVER and (unread is None or end <= self._written - unread):
-            return failure(request_id, LOST, how)
-        return failure(request_id, NOT_SENT, f"{how} before it got the request")
+        can_have_read = end != NEVER and (unread is None or end <= self._written - unread)
+        return failure(request_id, LOST if can_have_read else NOT_SENT, how)
 
     async def write(self, receive: ObjectReceiveStream[SessionMessage]) -> None:
         async with receive:
