@@ -327,6 +327,8 @@ def _masked(value: Any, hint: Any) -> Any:
         return {key: _masked(getattr(value, key), within) for key, within in hints.items()}
     if get_origin(kind) is dict:
         return {key: _masked(each, get_args(kind)[1]) for key, each in value.items()}
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):
+        return [_masked(each, get_args(kind)[0]) for each in value]
     return msgspec.to_builtins(value)
 
 

@@ -116,6 +116,7 @@ class Door(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: str = ""
     key: Secret = ""
     words: dict[str, Secret] = {}
+    bolts: tuple[Secret, ...] = ()
 
 
 class House(Struct, frozen=True, kw_only=True):
@@ -124,7 +125,9 @@ class House(Struct, frozen=True, kw_only=True):
     doors: dict[str, Door] = {}
 
 
-DOORS = '{"front": {"address": "here", "key": "hunter2", "words": {"a": "hunter3", "b": ""}}}'
+DOORS = """{"front": {
+    "address": "here", "key": "hunter2", "words": {"a": "hunter3", "b": ""}, "bolts": ["hunter4"]
+}}"""
 
 
 def test_secrets_within_tables_are_masked_and_the_rest_is_shown(home: Path) -> None:
@@ -134,7 +137,9 @@ def test_secrets_within_tables_are_masked_and_the_rest_is_shown(home: Path) -> N
 
     (shown,) = settings.values()
     assert made.doors["front"].key == "hunter2"
-    assert shown.value == {"front": {"address": "here", "key": MASK, "words": {"a": MASK, "b": ""}}}
+    words = {"a": MASK, "b": ""}
+    front = {"address": "here", "key": MASK, "words": words, "bolts": [MASK]}
+    assert shown.value == {"front": front}
 
 
 def test_a_wrong_table_is_told_without_the_secrets_in_it(home: Path) -> None:

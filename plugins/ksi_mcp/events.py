@@ -199,11 +199,11 @@ class McpServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     command: str = ""
-    args: tuple[str, ...] = ()
+    args: tuple[Hidden, ...] = ()
     environment: tuple[VariableName, ...] = ()
     variables: dict[VariableName, Hidden] = {}
     memory_mb: Annotated[int, Meta(ge=16)] | None = None
-    url: str = ""
+    url: Hidden = ""
     headers: dict[HeaderName, Hidden] = {}
     oauth: bool = False
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,40}\Z")] | None = None

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from ksi_daemon.protocol import InvalidData
+from ksi_daemon.protocol import Context, Event, InvalidData
+from ksi_journal.rows import Rows
 from ksi_mcp.client.suspects import check_named, secrets_in, target_of
-from ksi_mcp.events import McpServer
+from ksi_mcp.events import McpAdd, McpServer
 
 FAR = "https://far.test/mcp"
 KEY = "s3cr3t-of-mine"
@@ -88,9 +89,18 @@ def test_what_is_none_is_taken(given: dict[str, Any]) -> None:
     check_named(McpServer(**given))
 
 
-@pytest.mark.parametrize("bit", ["key=", "a:", "a://b@", "A1-", "key='"])
+def test_what_is_refused_is_not_in_the_journal_either() -> None:
+    server = McpServer(
+        url=f"{FAR}?key={KEY}", args=(KEY,), headers={"X": KEY}, variables={"X": KEY}
+    )
+    event = Event("mcp:add", McpAdd(name="far", server=server), Context(id="1"))
+
+    assert KEY.encode() not in Rows(10_000, 10_000).line(event)
+
+
+@pytest.mark.parametrize("bit", ["key=", "a://b@", "key='"])
 def test_what_is_very_long_is_looked_at_but_once(bit: str) -> None:
-    assert len(secrets_in("", bit * 50_000)) <= 50_000  # nobody would see the end of it otherwise
+    assert len(secrets_in("", bit * 20_000)) <= 20_000  # nobody would see the end of it otherwise
 
 
 def test_what_is_shown_of_a_server_has_no_secret_but_says_where_it_is() -> None:
