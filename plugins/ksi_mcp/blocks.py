@@ -12,7 +12,8 @@ def told_of(block: Mapping[str, Any]) -> str:
     if kind in ("image", "audio"):
         return f"[{kind}: {kind_of(block)}, {size_of(block.get('data'))}]"
     if kind == "resource_link":
-        return f"[resource: {block.get('uri', '')}]"
+        notes = (block.get(each) for each in ("uri", "title", "name", "description"))
+        return f"[resource: {'; '.join(str(each) for each in notes if each)}]"
     if kind == "resource":
         return _told_of_resource(block.get("resource") or {})
     return f"[{kind}]"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 from ksi_mcp.client.errors import LostError
-from ksi_mcp.client.forms import MAX_FIELDS, Answers, Form
+from ksi_mcp.client.forms import Answers, Form
 
 MAX_QUESTIONS: Final = 8  # of one call
 ENDED: Final = "its connection was ended"
@@ -60,7 +60,7 @@ class Dialogue:
     async def ask(self, form: Form) -> Answers | None:
         """Have a person asked; returns nothing where nobody answers in time, or wants to."""
         self._questions += 1
-        if self._questions > MAX_QUESTIONS or len(form.fields) > MAX_FIELDS:
+        if self._questions > MAX_QUESTIONS or self.form is not None or not form.is_bearable:
             return None
         self.form, self._answer = form, asyncio.get_running_loop().create_future()
         self._news.set()

@@ -13,6 +13,7 @@ from ksi_mcp.client.text import cleaned
 MAX_FIELDS: Final = 20
 MAX_MESSAGE_CHARS: Final = 4_000
 MAX_FIELD_CHARS: Final = 500
+MAX_SCHEMA_BYTES: Final = 65_536
 YES: Final = frozenset({"yes", "true", "y", "1"})
 NO: Final = frozenset({"no", "false", "n", "0"})
 KINDS: Final = {
@@ -32,15 +33,28 @@ class Form(Struct, frozen=True):
     schema: dict[str, Any]
 
     @property
+    def is_bearable(self) -> bool:
+        """Whether a person can be asked to fill it in: it is flat, and not too large."""
+        fields, required = self.schema.get("properties", {}), self.schema.get("required", [])
+        return (
+            isinstance(fields, dict)
+            and len(fields) <= MAX_FIELDS
+            and all(isinstance(each, dict) for each in fields.values())
+            and isinstance(required, list)
+            and all(isinstance(each, str) for each in required)
+            and len(msgspec.json.encode(self.schema)) <= MAX_SCHEMA_BYTES
+        )
+
+    @property
     def fields(self) -> dict[str, dict[str, Any]]:
         """What is to be filled in, by name."""
-        found: dict[str, dict[str, Any]] = self.schema.get("properties") or {}
+        found: dict[str, dict[str, Any]] = self.schema.get("properties", {})
         return found
 
     @property
     def required(self) -> frozenset[str]:
         """What may not be left out."""
-        return frozenset(self.schema.get("required") or ())
+        return frozenset(self.schema.get("required", ()))
 
 
 class MisfitError(Exception):
@@ -79,9 +93,14 @@ def choices_of(field: Mapping[str, Any]) -> list[str]:
     """Return the values that a field may have, where they are given."""
     items = field.get("items")
     of = items if isinstance(items, dict) else field
-    named = of.get("oneOf") or of.get("anyOf") or ()
-    listed = of.get("enum") or [each.get("const") for each in named if isinstance(each, dict)]
-    return [str(each) for each in listed if each is not None]
+    named = of.get("oneOf") or of.get("anyOf")
+    listed = of.get("enum") or [each.get("const") for each in _dicts_in(named)]
+    return [str(each) for each in listed if each is not None] if isinstance(listed, list) else []
+
+
+def _dicts_in(value: object) -> list[dict[str, Any]]:
+    listed = value if isinstance(value, list) else []
+    return [each for each in listed if isinstance(each, dict)]
 
 
 def _how(form: Form) -> str:

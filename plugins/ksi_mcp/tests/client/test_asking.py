@@ -3,10 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ksi_client import AsyncClient, UnixTransport
 from ksi_daemon.protocol.paths import socket_path
@@ -186,6 +189,42 @@ def test_an_answer_that_does_not_fit_is_told_why(text: str, why: str) -> None:
         answers_in(MANY, text)
 
 
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+words = st.sampled_from(["type", "enum", "oneOf", "anyOf", "items", "title", "const"])
+field = st.dictionaries(words, anything | st.sampled_from(["array", "integer", "boolean"]))
+schemas = st.fixed_dictionaries(
+    {},
+    optional={
+        "properties": st.dictionaries(st.text(max_size=3), field | anything) | anything,
+        "required": st.lists(st.text(max_size=3)) | anything,
+    },
+)
+
+
+@settings(max_examples=30)
+@given(schemas, st.text())
+def test_whatever_a_server_takes_for_a_form_is_asked_and_read_or_declined(
+    schema: dict[str, Any], text: str
+) -> None:
+    form = Form("Who?", schema)
+    if form.is_bearable:
+        assert question_of(form, "far", "-").count("\n-\n") >= 1
+        with suppress(MisfitError):
+            answers_in(form, text)
+
+
+def test_a_form_that_is_too_large_is_none() -> None:
+    large = {f"f{number}": {"type": "string"} for number in range(21)}
+
+    assert not Form("Who?", {"properties": large}).is_bearable
+    assert not Form("Who?", {"properties": {"a": {"title": "x" * 70_000}}}).is_bearable
+    assert MANY.is_bearable
+
+
 # -- dialogues -------------------------------------------------------------------------------------
 
 
@@ -210,6 +249,19 @@ async def test_a_question_that_nobody_answers_is_declined_and_its_call_ended_in_
             await until_told(dialogue)
 
     assert asked == [None]
+
+
+async def test_a_connection_that_ends_waits_for_no_person() -> None:
+    async def call(ask: Any) -> dict[str, Any]:
+        return {"told": await ask(FORM)}
+
+    async with asyncio.TaskGroup() as group:
+        dialogue = Dialogue(600.0, 600.0)
+        dialogue.start(group, call)
+        assert await dialogue.told() == FORM
+        dialogue.cut_off()
+        with pytest.raises(LostError, match="ended"):
+            await dialogue.told()
 
 
 async def test_of_too_many_questions_the_rest_is_declined() -> None:

@@ -18,12 +18,14 @@ def returned(*content: dict[str, Any], **more: Any) -> str | Content:
 def test_a_result_without_files_is_text_which_is_fenced() -> None:
     told = returned(
         {"type": "text", "text": "Hel\u200blo"},
-        {"type": "resource_link", "uri": "file:///x"},
+        {"type": "resource_link", "uri": "file:///x", "name": "x", "description": "Of May."},
         {"type": "resource", "resource": {"uri": "file:///y", "text": "inside"}},
         {"type": "odd"},
     )
 
-    assert told == "<Hello\n[resource: file:///x]\n[resource: file:///y]\ninside\n[odd]>"
+    assert (
+        told == "<Hello\n[resource: file:///x; x; Of May.]\n[resource: file:///y]\ninside\n[odd]>"
+    )
     assert returned(structuredContent={"n": 1}) == '<{"n": 1}>'
     assert returned() == "<>"
 
