@@ -237,10 +237,11 @@ class McpRemove(Struct, frozen=True, kw_only=True):
     name: ServerName
 
 
-class McpList(Struct, frozen=True, kw_only=True):
-    """List the servers whose tools agents can call; their tools too where ``tools`` is set."""
+class McpList(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """List the servers whose tools agents can call, or one; their tools too with ``tools``."""
 
     tools: bool = False
+    name: ServerName | None = None
 
 
 class McpCheck(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -252,8 +253,9 @@ class McpCheck(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class McpAccept(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Accept what a server says now of tools that are held back.
 
-    ``tools`` are by the server's names for them; all unless given. With ``digest`` nothing is
-    accepted but what was shown under it.
+    ``tools`` are by the server's names for them; all whose changes are shown unless given: what is
+    gone, not allowed, or too long to be shown, is not accepted. With ``digest`` nothing is accepted
+    but what was shown under it.
     """
 
     name: ServerName
@@ -264,8 +266,9 @@ class McpAccept(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class McpToolReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tool of a server: what it is called by it and here, and whether it can be called.
 
-    ``status`` is ``offered``; ``held_back`` until it is accepted, with what has changed as
-    ``diff``; ``not_allowed`` by ``allow`` and ``deny``; or ``gone``.
+    ``status`` is ``offered``; ``held_back`` until it is accepted, with all that has changed as
+    ``diff``, unless that is too long to be shown with the rest; ``not_allowed`` by ``allow`` and
+    ``deny``, or by its name; or ``gone``.
     """
 
     name: str
@@ -290,7 +293,7 @@ class McpServerReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
         offered: How many of its tools can be called.
         held_back: How many are held back until they are accepted.
         refused: Why tools that it has are left out.
-        digest: Stands for what is held back, as it is now.
+        digest: Stands for what is shown of tools that are held back, where they were asked for.
         tools: Its tools, where they were asked for.
         oauth: Whether one logs in with it.
     """

@@ -231,11 +231,8 @@ def found_server(name: str, tenant: str | None) -> e.McpServerReport:
     Raises:
         NotFound: There is none of that name.
     """
-    listed = asked("mcp:list", e.McpList(tools=True), e.McpServers, tenant)
-    for each in listed.servers:
-        if each.name == name:
-            return each
-    raise NotFound(f"there is no server {name!r}: see ksi mcp list")
+    listed = asked("mcp:list", e.McpList(name=name, tools=True), e.McpServers, tenant)
+    return listed.servers[0]
 
 
 def table(listed: e.McpServers) -> str:

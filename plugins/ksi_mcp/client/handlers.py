@@ -50,7 +50,11 @@ class Handlers:
     @event_handler("mcp:list")
     def list_servers(self, request: e.McpList) -> e.McpServers:
         """List the servers whose tools agents can call."""
-        return self._all(_context(), with_tools=request.tools)
+        context = _context()
+        if request.name is None:
+            return self._all(context, with_tools=request.tools)
+        found = self._servers.find(context.tenant, request.name)
+        return e.McpServers(servers=(found.report(with_tools=request.tools),))
 
     @event_handler("mcp:check", timeout_s=0)
     async def check(self, request: e.McpCheck) -> e.McpServers:

@@ -323,6 +323,7 @@ async def test_servers_are_added_and_removed(run: Run, tmp_path: Path) -> None:
             await client.request("mcp:add", {"name": "x", "server": secret})
     async with run(near=faulty(tmp_path / "near")) as client:
         kept = await called(client, "far_echo", text="on")
+        listed = await client.request("mcp:list", {"name": "far", "tools": True})
         left = await client.request("mcp:remove", {"name": "far"})
         with pytest.raises(NotFound):
             await called(client, "far_echo", text="on")
@@ -331,6 +332,7 @@ async def test_servers_are_added_and_removed(run: Run, tmp_path: Path) -> None:
 
     assert (added["source"], added["state"]) == ("added", "connected")
     assert kept["status"] == "done"
+    assert [(each["name"], len(each["tools"]) > 1) for each in listed["servers"]] == [("far", True)]
     assert [each["name"] for each in left["servers"]] == ["near"]
 
 
