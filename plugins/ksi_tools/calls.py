@@ -363,7 +363,9 @@ class Calls:
         """Do it, and say what came of it, whatever that is."""
         intent = execution.intent
         if execution.why_cancelled is not None:
-            return Ending("lost", Text(""), 0.0, why=NEVER_BEGUN)
+            # An answer stays for whoever asks again; what failed has none.
+            error = Cancelled(NEVER_BEGUN).body if answer is None else None
+            return Ending("lost", Text(answer or ""), 0.0, error, NEVER_BEGUN)
         token = _INSIDE.set(True)
         started = time.perf_counter()
         try:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from ksi_client import Conflict, Unavailable
+from ksi_client import Cancelled, Conflict, Unavailable
 from ksi_tools import events as e
 from ksi_tools.api import Question, ToolContext, tool
+from ksi_tools.calls import Calls, Execution
 from ksi_tools.commands import called_text
 from ksi_tools.tests.conftest import Client, Run
 
@@ -92,3 +93,30 @@ def test_who_calls_by_hand_sees_the_question_and_how_to_go_on() -> None:
     assert lines[0] == "Send it?"
     assert lines[2].endswith("ksi tool answer c1 TEXT")
     assert lines[3].endswith("--call-id c1")
+
+
+async def test_a_call_that_was_cancelled_before_its_tool_was_called_has_no_answer(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Calls._begun
+
+    async def begun_and_cancelled(calls: Calls, execution: Execution) -> Any:
+        had = await begun(calls, execution)
+        execution.cancel("nobody waits for it any more")
+        return had
+
+    async with run(Mail()) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(Calls, "_begun", begun_and_cancelled)
+            with pytest.raises(Cancelled):
+                await send(client)
+        asked = await send(client)
+        await answer(client, "no")
+        with monkeypatch.context() as patched:
+            patched.setattr(Calls, "_begun", begun_and_cancelled)
+            with pytest.raises(Cancelled):
+                await send(client)
+        done = await send(client)
+
+    assert (asked["status"], asked["content"]) == ("waiting", "Send 'hello'?")
+    assert done["content"] == "no, at the attempt 4"
