@@ -76,6 +76,8 @@ class Server:
 
     def _take(self, message: Message) -> None:
         method, params = message.get("method"), message.get("params") or {}
+        if not isinstance(params, dict):
+            method, params = None, {}  # so it is no request
         if method == "notifications/cancelled":
             self._cancel(params.get("requestId"))
         if "id" not in message:
@@ -113,7 +115,8 @@ class Server:
             "name": params["name"],
             "arguments": arguments if isinstance(arguments, dict) else {},
         }
-        tool_use = (params.get("_meta") or {}).get(TOOL_USE)
+        meta = params.get("_meta")
+        tool_use = meta.get(TOOL_USE) if isinstance(meta, dict) else None
         if isinstance(tool_use, str):
             data["id"] = tool_use
         self._daemon.send({"id": number, "event": CALL, "data": data})

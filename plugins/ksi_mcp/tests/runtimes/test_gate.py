@@ -10,6 +10,7 @@ from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.testing import installed_plugins, module_plugin
+from ksi_mcp.runtimes import gate
 from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TURNS, GateTrial
 from ksi_models.calls import Calls
 from ksi_tools import bearers
@@ -68,11 +69,22 @@ async def test_every_runtime_is_tried_at_the_start(client: AsyncClient) -> None:
     assert len(ways) >= 7
 
 
-async def test_a_gate_that_lets_something_through_is_found_out(
+async def test_a_gate_that_lets_something_through_is_found_out_and_one_not_reached_is_unknown(
     client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def nothing(*_: Any) -> str:
+        return "it was not called"
+
     await tried(client)
-    permit = place.trial._permit
+    permit, sending = place.trial._permit, gate._sending
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "_sending", lambda tool: sending(tool.replace("look", "renamed")))
+        renamed = await place.trial.programs()
+        patch.setattr(gate.Canary, "call_tool", nothing)
+        unreached = await place.trial.programs()
+    assert [way.result for way in renamed.ways] == ["held", "held", "unknown"]
+    assert [way.result for way in unreached.ways] == ["unknown"] * 3
+    assert "nor can who may" in unreached.why
 
     async def unbounded(subject: str, **words: Any) -> None:
         await permit(subject, **{k: v for k, v in words.items() if k != "parent"})

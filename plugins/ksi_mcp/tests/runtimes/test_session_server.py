@@ -109,6 +109,13 @@ def test_it_speaks_the_protocol_and_makes_no_calls_itself(session: Session) -> N
     )  # fmt: skip
 
 
+def test_a_call_whose_metadata_makes_no_sense_is_made_without(session: Session) -> None:
+    call = {"name": "pay", "arguments": [1], "_meta": [1]}
+    session.say(json.dumps({"id": 1, "method": "tools/call", "params": call}).encode())
+
+    assert session.hear()["data"] == {"name": "pay", "arguments": {}}
+
+
 def test_answers_may_come_in_any_order_and_a_refusal_is_an_error(session: Session) -> None:
     for number in (1, 2):
         call = {"id": number, "method": "tools/call", "params": {"name": "pay"}}
@@ -132,7 +139,12 @@ def test_a_call_that_is_taken_back_is_taken_back_at_the_daemon(session: Session)
     assert session.hear() == {"id": asked["id"], "cancel": True}
 
 
-@pytest.mark.parametrize("line", [b"no json", b"\xff", b"[" * 100_000, b"[]", b'{"id": 1}'])
+NO_PARAMS: Final = b'{"id": 1, "method": "tools/call", "params": ["pay"]}'
+
+
+@pytest.mark.parametrize(
+    "line", [b"no json", b"\xff", b"[" * 100_000, b"[]", b'{"id": 1}', NO_PARAMS]
+)
 def test_what_makes_no_sense_is_an_error_and_no_end(session: Session, line: bytes) -> None:
     session.say(line)
 
