@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ksi_daemon.bus import Bus
 from ksi_daemon.confinement import Confined
 from ksi_daemon.event_system import declarations_of
-from ksi_daemon.principals import Principal, TokenStore
-from ksi_daemon.protocol import Denied, Unavailable
+from ksi_daemon.principals import Principal, TokenStore, id_of
+from ksi_daemon.protocol import Denied, NotFound, Unavailable
 from ksi_daemon.router import Router
 from ksi_daemon.supervisor import RestartPolicy, Supervisor
 
@@ -87,6 +88,12 @@ class Plugin:
         if self._tokens is None:
             raise Denied("a plugin in a host issues no tokens: send token:create")
         return self._tokens.issue(principal, ttl_s=ttl_s, once=once)
+
+    def revoke_token(self, token: str) -> None:
+        """End a token that `issue_token` made, where it has not ended by itself."""
+        if self._tokens is not None:
+            with suppress(NotFound):
+                self._tokens.revoke(id_of(token))
 
     @property
     def confined(self) -> Confined:

@@ -158,14 +158,17 @@ class TokenStore:
                 no bearer is taken for the owner, a plugin or its host.
             ttl_s: How long it is valid.
             keep: Whether it outlives the daemon; a child process's token does not.
-            once: Whether it is good for one connection only; one that is kept never is.
+            once: Whether it is good for one connection only; one that is kept can't be.
 
         Raises:
-            InvalidData: ``ttl_s`` is not positive, or is longer than `MAX_TTL_S`.
+            InvalidData: ``ttl_s`` is not positive, or is longer than `MAX_TTL_S`; or it is to be
+                kept and good for once.
             Busy: There are too many tokens.
         """
         if not 0 < ttl_s <= MAX_TTL_S:
             raise InvalidData(f"ttl_s: a token is valid for a time, of up to {MAX_TTL_S} seconds")
+        if keep and once:
+            raise InvalidData("a token that is good for one connection does not outlive the daemon")
         self._forget_expired()
         if len(self._kept) + len(self._passing) >= MAX_TOKENS:
             raise Busy(f"there are {MAX_TOKENS} tokens; revoke some")
@@ -185,8 +188,7 @@ class TokenStore:
         Raises:
             Denied: It is unknown, revoked or expired; which of these is not told.
         """
-        _, _, rest = token.partition("_")
-        token_id, _, secret = rest.partition("_")
+        token_id, secret = _parts_of(token)
         record = self._kept.get(token_id) or self._passing.get(token_id)
         expected = record.sha256 if record is not None else _digest("")
         right = hmac.compare_digest(_digest(secret), expected)
@@ -235,6 +237,17 @@ def _read_records(path: Path) -> list[TokenRecord]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"{path} can't be read ({error}); remove it, and issue the tokens again"
         raise InvalidData(message) from error
+
+
+def id_of(token: str) -> str:
+    """Return the id of a token, by which it is revoked."""
+    return _parts_of(token)[0]
+
+
+def _parts_of(token: str) -> tuple[str, str]:
+    _, _, rest = token.partition("_")
+    token_id, _, secret = rest.partition("_")
+    return token_id, secret
 
 
 def _digest(secret: str) -> str:

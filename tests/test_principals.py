@@ -465,6 +465,11 @@ def test_a_token_is_valid_for_some_time(ttl_s: float) -> None:
         TokenStore().issue(Principal("x"), ttl_s=ttl_s)
 
 
+def test_a_token_that_is_kept_is_not_good_for_once() -> None:
+    with pytest.raises(InvalidData, match="good for one connection does not outlive"):
+        TokenStore().issue(Principal("x"), ttl_s=60, keep=True, once=True)
+
+
 async def test_nobody_else_may_open_the_socket(daemon: Daemon) -> None:
     assert stat.S_IMODE(daemon.home.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(daemon.home.socket.parent.stat().st_mode) == 0o700

@@ -62,8 +62,8 @@ class McpServing(Struct, frozen=True, kw_only=True):
     lists_events: bool = True
     page_size: int = 250
     max_sessions: int = 1000
-    session_idle_s: float = 1800.0
     max_sessions_per_key: int = 100
+    session_idle_s: float = 1800.0
     ask_timeout_s: float = 600.0
 
 
@@ -356,11 +356,17 @@ class McpWay(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class McpRuntime(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A runtime: ``refused`` where a way was open, ``unproven`` where it could not be tried."""
+    """A runtime: ``refused`` where a way was open, ``unproven`` where it could not be tried.
+
+    ``version`` is that of the program that was tried, where it tells; ``advice`` says what to do
+    about one that is refused.
+    """
 
     name: str
+    version: str = ""
     state: Literal["waiting", "proven", "refused", "unproven", "absent"] = "waiting"
     why: str = ""
+    advice: str = ""
     ways: tuple[McpWay, ...] = ()
 
 

@@ -23,6 +23,7 @@ ERRORS: Final[dict[Kind, type[KsiError]]] = {
     "malformed": Unavailable,
     "stalled": TimedOut,
     "login": Denied,
+    "untrusted": Denied,
     "not_found": NotFound,
     "too_long": InvalidData,
     "refused": InvalidData,

@@ -41,7 +41,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
     keys = Keys(settings, plugin.home)
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.INFO)
-    providers = Providers(settings, keys, plugin.home)
+    providers = Providers(settings, keys, plugin.home, plugin.confined)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(providers.close)
         lanes, prices = Lanes(settings), Prices()

@@ -33,6 +33,7 @@ Kind = Literal[
     "stalled",
     "answer_too_long",
     "over_limit",
+    "untrusted",
     "broken",
 ]
 # Their models call no tools.

@@ -72,6 +72,7 @@ class Runtimes:
             folder,
             Keys(settings, folder, {}),
             tools=lambda: tools,
+            confined=self._providers.confined,
             environ=environ,
             more=more,
         )

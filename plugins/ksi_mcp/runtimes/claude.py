@@ -53,6 +53,7 @@ class ClaudeTrial:
         self._runtimes = runtimes
         self._tools = tools
         self._tried: tuple[str, int, int] | None = None
+        self._version = ""
 
     @property
     def is_stale(self) -> bool:
@@ -61,14 +62,15 @@ class ClaudeTrial:
 
     async def run(self) -> McpRuntime:
         """Try it; one that isn't there needs no trial."""
-        self._tried = self._runtimes.installed()
+        self._tried, self._version = self._runtimes.installed(), ""
         if self._tried is None:
             return McpRuntime(name=NAME, state="absent", why="there is no claude command")
         folder = self._plugin.home / FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of a daemon that was killed
         folder.mkdir(mode=0o700)
         try:
-            return verdict_of(NAME, await self._ways(folder))
+            found = verdict_of(NAME, await self._ways(folder))
+            return msgspec.structs.replace(found, version=self._version)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -94,7 +96,10 @@ class ClaudeTrial:
             model = {"ANTHROPIC_BASE_URL": api.url}
             claude = self._runtimes.try_claude(folder, tools, traps.environ(), model)
             async with _closing(claude):
-                await _converse(claude, traps)
+                try:
+                    await _converse(claude, traps)
+                finally:
+                    self._version = tools.version
 
 
 class Trying:
@@ -105,10 +110,13 @@ class Trying:
     Args:
         tools: Gives them, as to any command.
         told: The file in which the probe tells what came of it.
+
+    Attributes:
+        version: The command's, once it has told.
     """
 
     def __init__(self, tools: Sessions, told: Path) -> None:
-        self.confined = tools.confined
+        self.version = ""
         self._tools = tools
         self._told = told
 
@@ -124,6 +132,11 @@ class Trying:
     async def why_not(self, *, with_tools: bool) -> str | None:
         """Let it be asked."""
         return None
+
+    def is_tried(self, version: str) -> bool:
+        """Note its version."""
+        self.version = version
+        return True
 
     def why_not_now(self) -> str | None:
         """Let it be asked."""

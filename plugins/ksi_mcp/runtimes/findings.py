@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from ksi_cli import output
 from ksi_cli.findings import Finding, fail, ok, warn
-from ksi_client import Client, KsiError
+from ksi_client import Client, KsiError, Unavailable
 from ksi_daemon.home import Home
 
 TIMEOUT_S: Final = 20.0
@@ -20,11 +20,17 @@ TOLD: Final = {
 def runtimes() -> Iterator[Finding]:
     """Tell which ways around the gate of tools were tried at the start, and what came of each."""
     try:
-        with Client(Home().socket, timeout_s=TIMEOUT_S) as client:
-            told = client.request("mcp:runtimes", {})
-    except (KsiError, OSError):
+        client = Client(Home().socket, timeout_s=TIMEOUT_S)
+    except Unavailable:
         yield ok("runtimes", "they are tried whenever the daemon starts; it does not run")
         return
+    with client:
+        try:
+            told = client.request("mcp:runtimes", {})
+        except (KsiError, OSError) as error:
+            why = output.displayed(str(error))
+            yield warn("runtimes", f"the daemon doesn't tell what became of their trials: {why}")
+            return
     for runtime in told["runtimes"]:
         yield from findings_of(runtime)
 
@@ -37,9 +43,13 @@ def findings_of(runtime: dict[str, Any]) -> Iterator[Finding]:
         what = f"{way['way']}: {TOLD[way['result']]}{f' ({detail})' if detail else ''}"
         tell = {"held": ok, "untried": ok, "unknown": warn, "through": fail}[way["result"]]
         yield tell(name, output.displayed(what))
-    if state == "refused":
-        yield fail(name, "it is refused, as it can go around the gate of tools")
+    version = f" (version {runtime['version']})" if runtime.get("version") else ""
+    if state == "proven":
+        yield ok(name, output.displayed(f"it can't go around the gate of tools{version}"))
+    elif state == "refused":
+        told = f"it is refused, as it can go around the gate of tools{version}"
+        yield fail(name, output.displayed(told), output.displayed(runtime.get("advice", "")))
     elif state == "unproven":
-        yield warn(name, output.displayed(f"it has no tools, as it could not be tried: {why}"))
+        yield warn(name, output.displayed(f"it has no tools, as it could not be tried yet: {why}"))
     elif state in ("waiting", "absent"):
         yield ok(name, output.displayed(why) or "it is being tried")

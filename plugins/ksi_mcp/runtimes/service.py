@@ -29,7 +29,7 @@ Proceed = Callable[[Event], Awaitable[Any]]
 
 ORDER: Final = 10  # before anything is counted or paid
 OF_THE_GATE: Final = "the gate of tools lets through what it may not; a new version mends that"
-OF_CLAUDE: Final = "update the command, or go back to an earlier version; until then ask others"
+OF_CLAUDE: Final = "update the command or go back a version, or take another model"
 
 
 class Service:

@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import msgspec
 
 from ksi_daemon.event_system import current_context, event_handler
 from ksi_daemon.plugin import Plugin
-from ksi_daemon.principals import TOKEN_PREFIX, Principal, write_private
+from ksi_daemon.principals import TOKEN_PREFIX, Principal
 from ksi_daemon.protocol import Denied
 from ksi_daemon.protocol.events import Grants
 from ksi_daemon.protocol.paths import socket_path
@@ -32,27 +33,21 @@ class Session:
         config: A file that tells the process of its server.
     """
 
-    def __init__(self, sessions: "Sessions", name: str, answer: Answer, config: Path) -> None:
+    def __init__(self, answer: Answer, config: Path, close: Callable[[], None]) -> None:
         self.config = config
         self.answer = answer
-        self._sessions = sessions
-        self._name = name
-
-    def close(self) -> None:
-        """Answer nothing any more."""
-        self._sessions.forget(self._name)
+        self.close = close  # and answer nothing any more
 
 
 class Sessions:
     """The processes that have tools just now.
 
     Args:
-        plugin: Issues their tokens, and knows which processes are confined.
+        plugin: Issues their tokens.
         verdicts: Say whether a program is to be asked at all.
     """
 
     def __init__(self, plugin: Plugin, verdicts: Verdicts) -> None:
-        self.confined = plugin.confined
         self._plugin = plugin
         self._verdicts = verdicts
         self._open: dict[str, Session] = {}
@@ -66,24 +61,34 @@ class Sessions:
         """
         name = f"{whose}:{secrets.token_hex(8)}"
         principal = Principal(name, Grants(call=(EVENT,)))
+        token = self._plugin.issue_token(principal, ttl_s=TOKEN_S, once=True)
         handover = {
             "socket": str(socket_path(self._plugin.home)),
-            "token": self._plugin.issue_token(principal, ttl_s=TOKEN_S, once=True),
+            "token": token,
             "tools": [told_of(tool) for tool in tools],
         }
         file, config = folder / "handover", folder / "mcp.json"
-        write_private(file, msgspec.json.encode(handover))
-        write_private(config, msgspec.json.encode(config_of(file)))
-        session = self._open[name] = Session(self, name, answer, config)
-        return session
 
-    def forget(self, name: str) -> None:
-        """Answer a process nothing any more."""
-        self._open.pop(name, None)
+        def close() -> None:
+            self._open.pop(name, None)
+            self._plugin.revoke_token(token)  # nobody may have used it
+
+        try:
+            _write(file, handover)
+            _write(config, config_of(file))
+        except OSError:
+            close()
+            raise
+        session = self._open[name] = Session(answer, config, close)
+        return session
 
     async def why_not(self, *, with_tools: bool) -> str | None:
         """Say why the claude command is not to be asked, once that is known."""
         return await self._verdicts.why_not("claude-cli", with_tools=with_tools)
+
+    def is_tried(self, version: str) -> bool:
+        """Say whether the claude command was tried in this version; if not, that is done now."""
+        return self._verdicts.is_of("claude-cli", version)
 
     def why_not_now(self) -> str | None:
         """Say why the claude command is not to be asked, as far as that is known now."""
@@ -103,6 +108,12 @@ class Sessions:
         asked = AskedCall(id=request.id, name=request.name, arguments=request.arguments)
         result = await session.answer(asked)
         return McpSessionCalled(content=result.content, is_error=result.is_error)
+
+
+def _write(file: Path, content: Any) -> None:
+    """Write what is gone in a moment, and is nobody else's: no disk need have it."""
+    file.touch(mode=0o600)
+    file.write_bytes(msgspec.json.encode(content))
 
 
 def told_of(tool: ToolSchema) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+from msgspec import structs
+
 from ksi_mcp.events import McpRuntime, McpWay
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class Verdict:
             return McpRuntime(name=self._name, state="unproven", why=why)
         if found.state == "refused":
             log.error("a runtime is refused", extra={"runtime": self._name, "why": found.why})
+            return structs.replace(found, advice=self._advice)
         return found
 
     @property
@@ -93,6 +96,13 @@ class Verdict:
         if self._is_known.is_set() and self._is_stale():
             self.forget()
         return self._is_known.is_set()
+
+    def is_of(self, version: str) -> bool:
+        """Say whether it was tried in this version; if not, it is tried again."""
+        is_it = self.is_known and self.found.version in ("", version)
+        if not is_it and self._is_known.is_set():
+            self.forget()
+        return is_it
 
     def forget(self) -> None:
         """Have it tried again, before anybody uses it."""
@@ -111,7 +121,7 @@ class Verdict:
             case "refused":
                 return (
                     f"{self._name} is refused, as it can go around the gate of tools: "
-                    f"{self.found.why} ({self._advice}; ksi doctor lists what was tried)"
+                    f"{self.found.why} ({self.found.advice}; ksi doctor lists what was tried)"
                 )
             case "unproven":
                 return (
@@ -154,9 +164,9 @@ class Verdicts:
         """Say whether a runtime was tried as it is now."""
         return self._of[name].is_known
 
-    def forget(self, name: str) -> None:
-        """Have a runtime tried again, as it is another by now."""
-        self._of[name].forget()
+    def is_of(self, name: str, version: str) -> bool:
+        """Say whether a runtime was tried in this version; if not, it is tried again."""
+        return self._of[name].is_of(version)
 
     async def why_not(self, name: str, *, with_tools: bool) -> str | None:
         """Say why a runtime is not to be used, once it was tried.

@@ -31,6 +31,7 @@ from ksi_models.providers.scripts import next_step, pieces_of
 LOG: Final = "fake-log.jsonl"
 SESSIONS: Final = "fake-sessions"
 GOODBYE: Final = "said-goodbye"
+VERSION: Final = "9.9.9"
 TITLE: Final = [{"role": "user", "content": "Give this conversation a title."}]
 LOGINS: Final = {
     "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
@@ -85,7 +86,13 @@ class Fake:
         self.history.append(("user", text))
         self.messages.append({"role": "user", "content": text})
         self.tools = Tools(self.option("--mcp-config"))
-        self.tell("system", subtype="init", model=f"claude-{self.model}-fake", **self.abilities())
+        self.tell(
+            "system",
+            subtype="init",
+            model=f"claude-{self.model}-fake",
+            claude_code_version=VERSION,
+            **self.abilities(),
+        )
         code = self.fail()
         return self.answer() if code is None else code
 

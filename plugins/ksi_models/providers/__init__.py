@@ -5,6 +5,7 @@ from typing import Final
 
 from msgspec import structs
 
+from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import InvalidData
 from ksi_models.keys import Keys, variables_of
 from ksi_models.provider import WITHOUT_TOOLS, Provider
@@ -30,6 +31,7 @@ class Providers:
         settings: Which there are, and how they are reached.
         keys: Their keys.
         home: ``KSI_HOME``.
+        confined: The processes that are nobody to the daemon but by a token.
 
     Attributes:
         tools: What gives tools to programs that call them by themselves.
@@ -40,10 +42,13 @@ class Providers:
             keep.
     """
 
-    def __init__(self, settings: ModelsSettings, keys: Keys, home: Path) -> None:
+    def __init__(
+        self, settings: ModelsSettings, keys: Keys, home: Path, confined: Confined | None = None
+    ) -> None:
         self._settings = settings
         self._keys = keys
         self._home = home
+        self.confined = confined
         self._cassettes = home / "cassettes"
         self._made: dict[str, Provider] = {}
         self.tools: ToolServer | None = None
@@ -135,6 +140,7 @@ class Providers:
             bounds_of(self._settings.providers.get("claude-cli", ProviderSettings())),
             tools=lambda: self.tools,
             parked_s=self._settings.claude_parked_s,
+            confined=self.confined,
         )
         return self.claude
 

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from ksi_daemon.confinement import Confined
 from ksi_models.events import Message, ToolCallPart, ToolResultPart, Usage
 from ksi_models.keys import Keys
 from ksi_models.provider import Answered, Delta, KnownModel, ProviderError, Question
@@ -110,9 +111,10 @@ FLAGS: Final = (
     "--permission-mode",
     "dontAsk",
 )
-
-
 BOUNDS: Final = ProcessBounds(memory_mb=MEMORY_MB, cpu_s=CPU_S, open_files=OPEN_FILES)
+
+Whose = tuple[str | None, ...]
+Awaited = tuple[Whose, str]  # the first of the calls whose results are awaited: ids may be alike
 
 
 class Session(Struct, frozen=True):
@@ -136,7 +138,7 @@ class Talk:
         self,
         folder: tempfile.TemporaryDirectory[str],
         reader: ClaudeReader,
-        whose: tuple[str | None, ...],
+        whose: Whose,
     ) -> None:
         self.folder = folder
         self.reader = reader
@@ -175,6 +177,7 @@ class ClaudeCLI:
         bounds: What the process of a call may take.
         tools: Returns what gives it tools, where anything does.
         parked_s: How long a process waits for the results of tools.
+        confined: The processes that are nobody to the daemon but by a token: its own are added.
         environ: What its environment is taken from; the daemon's unless given.
         more: What else is in its environment.
     """
@@ -192,6 +195,7 @@ class ClaudeCLI:
         *,
         tools: Callable[[], ToolServer | None] = lambda: None,
         parked_s: float = PARKED_S,
+        confined: Confined | None = None,
         environ: Mapping[str, str] = os.environ,
         more: Mapping[str, str] | None = None,
     ) -> None:
@@ -203,10 +207,11 @@ class ClaudeCLI:
         self._bounds = bounds
         self._tools = tools
         self._parked_s = parked_s
+        self._confined = confined
         self._outside = environ
         self._more = dict(more or {})
         self._sessions: OrderedDict[tuple[str, str, str], Session] = OrderedDict()
-        self._parked: OrderedDict[str, Talk] = OrderedDict()
+        self._parked: OrderedDict[Awaited, Talk] = OrderedDict()
         self._running: set[GuardedProcess] = set()
         self._is_cleared = False
 
@@ -278,9 +283,9 @@ class ClaudeCLI:
 
     def end_run(self, run: str) -> None:
         """End the processes that wait for results of a run that is over."""
-        for first, talk in list(self._parked.items()):
+        for awaited, talk in list(self._parked.items()):
             if run in talk.whose:
-                self._forget(first)
+                self._forget(awaited)
 
     async def _checked(self, question: Question) -> Question:
         tools = self._tools()
@@ -297,7 +302,7 @@ class ClaudeCLI:
         if tools is not None and self._found() is not None:
             why = await tools.why_not(with_tools=bool(question.tools))
             if why is not None:
-                raise ProviderError("refused", why)
+                raise ProviderError("untrusted", why)
         return question
 
     # -- a call ---------------------------------------------------------------------------------
@@ -315,6 +320,9 @@ class ClaudeCLI:
         try:
             talk.process = await self._start(question, session, talk)
             talk.process.write_and_close(user_line(blocks))
+        except OSError as error:
+            talk.close()
+            raise _not_started(error) from error
         except BaseException:
             talk.close()
             raise
@@ -369,20 +377,15 @@ class ClaudeCLI:
             arguments.append("--no-session-persistence")
         secrets = await self._secrets()
         await self._login.lend(has_key=bool(secrets))
-        try:
-            process = await GuardedProcess.start(
-                arguments,
-                environ=self._environ(question),
-                secrets=secrets,
-                folder=self._own_folder(),
-                max_line_bytes=2 * self._max_answer_bytes,
-                bounds=self._bounds,
-                confined=None if tools is None else tools.confined,
-            )
-        except OSError as error:
-            raise ProviderError(
-                "server", f"the claude command can't be started: {error.strerror}"
-            ) from error
+        process = await GuardedProcess.start(
+            arguments,
+            environ=self._environ(question),
+            secrets=secrets,
+            folder=self._own_folder(),
+            max_line_bytes=2 * self._max_answer_bytes,
+            bounds=self._bounds,
+            confined=self._confined,
+        )
         self._running.add(process)
         return process
 
@@ -391,15 +394,15 @@ class ClaudeCLI:
     def _park(self, talk: Talk, message: Message) -> None:
         """Have a process wait for the results of the calls in its answer, for a while."""
         talk.calls = _calls_of(message)
-        first = talk.calls[0].id
-        self._parked[first] = talk
-        talk.timer = asyncio.get_running_loop().call_later(self._parked_s, self._forget, first)
+        awaited = talk.whose, talk.calls[0].id
+        self._parked[awaited] = talk
+        talk.timer = asyncio.get_running_loop().call_later(self._parked_s, self._forget, awaited)
         if len(self._parked) > MAX_PARKED:
             self._forget(next(iter(self._parked)))
 
-    def _forget(self, first: str) -> None:
+    def _forget(self, awaited: Awaited) -> None:
         """End a process that waits for results."""
-        talk = self._parked.pop(first, None)
+        talk = self._parked.pop(awaited, None)
         if talk is None:
             return
         talk.close()
@@ -413,13 +416,14 @@ class ClaudeCLI:
         if said is None:
             return None
         calls, results = said
-        talk = self._parked.get(calls[0].id)
-        if talk is None or talk.whose != _whose(question) or talk.calls != calls:
+        awaited = _whose(question), calls[0].id
+        talk = self._parked.get(awaited)
+        if talk is None or talk.calls != calls:
             return None
         if results is None or not talk.is_alive:
-            self._forget(calls[0].id)
+            self._forget(awaited)
             return None
-        del self._parked[calls[0].id]
+        del self._parked[awaited]
         if talk.timer is not None:
             talk.timer.cancel()
         talk.reader.go_on()
@@ -440,8 +444,17 @@ class ClaudeCLI:
                 raise await self._ended_early(process, reader)
             if line.strip():
                 reader.read(line)
+                self._check(reader.version)
             for piece in reader.answer.take():
                 yield piece
+
+    def _check(self, version: str) -> None:
+        """Refuse a command that was replaced where nobody could see that, as behind a wrapper."""
+        tools = self._tools()
+        if tools is not None and version and not tools.is_tried(version):
+            raise ProviderError(
+                "server", f"the claude command is another one by now, {version}: it is tried first"
+            )
 
     async def _ended_early(self, process: GuardedProcess, reader: ClaudeReader) -> Exception:
         """Say why it ended before its answer did."""
@@ -568,6 +581,10 @@ def died(ended: Ended, bounds: ProcessBounds, said: str) -> ProviderError:
     return ProviderError("cut_off", f"the claude command {how} without an answer{told}")
 
 
+def _not_started(error: OSError) -> ProviderError:
+    return ProviderError("server", f"the claude command can't be started: {error.strerror}")
+
+
 def last_lines(text: str) -> str:
     """Return the last lines of a text in one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -578,7 +595,7 @@ class _NoSession(Exception):
     """The command does not know the session any more."""
 
 
-def _whose(question: Question) -> tuple[str | None, ...]:
+def _whose(question: Question) -> Whose:
     return question.tenant, question.conversation, question.run, question.model
 
 

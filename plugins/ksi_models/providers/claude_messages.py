@@ -61,6 +61,7 @@ class Line(Struct):
     usage: dict[str, Any] | None = None
     api_error_status: int | None = None
     parent_tool_use_id: str | None = None
+    claude_code_version: str | None = None
 
 
 _LINE: Final = msgspec.json.Decoder(Line)
@@ -85,6 +86,7 @@ class ClaudeReader:
 
     Attributes:
         session: The session that the command keeps the conversation in.
+        version: The command's own.
         is_done: Whether the last answer is whole.
         is_parked: Whether the command waits for the results of the tools that the answer wants.
     """
@@ -99,6 +101,7 @@ class ClaudeReader:
         self.provider = provider
         self.answer = AnswerBuilder(max_characters)
         self.session: str | None = None
+        self.version = ""
         self.is_done = False
         self.is_parked = False
         self.finish: Finish = "stop"
@@ -152,6 +155,7 @@ class ClaudeReader:
         if told.subtype != "init":
             return
         self.served = told.model or self.served
+        self.version = told.claude_code_version or ""
         ours = {f"{PREFIX}{name}" for name in self._tools}
         servers = [_object(each) for each in told.mcp_servers or ()]
         names = {each.get("name") for each in servers} - ({SERVER} if self._tools else set())

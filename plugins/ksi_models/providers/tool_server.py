@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from ksi_daemon.confinement import Confined
 from ksi_models.events import ToolCallPart, ToolResultPart, ToolSchema
 
 MAX_WAITING: Final = 256
@@ -49,13 +48,7 @@ class OpenTools(Protocol):
 
 
 class ToolServer(Protocol):
-    """Gives programs that call tools by themselves a server that has none.
-
-    Attributes:
-        confined: The processes that are nobody to the daemon but by a token.
-    """
-
-    confined: Confined
+    """Gives programs that call tools by themselves a server that has none."""
 
     async def open(self, tools: tuple[ToolSchema, ...], answer: Answer, folder: Path) -> OpenTools:
         """Have a process see these tools, and ask `answer` for the result of each call.
@@ -68,6 +61,9 @@ class ToolServer(Protocol):
 
     async def why_not(self, *, with_tools: bool) -> str | None:
         """Say why the program is not to be asked, once that is known."""
+
+    def is_tried(self, version: str) -> bool:
+        """Say whether the program was tried in this version; if not, that is done now."""
 
     def why_not_now(self) -> str | None:
         """Say why the program is not to be asked, as far as that is known now."""

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from ksi_daemon.confinement import Confined
 from ksi_models.events import FilePart, Message, TextDelta, TextPart, ToolSchema, Usage
+from ksi_models.keys import Keys
 from ksi_models.provider import ProviderError
+from ksi_models.providers import Providers
 from ksi_models.providers.claude_cli import BOUNDS, ClaudeCLI
 from ksi_models.providers.guarded import ProcessBounds
+from ksi_models.settings import ModelsSettings
 from ksi_models.testing import FakeClaude
 from ksi_models.tests.questions import ask, assistant, failing, keys, question, said, user
 
@@ -75,6 +79,28 @@ async def test_none_of_its_own_is_switched_on(claude: ClaudeCLI, fake_claude: Fa
     assert "--strict-mcp-config" in arguments
     assert arguments[arguments.index("--model") + 1] == "sonnet"
     assert fake_claude.runs[0]["system"] == "Be brief."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the ancestors of a process")
+async def test_to_the_daemon_it_is_nobody_though_it_has_no_tools(
+    fake_claude: FakeClaude, tmp_path: Path
+) -> None:
+    added: list[int] = []
+
+    class Noting(Confined):
+        def add(self, pid: int) -> None:
+            added.append(pid)
+            super().add(pid)
+
+    command, config = str(fake_claude.command), str(fake_claude.config_folder)
+    settings = ModelsSettings(claude_command=command, claude_config_folder=config, keyring=False)
+    providers = Providers(settings, Keys(settings, tmp_path, {}), tmp_path, Noting())
+    claude = providers.find("claude-cli")
+    assert claude is not None
+    await ask(claude, question(model="sonnet"))
+    await providers.close()
+
+    assert len(added) == len(fake_claude.runs) == 1
 
 
 async def test_what_a_person_says_is_on_no_command_line(

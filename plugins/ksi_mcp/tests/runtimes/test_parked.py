@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi_daemon.confinement import Confined
 from ksi_mcp.runtimes.sessions import config_of, told_of
 from ksi_models.api import Answer, Answered, AskedCall
 from ksi_models.events import Message, ToolCallPart, ToolResultPart, ToolSchema
-from ksi_models.provider import Question
+from ksi_models.fakes.claude_command import VERSION
+from ksi_models.provider import ProviderError, Question
 from ksi_models.providers.claude_cli import ClaudeCLI
 from ksi_models.testing import FakeClaude
 from ksi_models.tests.questions import ask, keys, question, said, user
@@ -29,16 +29,19 @@ class Tools:
     """Tools as a daemon gives them, without one."""
 
     def __init__(self, folder: Path) -> None:
-        self.confined = Confined()
+        self.tried: str | None = None
         self.why: str | None = None
         self.opened = 0
         self.closed = 0
+        self.is_full = False
         self._socket = folder / "s"
         self._answer: Answer
 
     async def open(self, tools: tuple[ToolSchema, ...], answer: Answer, folder: Path) -> "Tools":
         self.opened += 1
         self._answer = answer
+        if self.is_full:
+            raise OSError(28, "No space left on device")
         self.config = folder / "mcp.json"
         handover = {"socket": str(self._socket), "token": "t", "tools": [*map(told_of, tools)]}
         (folder / "handover").write_bytes(msgspec.json.encode(handover))
@@ -50,6 +53,9 @@ class Tools:
 
     async def why_not(self, *, with_tools: bool) -> str | None:
         return self.why
+
+    def is_tried(self, version: str) -> bool:
+        return self.tried in (None, version)
 
     def why_not_now(self) -> str | None:
         return self.why
@@ -163,8 +169,51 @@ async def test_one_that_is_refused_is_not_started(
     tools.why = "it goes around the gate"
     claude = make()
 
-    with pytest.raises(Exception, match="around the gate"):
+    with pytest.raises(ProviderError, match="around the gate") as error:
         await ask(claude, first())
 
+    assert error.value.kind == "untrusted"
     assert fake_claude.runs == []
     assert await claude.why_not() == "it goes around the gate"
+
+
+async def test_one_of_another_version_than_was_tried_is_not_asked(make: Make, tools: Tools) -> None:
+    claude = make()
+    tools.tried = VERSION
+    await ask(claude, first())
+
+    tools.tried = "1.0.0"
+    with pytest.raises(ProviderError, match=rf"another one by now, {VERSION}: it is tried first"):
+        await ask(claude, first())
+
+
+async def test_the_results_of_one_call_are_for_one_process_though_ids_are_alike(
+    make: Make, fake_claude: FakeClaude
+) -> None:
+    claude = make()
+    _, called = await ask(claude, first("a"))
+    _, other = await ask(claude, first("b"))
+    (call,) = [part for part in called.message.parts if isinstance(part, ToolCallPart)]
+    same = msgspec.structs.replace(other.message, parts=(call,))
+    talks = list(claude._parked.values())
+    claude._parked.clear()
+    for talk in talks:
+        claude._park(talk, same)
+
+    claude.end_run("b")
+
+    assert [talk.whose[2] for talk in claude._parked.values()] == ["a"]
+
+
+async def test_one_that_can_not_be_handed_its_tools_is_told_as_not_started(
+    make: Make, tools: Tools, fake_claude: FakeClaude
+) -> None:
+    tools.is_full = True
+    claude = make()
+
+    with pytest.raises(ProviderError, match="can't be started: No space left") as error:
+        await ask(claude, first())
+
+    assert error.value.kind == "server"
+    assert list(claude._folder.glob("call-*")) == []
+    assert fake_claude.runs == []

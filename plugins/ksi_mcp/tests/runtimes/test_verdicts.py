@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from ksi_client import AsyncClient
 from ksi_daemon.daemon import Daemon
@@ -20,8 +22,10 @@ from ksi_mcp.events import McpRuntime, McpWay
 from ksi_mcp.runtimes import verdicts as module
 from ksi_mcp.runtimes.gate import AGENTS, PROGRAMS, TENANT, TURNS
 from ksi_mcp.runtimes.service import Service
+from ksi_mcp.runtimes.sessions import Sessions
 from ksi_mcp.runtimes.verdicts import Verdicts, verdict_of
-from ksi_models.events import ModelCall, ModelChunk, TextDelta
+from ksi_models.api import AskedCall
+from ksi_models.events import ModelCall, ModelChunk, TextDelta, ToolResultPart
 from ksi_models.keys import Keys
 from ksi_models.providers import Providers
 from ksi_models.runtimes import Runtimes
@@ -40,6 +44,8 @@ class Trials:
         self.verdicts = Verdicts()
         self.shown: dict[str, list[str]] = {}
         self.stale: set[str] = set()
+        self.version = ""
+        self.sessions: Sessions
         self.may_begin = asyncio.Event()
         self.may_end = asyncio.Event()
         self.may_end.set()
@@ -54,7 +60,8 @@ class Trials:
             self.stale.discard(name)
             results = self.shown[name]
             shown = results[0] if len(results) == 1 else results.pop(0)
-            return verdict_of(name, [McpWay(way="a way", result=shown, detail="it did")])  # type: ignore[arg-type]  # a test says which
+            way = McpWay(way="a way", result=shown, detail="it did")  # type: ignore[arg-type]  # a test says which
+            return structs.replace(verdict_of(name, [way]), version=self.version)
 
         async def ready() -> None:
             await self.may_begin.wait()
@@ -144,11 +151,37 @@ async def test_one_that_is_another_by_now_is_tried_before_it_is_used(
     assert await trials.verdicts.why_not("it", with_tools=True) is None
 
     trials.stale.add("it")
+
     assert "refused" in str(await trials.verdicts.why_not("it", with_tools=True))
-    trials.verdicts.forget("it")
+    assert trials.tried.qsize() == 2
+
+
+async def test_one_of_another_version_is_tried_before_it_is_used(
+    trials: Trials, running: Callable[[], None]
+) -> None:
+    trials.add("it", "held", "through")
+    trials.version = "1"
+    running()
     assert await trials.verdicts.why_not("it", with_tools=True) is None
 
-    assert trials.tried.qsize() == 3
+    trials.version = "2"
+    assert trials.verdicts.is_of("it", "1")
+    assert not trials.verdicts.is_of("it", "2")
+    assert not trials.verdicts.is_of("it", "1")  # nor is it known what that one would do now
+
+    assert "refused" in str(await trials.verdicts.why_not("it", with_tools=True))
+    assert trials.verdicts.is_of("it", "2")
+    assert trials.tried.qsize() == 2
+
+
+async def test_whatever_tells_no_version_is_what_was_tried(
+    trials: Trials, running: Callable[[], None]
+) -> None:
+    trials.add("it", "held")
+    running()
+    assert await trials.verdicts.why_not("it", with_tools=True) is None
+
+    assert trials.verdicts.is_of("it", "2")
 
 
 async def test_nobody_waits_for_a_trial_for_ever(
@@ -186,6 +219,7 @@ def ksi_plugins(trials: Trials, tmp_path: Any) -> list[EntryPoint]:
     async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         plugin.add(Doing(), Service(trials.verdicts, runtimes))
         plugin.start_task("trials", trials.verdicts.run)
+        trials.sessions = Sessions(plugin, trials.verdicts)
         yield
 
     for name in GATES:
@@ -262,3 +296,35 @@ async def test_nobody_from_outside_calls_tools_where_programs_can_go_around_the_
         return
     with pytest.raises(Denied, match="programs over MCP"):
         await program.request("tool:call", {})
+
+
+# -- what a process is handed ----------------------------------------------------------------------
+
+
+def modes(folder: Path) -> list[int]:
+    return [path.stat().st_mode & 0o777 for path in folder.iterdir()]
+
+
+async def no_answer(call: AskedCall) -> ToolResultPart:
+    raise AssertionError(call)
+
+
+async def test_a_token_that_nobody_has_used_ends_with_its_process(
+    daemon: Daemon, trials: Trials, tmp_path: Path
+) -> None:
+    session = await trials.sessions.open((), no_answer, tmp_path)
+    assert len(daemon.tokens.records()) == 1
+    assert modes(tmp_path) == [0o600, 0o600]
+
+    session.close()
+
+    assert daemon.tokens.records() == []
+
+
+async def test_a_token_that_can_not_be_handed_over_ends(
+    daemon: Daemon, trials: Trials, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        await trials.sessions.open((), no_answer, tmp_path / "gone")
+
+    assert daemon.tokens.records() == []
