@@ -22,6 +22,7 @@ from ksi_memory.events import Item, MemoryList, MemoryListed
 from ksi_system.events import EventDescription
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
+TURN = {"run_id": "r", "conversation_id": "c", "request_id": "q", "status": "succeeded"}
 OF_KEYS = types.ResourceTemplateReference(uri="ksi://memory/{table}/{key}")
 
 
@@ -153,6 +154,8 @@ async def test_lists_are_told_of_however_much_else_has_changed(
         ("agent", {"name": "a", "phase": "Pending"}, True),
         ("agent", {"name": "a", "phase": "Ready", "was": "Completed"}, True),
         ("agent", {"name": "a", "phase": "Ready", "was": "Starting"}, False),
+        ("turn", {**TURN, "turn": 1}, True),
+        ("turn", {**TURN, "turn": 2}, False),
         ("remembered", {"table": "files", "inserted": 1, "updated": 0}, True),
         ("forgot", {"ids": ["1"]}, True),
     ],
