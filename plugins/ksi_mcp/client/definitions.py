@@ -26,6 +26,7 @@ MARK_CHARS: Final = 20  # of a digest in hexadecimal: nobody finds a text that h
 _OTHER: Final = re.compile(r"[^A-Za-z0-9_-]")
 _PLAIN: Final = re.compile(r"[\w$-]+", re.ASCII)
 _ORDERED: Final = msgspec.json.Encoder(order="deterministic")
+_ABSENT: Final[Any] = object()
 Path: TypeAlias = tuple[str | int, ...]
 
 
@@ -210,51 +211,59 @@ def _first(row: list[Any]) -> str:
 def shown(held: Iterable[KnownTool]) -> dict[str, str]:
     """Return what has changed of tools that are held back: of as many as can be shown at once.
 
-    Nothing is left out of what is shown, so that what is accepted is what was looked at.
+    Nothing is left out of what is shown, so that what is accepted is what was looked at. The
+    shortest come first, and what is too long ends it: a server is not to keep others waiting.
     """
     made: dict[str, str] = {}
     left = MAX_SHOWN_CHARS
-    for each in held:
+    for each in sorted(held, key=_size):
         diff = diff_of(each, left)
-        if diff is not None:
-            made[each.name] = diff
-            left -= len(diff)
+        if diff is None:
+            break
+        made[each.name] = diff
+        left -= len(diff)
     return made
+
+
+def _size(tool: KnownTool) -> int:
+    return len(msgspec.json.encode((tool.accepted, tool.pending)))
 
 
 def diff_of(tool: KnownTool, max_chars: int = MAX_SHOWN_CHARS) -> str | None:
     """Show what has changed of a tool, place by place; nothing where that is too long."""
-    before, now = dict(_places(tool.accepted)), dict(_places(tool.pending))
     lines: list[str] = []
-    for path in dict.fromkeys((*before, *now)):
-        was, is_now = before.get(path), now.get(path)
-        if was == is_now:
-            continue
-        for sign, text in (("-", was), ("+", is_now)):
-            if text is not None:
-                lines.append(f"{sign} {_written(path)}: {text}")
-                max_chars -= len(lines[-1]) + 1
+    for line in _changes(_plain(tool.accepted), _plain(tool.pending), ()):
+        lines.append(line)
+        max_chars -= len(line) + 1
         if max_chars < 0:
             return None
     return "\n".join(lines)
 
 
-def _places(definition: Definition | None) -> Iterator[tuple[Path, str]]:
-    """Yield all that a definition says, as JSON, by where it says it."""
-    if definition is not None:
-        yield from _inside(msgspec.to_builtins(definition), ())
+def _plain(definition: Definition | None) -> Any:
+    return _ABSENT if definition is None else msgspec.to_builtins(definition)
 
 
-def _inside(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    if value and isinstance(value, dict):
-        for key, each in value.items():
-            yield from _inside(each, (*path, key))
-    elif value and isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from _inside(each, (*path, index))
-    else:
-        text = escaped(json.dumps(value, ensure_ascii=False))
-        yield path, text.replace("\\n", "\n    ")
+def _changes(was: Any, is_now: Any, path: Path) -> Iterator[str]:
+    """Yield what is another at a place and below it, one line for each."""
+    are_both = was is not _ABSENT and is_now is not _ABSENT
+    if are_both and msgspec.json.encode(was) == msgspec.json.encode(is_now):
+        return
+    inside, inside_now = _inside(was), _inside(is_now)
+    for sign, value, inner in (("-", was, inside), ("+", is_now, inside_now)):
+        if value is not _ABSENT and not inner:
+            text = escaped(json.dumps(value, ensure_ascii=False)).replace("\\n", "\n    ")
+            yield f"{sign} {_written(path)}: {text}"
+    for key in dict.fromkeys((*inside, *inside_now)):
+        was_there, is_there = inside.get(key, _ABSENT), inside_now.get(key, _ABSENT)
+        yield from _changes(was_there, is_there, (*path, key))
+
+
+def _inside(value: Any) -> Mapping[str | int, Any]:
+    """Return what a value is made of, by where it is in it."""
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else {}
 
 
 def _written(path: Path) -> str:

@@ -53,6 +53,8 @@ def test_a_change_is_shown_by_where_it_is() -> None:
         ({"a": {}}, {"a": []}),
         ({"a": "1"}, {"a": 1}),
         ({"a": None}, {}),
+        ({"a": 1}, {"a": True}),
+        ({"a": "b"}, {"a": {"c": "b"}}),
         ({"a": "b\u200b"}, {"a": "b"}),
     ],
 )
@@ -71,7 +73,8 @@ def test_what_is_too_long_to_be_shown_is_not_shown_in_part() -> None:
     inside = dict.fromkeys(map(str, range(5_000)), 1)
     deep = held(None, definition("deep", "", **{"k" * 30_000: inside}))
 
-    assert list(definitions.shown([small, deep, *many])) == ["small", "t0", "t1", "t2"]
+    assert list(definitions.shown([deep, *many, small])) == ["small", "t0", "t1", "t2"]
+    assert list(definitions.shown([deep, small])) == ["small"]
     assert definitions.diff_of(deep) is None
 
 
