@@ -37,6 +37,7 @@ async def probed(
     while line := await process.read_line():
         told = json.loads(line)
         found[told["way"]] = told["got"]
+    process.end()
     await process.until_gone()
     assert sorted(found) == sorted(WAYS), process.complaints
     return found
