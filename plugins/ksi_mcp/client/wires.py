@@ -15,6 +15,9 @@ import anyio
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from mcp.shared.message import SessionMessage
 from mcp_types import (
+    CONNECTION_CLOSED,
+    PARSE_ERROR,
+    REQUEST_TIMEOUT,
     JSONRPCError,
     JSONRPCMessage,
     JSONRPCRequest,
@@ -23,7 +26,7 @@ from mcp_types import (
 )
 from pydantic import ValidationError
 
-from ksi_mcp.client.errors import LOST, NOT_SENT
+from ksi_mcp.client.errors import LOST, NOT_SENT, REFUSED
 from ksi_mcp.client.lines import Bounds, Lines, TooLong, answered_id, head_of, why_not
 from ksi_mcp.client.watching import MESSAGES_PER_S, Message, Over, Pace, failure
 from ksi_models.api import GuardedProcess
@@ -31,6 +34,8 @@ from ksi_models.api import GuardedProcess
 READ_BYTES: Final = 65_536
 CLOSE_S: Final = 1.0
 NEVER: Final = math.inf
+# With these the SDK says that no answer came; a server's own answer is one, whatever its code.
+OF_THE_SDK: Final = frozenset({CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT})
 
 
 class _Pipes:
@@ -72,6 +77,8 @@ class _Pipes:
             message = _parsed(line)
         except ValidationError as error:
             return [error, *self._unreadable(head_of(line), "it sent what is no JSON-RPC")]
+        if isinstance(message, JSONRPCError) and message.error.code in OF_THE_SDK:
+            message.error.code = REFUSED
         if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
             self._asked.pop(message.id, None)
         return [SessionMessage(message)]

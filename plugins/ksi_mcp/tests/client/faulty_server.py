@@ -136,7 +136,8 @@ def call(number: int, name: str, arguments: dict[str, Any], token: Any) -> None:
                 say({"id": number + 1000, "result": text("for nobody")})
             say({"id": "no number", "result": text("for nobody")})
         case "rpc_error":
-            say({"id": number, "error": {"code": -32602, "message": "not so"}})
+            code = int(arguments.get("text", -32602))
+            say({"id": number, "error": {"code": code, "message": "not so"}})
             return
     say({"id": number, "result": answer})
     if name == "leave":

@@ -173,8 +173,9 @@ async def test_json_of_depth_100_000_is_no_answer(connected: Connected) -> None:
 
 async def test_an_error_of_the_server_s_is_told(connected: Connected) -> None:
     async with connected() as (connection, told):
-        with pytest.raises(AnswerError, match="not so"):
-            await connection.call("rpc_error", {}, told.progressed)
+        for code in ("-32602", "-32000", "-32700"):
+            with pytest.raises(AnswerError, match="not so"):
+                await connection.call("rpc_error", {"text": code}, told.progressed)
 
 
 async def test_a_flood_is_read_no_faster_than_is_bearable(connected: Connected) -> None:
