@@ -9,18 +9,17 @@ Usage: python mcp_peer.py PORT
 
 import asyncio
 import sys
-from collections.abc import Coroutine
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 from mcp.server.mcpserver import MCPServer
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-from ksi_mcp.server.bridge import ASGI, Exchange, Sessions
+from ksi_mcp.events import McpServing
+from ksi_mcp.server.bridge import ASGI, Exchange
+from ksi_mcp.server.sessions import Sessions
 
+MAX_BODY_BYTES: Final = 4_000_000
 server = MCPServer("everything")
 
 
@@ -28,30 +27,6 @@ server = MCPServer("everything")
 async def current_time(timezone: str = "UTC") -> str:
     """Tell the date and the time."""
     return f"{datetime.now(UTC):%A} {datetime.now(UTC).isoformat(timespec='seconds')} {timezone}"
-
-
-class Limits:
-    """There are none."""
-
-    def stream(self, whose: str) -> AbstractContextManager[None]:
-        """Count nothing."""
-        return nullcontext()
-
-
-class Alone:
-    """What a bridge needs of the HTTP server, for one caller who may do everything."""
-
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self._tasks = tasks
-        self.limits = Limits()
-
-    def begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Start a task."""
-        self._tasks.create_task(work, name=name)
-
-    def caller(self, request: web.Request) -> Any:
-        """Return whose request it is: nobody's."""
-        return SimpleNamespace(id="")
 
 
 def scope_of(request: web.Request) -> dict[str, Any]:
@@ -78,13 +53,12 @@ def scope_of(request: web.Request) -> dict[str, Any]:
 async def serve(port: int) -> None:
     """Answer, for ever."""
     server.streamable_http_app()  # makes what ``_lowlevel_server`` needs, and is not used itself
-    manager: StreamableHTTPSessionManager = Sessions(server._lowlevel_server, retry_interval=100)
-    async with manager.run(), asyncio.TaskGroup() as tasks:
-        app: Any = Alone(tasks)
+    sessions = Sessions(server._lowlevel_server, McpServing(), MAX_BODY_BYTES)
+    async with sessions.run(), asyncio.TaskGroup() as tasks:
 
         async def answer(request: web.Request) -> web.StreamResponse:
-            exchange = Exchange(app, request, await request.read())
-            app.begin(exchange.run(manager, scope_of(request)), "request")
+            exchange = Exchange(request, await request.read())
+            tasks.create_task(exchange.run(sessions, scope_of(request)), name="request")
             return await exchange.answered()
 
         application = web.Application()
