@@ -251,6 +251,20 @@ async def test_a_question_that_nobody_answers_is_declined_and_its_call_ended_in_
     assert asked == [None]
 
 
+async def test_whoever_answers_too_late_gets_what_came_of_the_call() -> None:
+    async def call(ask: Any) -> dict[str, Any]:
+        return {"told": await ask(FORM)}
+
+    async with asyncio.TaskGroup() as group:
+        dialogue = Dialogue(0.0, 600.0)
+        dialogue.start(group, call)
+        assert await dialogue.told() == FORM
+        result = await dialogue.told()
+        dialogue.answer({"name": "Ann"})
+
+    assert result == {"told": None}
+
+
 async def test_a_connection_that_ends_waits_for_no_person() -> None:
     async def call(ask: Any) -> dict[str, Any]:
         return {"told": await ask(FORM)}
