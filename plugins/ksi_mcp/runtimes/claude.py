@@ -1,6 +1,7 @@
 """Tries whether the installed ``claude`` command can do anything that KSI does not do for it."""
 
 import asyncio
+import logging
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -27,11 +28,16 @@ from ksi_models.events import (
 )
 from ksi_models.runtimes import Runtimes
 
+log = logging.getLogger(__name__)
+
 NAME: Final = "claude-cli"
 TRIAL: Final = "trial"
 PROBE: Final = Path(__file__).with_name("probe.py")
 FOLDER: Final = "claude-trial"
 TOLD: Final = "told"
+# Whoever reads the log is to take a trial's attempts for no attack.
+BEGUN: Final = "the claude command is tried: what is denied until that has ended may be its trial's"
+ENDED: Final = "the trial of the claude command has ended"
 OTHERS: Final = McpWay(
     way="other programs of the daemon's user",
     result="untried",
@@ -68,10 +74,12 @@ class ClaudeTrial:
         folder = self._plugin.home / FOLDER
         shutil.rmtree(folder, ignore_errors=True)  # of a daemon that was killed
         folder.mkdir(mode=0o700)
+        log.info(BEGUN)
         try:
             found = verdict_of(NAME, await self._ways(folder))
             return msgspec.structs.replace(found, version=self._version)
         finally:
+            log.info(ENDED)
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _ways(self, folder: Path) -> list[McpWay]:

@@ -17,9 +17,6 @@ TRIAL_S: Final = 180.0
 PATIENCE_S: Final = 60.0
 FIRST_AGAIN_S: Final = 5.0
 MAX_AGAIN_S: Final = 300.0
-# Whoever reads the log is to take a trial's attempts for no attack.
-BEGUN: Final = "a runtime is tried: until that has ended, what is denied may be its trial's"
-ENDED: Final = "the trial of a runtime has ended"
 
 Trial = Callable[[], Awaitable[McpRuntime]]
 Ready = Callable[[], Awaitable[None]]
@@ -66,9 +63,7 @@ class Verdict:
         while True:
             self._is_wanted.clear()
             await self._ready()
-            log.info(BEGUN, extra={"runtime": self._name})
             self.found = await self._tried()
-            log.info(ENDED, extra={"runtime": self._name, "state": self.found.state})
             self._is_known.set()
             if self.found.state != "unproven":
                 delay_s = FIRST_AGAIN_S

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from ksi_client import AsyncClient
+from ksi_daemon.daemon import Daemon
 from ksi_daemon.hookspecs import PluginInfo, hookimpl
 from ksi_daemon.loader import EntryPoint
 from ksi_daemon.plugin import Plugin
 from ksi_daemon.principals import EVERYTHING, TokenStore
 from ksi_daemon.protocol import KsiError
-from ksi_daemon.testing import installed_plugins, module_plugin
+from ksi_daemon.testing import installed_plugins, module_plugin, read_log
 from ksi_mcp.runtimes import sessions
+from ksi_mcp.runtimes.claude import BEGUN, ENDED
 from ksi_mcp.runtimes.probe import MORE, SECOND_PROCESS, TWICE, WITHOUT_TOKEN
 from ksi_mcp.runtimes.traps import ENVIRONMENT, OWN_CONFIGURATION, OWN_TOOLS, RESULT
 from ksi_models.providers import claude_cli
@@ -200,10 +202,27 @@ CHEATS: dict[tuple[str, ...], dict[str, str]] = {
 FAULTS: dict[str, str] = {"overloaded": "529", "old": "too old"}
 
 
+DENIED = "an event was denied"
+
+
+def denied_outside_of_trials(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the log says of refusals that stand between no trial's two lines."""
+    found, is_tried = [], False
+    for line in lines:
+        if line["message"] in (BEGUN, ENDED):
+            is_tried = line["message"] == BEGUN
+        elif line["message"] in (DENIED, "a token was refused") and not is_tried:
+            found.append(line)
+    return found
+
+
 async def test_a_command_that_cheats_is_refused_and_of_one_that_fails_nothing_is_known(
-    client: AsyncClient, fake_claude: FakeClaude
+    daemon: Daemon, client: AsyncClient, fake_claude: FakeClaude
 ) -> None:
     refusal, found = await ways(client)
+    lines = read_log(daemon.home.root)
+    assert DENIED in [line["message"] for line in lines]
+    assert denied_outside_of_trials(lines) == []
     held = [way for way, (result, _) in found.items() if result == "held"]
     assert (refusal, len(held), len(found)) == ("", 8, 9)
 

@@ -195,23 +195,6 @@ async def test_nobody_waits_for_a_trial_for_ever(
     assert "still being tried" in str(await trials.verdicts.why_not("it", with_tools=True))
 
 
-async def test_what_is_denied_in_a_trial_stands_between_two_lines_of_the_log(
-    trials: Trials, running: Callable[[], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "ksi_mcp.runtimes.verdicts")
-    trials.add("it", "held")
-    trials.may_end.clear()
-    running()
-    await trials.tried.get()
-    before = caplog.messages
-
-    trials.may_end.set()
-    await trials.verdicts.why_not("it", with_tools=True)
-
-    assert before == ["a runtime is tried: until that has ended, what is denied may be its trial's"]
-    assert caplog.messages == [*before, "the trial of a runtime has ended"]
-
-
 # -- who is refused --------------------------------------------------------------------------------
 
 
