@@ -44,6 +44,11 @@ class Caller:
         self._socket.connect(path)
         self._answers = self._socket.makefile("rb")
 
+    def close(self) -> None:
+        """Hang up."""
+        self._answers.close()
+        self._socket.close()
+
     def ask(self, event: str, data: dict[str, Any]) -> Result:
         """Send an event; tell what came of it.
 
@@ -71,7 +76,8 @@ class Caller:
 
 def without_token(path: str) -> Result:
     """Connect as whoever the daemon takes us for."""
-    return Caller(path).try_all(OWNERS)
+    with contextlib.closing(Caller(path)) as caller:
+        return caller.try_all(OWNERS)
 
 
 def from_an_orphan(path: str) -> Result:
@@ -96,11 +102,11 @@ def from_an_orphan(path: str) -> Result:
 
 def with_token(path: str, token: str) -> Iterator[tuple[str, Result]]:
     """Ask for more than a token gives, then use it a second time."""
-    first = Caller(path)
-    if first.ask("router:authenticate", {"token": token}) == HELD:
-        raise PermissionError("the daemon does not know this conversation")
-    yield MORE, tried(first.try_all, FORBIDDEN)
-    yield TWICE, tried(Caller(path).ask, "router:authenticate", {"token": token})
+    with contextlib.closing(Caller(path)) as first, contextlib.closing(Caller(path)) as second:
+        if first.ask("router:authenticate", {"token": token}) == HELD:
+            raise PermissionError("the daemon does not know this conversation")
+        yield MORE, tried(first.try_all, FORBIDDEN)
+        yield TWICE, tried(second.ask, "router:authenticate", {"token": token})
 
 
 def tried(way: Callable[..., Result], *arguments: Any) -> Result:
