@@ -102,13 +102,13 @@ async def test_the_same_id_twice_hangs_nobody_and_gets_nobody_elses_answer(
         of_ann = tasks.create_task(raw.call(1, "wait", {}))
         await toolbox.begun.wait()
         of_bob = [await raw.call(same, "add", {}, **{"x-user-id": "bob"}) for same in SAME]
-        _, _, other = await raw.call(2, "add", {"a": 20, "b": 22})
+        _, _, other = await raw.call(2, "odd_whose", {}, **{"x-user-id": "bob"})
         await raw.send({"method": "notifications/cancelled", "params": {"requestId": 1}})
         _, _, told = await of_ann
 
     assert [status for status, _, _ in of_bob] == [409] * len(SAME)
     assert "give each an id of its own" in of_bob[0][2]
-    assert '\\"sum\\":42' in other
+    assert '\\"user\\":\\"bob\\"' in other
     assert toolbox.ended.is_set()
     assert "Request cancelled" in told
 
