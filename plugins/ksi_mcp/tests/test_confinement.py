@@ -9,38 +9,38 @@ import pytest
 from ksi_client import AsyncClient
 from ksi_daemon.confinement import Confined
 from ksi_daemon.daemon import Daemon
-from ksi_daemon.principals import Principal
+from ksi_daemon.principals import Principal, write_private
 from ksi_daemon.protocol.events import Grants
+from ksi_mcp.runtimes.claude import PROBE, probed
+from ksi_mcp.runtimes.probe import WAYS
 from ksi_models.api import GuardedProcess
 
-PROBE = Path(__file__).parent.parent / "runtimes" / "probe.py"
-WAYS = ["the socket without a token", "a second process", "asking for more", "a token used twice"]
+END = [sys.executable, "-I", "-S", "-c", ""]  # what the probe becomes
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells the ancestors of a process"
 )
 
 
-async def probed(
+async def results(
     daemon: Daemon, folder: Path, confined: Confined | None, grants: Grants, *, once: bool
-) -> dict[str, str | None]:
+) -> dict[str, str]:
     token = daemon.tokens.issue(Principal("probe", grants), ttl_s=60.0, once=once)
-    (folder / "token").write_text(token)
+    handover, told = folder / "handover", folder / "told"
+    write_private(
+        handover, json.dumps({"socket": str(daemon.home.socket), "token": token}).encode()
+    )
     process = await GuardedProcess.start(
-        [sys.executable, "-I", "-S", str(PROBE), str(daemon.home.socket), str(folder / "token")],
+        [sys.executable, "-I", "-S", str(PROBE), str(handover), str(told), *END],
         environ={},
         folder=folder,
         max_line_bytes=100_000,
         confined=confined,
     )
-    found: dict[str, str | None] = {}
-    while line := await process.read_line():
-        told = json.loads(line)
-        found[told["way"]] = told["got"]
+    assert await process.read_line() == b""
     process.end()
     await process.until_gone()
-    assert sorted(found) == sorted(WAYS), process.complaints
-    return found
+    return {each.way: each.result for each in probed(told)}
 
 
 async def test_a_confined_program_is_nobody_whichever_way_it_comes(
@@ -48,18 +48,18 @@ async def test_a_confined_program_is_nobody_whichever_way_it_comes(
 ) -> None:
     confined = daemon.tokens.confined
 
-    found = await probed(daemon, tmp_path, confined, Grants(), once=True)
+    found = await results(daemon, tmp_path, confined, Grants(), once=True)
 
-    assert found == dict.fromkeys(WAYS)
+    assert found == dict.fromkeys(WAYS, "held")
     assert await client.request("token:list", {})  # the owner is the owner all the while
 
 
 async def test_the_probe_gets_through_where_nothing_holds_it(
     daemon: Daemon, tmp_path: Path
 ) -> None:
-    found = await probed(daemon, tmp_path, None, Grants(call=("tool:*",)), once=False)
+    found = await results(daemon, tmp_path, None, Grants(call=("tool:*",)), once=False)
 
-    assert [way for way in WAYS if found[way] is None] == []
+    assert found == dict.fromkeys(WAYS, "through")
 
 
 def test_nothing_is_looked_up_while_nothing_is_confined(monkeypatch: pytest.MonkeyPatch) -> None:
