@@ -4,8 +4,8 @@ import asyncio
 import logging
 import shutil
 import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import msgspec
 from ksi_daemon.plugin import Plugin
 from ksi_mcp.events import McpRuntime, McpWay
 from ksi_mcp.runtimes.probe import WAYS
-from ksi_mcp.runtimes.sessions import Session, Sessions
+from ksi_mcp.runtimes.sessions import Sessions
 from ksi_mcp.runtimes.traps import OWN_TOOLS, TOOL, Traps
 from ksi_mcp.runtimes.verdicts import verdict_of
 from ksi_models.api import ActedAlone, Answer, Answered, Provider, ProviderError, Question
@@ -132,10 +132,14 @@ class Trying:
         """Have a process see these tools, and a probe come before them."""
         within = folder / "probe"
         within.mkdir()
-        probe = await self._tools.open((), answer, within, TRIAL)
-        server = await self._tools.open(tools, answer, folder, TRIAL)
-        _put_before(server.config, handover=_server_in(probe.config)["args"][-1], told=self._told)
-        return Probed(server, probe)
+        with ExitStack() as opened:
+            probe = await self._tools.open((), answer, within, TRIAL)
+            opened.callback(probe.close)
+            server = await self._tools.open(tools, answer, folder, TRIAL)
+            opened.callback(server.close)
+            handover = _server_in(probe.config)["args"][-1]
+            _put_before(server.config, handover=handover, told=self._told)
+            return Probed(server.config, opened.pop_all().close)
 
     async def why_not(self, *, with_tools: bool) -> str | None:
         """Let it be asked."""
@@ -158,14 +162,9 @@ class Probed:
         config: A file that tells the command of the probe.
     """
 
-    def __init__(self, server: Session, probe: Session) -> None:
-        self.config = server.config
-        self._both = (server, probe)
-
-    def close(self) -> None:
-        """Answer nothing any more."""
-        for session in self._both:
-            session.close()
+    def __init__(self, config: Path, close: Callable[[], None]) -> None:
+        self.config = config
+        self.close = close  # and answer nothing any more
 
 
 def _put_before(config: Path, *, handover: str, told: Path) -> None:
