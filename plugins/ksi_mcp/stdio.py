@@ -2,23 +2,20 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 from uuid import uuid4
 
-import msgspec
 from mcp.server.lowlevel.server import NotificationOptions
 from msgspec import Struct
 
 from ksi_client import AsyncClient, Subscription, Transport
-from ksi_client.client import RECONNECTED
-from ksi_daemon.protocol import Denied, Event, InvalidData, KsiError
+from ksi_daemon.protocol import Denied, InvalidData, KsiError
 from ksi_daemon.protocol.events import Grants
 from ksi_daemon.protocol.names import did_you_mean, matches_any
-from ksi_mcp.events import McpChanged, McpUpdated, McpYou
-from ksi_mcp.server.news import News
+from ksi_mcp.events import McpYou
+from ksi_mcp.server.news import CHANGED, UPDATED, News
 from ksi_mcp.server.pipes import Pipes
 from ksi_mcp.server.serving import Serving
 from ksi_mcp.server.socket_reach import SocketReach
@@ -29,8 +26,6 @@ from ksi_system.events import (
     TokenCreated,
     TokenRevoke,
 )
-
-log = logging.getLogger(__name__)
 
 ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REVOKE_S: Final = 2.0
@@ -44,7 +39,6 @@ NEEDED: Final = (
     "tool:call",
     "tool:list",
 )
-CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -198,19 +192,4 @@ async def _take(subscription: Subscription, reach: SocketReach, news: News) -> N
     async for event in subscription:
         if event.name != UPDATED:
             reach.forget()
-        try:
-            await _tell(event, subscription.pattern, news)
-        except msgspec.ValidationError as error:
-            log.warning("news could not be taken", extra={"why": str(error)})
-
-
-async def _tell(event: Event, pattern: str, news: News) -> None:
-    """Hand on what the daemon says to have changed."""
-    if event.name == CHANGED:
-        changed = msgspec.convert(event.data, McpChanged)
-        await news.changed(changed.kind, changed.tenant)
-    elif event.name == UPDATED:
-        updated = msgspec.convert(event.data, McpUpdated)
-        await news.updated(updated.uri, updated.tenant)
-    elif event.name == RECONNECTED and pattern == CHANGED:  # each subscription is told of it
-        await news.all_changed()
+        await news.take(event, subscription.pattern)

@@ -24,12 +24,11 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.types import Message, Scope
 
 from ksi_client import Subscription
-from ksi_client.client import RECONNECTED
 from ksi_daemon.protocol import Failed, KsiError, Unavailable
 from ksi_http.events import HttpKeyRevoked
 from ksi_http.rooms import Caller, Sidecar, read_body, shown
-from ksi_mcp.events import McpChanged, McpServing, McpUpdated, McpYou
-from ksi_mcp.server.news import News
+from ksi_mcp.events import McpServing, McpYou
+from ksi_mcp.server.news import CHANGED, UPDATED, News
 from ksi_mcp.server.serving import Serving
 from ksi_mcp.server.sessions import Sessions
 from ksi_mcp.server.under_way import Call
@@ -46,7 +45,7 @@ BAD_REQUEST: Final = 400
 STREAM: Final = "text/event-stream"
 OLDEST: Final = HANDSHAKE_PROTOCOL_VERSIONS[0]  # what a program speaks that names none
 SESSION, VERSION = "Mcp-Session-Id", "MCP-Protocol-Version"
-CHANGED, UPDATED, REVOKED = "mcp:changed", "mcp:updated", "http:key_revoked"
+REVOKED: Final = "http:key_revoked"
 # Headers that this server sets itself, or that are of one connection.
 OWN_HEADERS: Final = frozenset({"content-length", "connection", "transfer-encoding", "server"})
 SECRET_HEADERS: Final = frozenset({"authorization", "x-api-key", "sec-websocket-protocol"})
@@ -178,19 +177,10 @@ class Bridge:
 
     async def _take(self, subscription: Subscription, news: News) -> None:
         async for event in subscription:
-            try:
-                if event.name == CHANGED:
-                    changed = msgspec.convert(event.data, McpChanged)
-                    await news.changed(changed.kind, changed.tenant)
-                elif event.name == UPDATED:
-                    updated = msgspec.convert(event.data, McpUpdated)
-                    await news.updated(updated.uri, updated.tenant)
-                elif event.name == REVOKED:
-                    self._end(msgspec.convert(event.data, HttpKeyRevoked).id)
-                elif event.name == RECONNECTED:
-                    await news.all_changed()
-            except msgspec.ValidationError as error:
-                log.warning("news could not be taken", extra={"why": str(error)})
+            if event.name == REVOKED:
+                self._end(msgspec.convert(event.data, HttpKeyRevoked).id)
+            else:
+                await news.take(event, subscription.pattern)
 
     def _reach_of(self, ctx: ServerRequestContext[Any, Any]) -> HttpReach:
         assert ctx.request is not None  # every message came with a request

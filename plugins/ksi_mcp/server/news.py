@@ -1,11 +1,13 @@
 """Tells those who want to know that there are other tools, prompts or resources than before."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import anyio
 import mcp_types as types
+import msgspec
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
 from mcp.server.subscriptions import (
@@ -19,10 +21,15 @@ from mcp.server.subscriptions import (
 )
 from mcp.shared.exceptions import MCPError
 
-from ksi_mcp.events import Kind
+from ksi_client.client import RECONNECTED
+from ksi_daemon.protocol import Event
+from ksi_mcp.events import Kind, McpChanged, McpUpdated
+
+log = logging.getLogger(__name__)
 
 Ctx = ServerRequestContext[Any, Any]
 
+CHANGED, UPDATED = "mcp:changed", "mcp:updated"
 MAX_LISTENING: Final = 1000
 MAX_BUFFERED: Final = 100
 MAX_WATCHED: Final = 1000  # resources of one session
@@ -90,6 +97,25 @@ class News:
     ) -> types.SubscriptionsListenResult:
         """Tell a program that knows no sessions, until it is gone."""
         return await self._listeners.setdefault(tenant, Listeners()).handler(ctx, params)
+
+    async def take(self, event: Event, pattern: str) -> None:
+        """Hand on what the daemon says to have changed.
+
+        Args:
+            event: What it says.
+            pattern: That of the subscription by which it came.
+        """
+        try:
+            if event.name == CHANGED:
+                changed = msgspec.convert(event.data, McpChanged)
+                await self.changed(changed.kind, changed.tenant)
+            elif event.name == UPDATED:
+                updated = msgspec.convert(event.data, McpUpdated)
+                await self.updated(updated.uri, updated.tenant)
+            elif event.name == RECONNECTED and pattern == CHANGED:  # each one is told of it
+                await self.all_changed()
+        except msgspec.ValidationError as error:
+            log.warning("news could not be taken", extra={"why": str(error)})
 
     async def changed(self, kind: Kind, tenant: str | None = None) -> None:
         """Tell that a list is another now: everybody, or those of a tenant."""

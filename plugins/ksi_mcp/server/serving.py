@@ -31,9 +31,10 @@ NAME: Final = "ksi"
 FRESH_MS: Final = 1000
 CACHED: Final[tuple[CacheableMethod, ...]] = get_args(CacheableMethod)
 INSTRUCTIONS: Final = (
-    "KSI runs AI agents on this machine and remembers for them. `search` looks something up in its "
-    "memory, `remember` keeps something, `ask_agent` has an agent do something. Each event of the "
-    "daemon that may be reached is a tool of its own; `look` and `action` send any of them by name."
+    "KSI runs AI agents on this machine and remembers for them. If they are listed, `search` "
+    "looks something up in its memory, `remember` keeps something, `ask_agent` has an agent do "
+    "something. Each event of the daemon that may be reached is a tool of its own; `look` and "
+    "`action` send any of them by name."
 )
 
 
