@@ -193,7 +193,7 @@ def login(
     if not found.oauth:
         raise UsageError(f"one doesn't log in with {name}: it was added without --oauth")
 
-    from ksi_mcp.client.login import log_in  # noqa: PLC0415  it brings the SDK, which takes a second
+    from ksi_mcp.client.keys.login import log_in  # noqa: PLC0415  it brings the SDK, which takes a second
 
     async def show(url: str) -> None:
         output.note(f"log in here:\n{url}")

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from ksi_daemon.protocol import Unavailable
-from ksi_mcp.client.connection import Connection
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.settings import McpSettings
 
 log = logging.getLogger(__name__)

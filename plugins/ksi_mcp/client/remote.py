@@ -3,13 +3,13 @@
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from ksi_mcp.client.calls import Calls, MayAsk
-from ksi_mcp.client.connection import Connection
-from ksi_mcp.client.definitions import prefix_of
-from ksi_mcp.client.offer import Offer, Rival
+from ksi_mcp.client.asking.calls import Calls, MayAsk
+from ksi_mcp.client.keys.suspects import target_of
 from ksi_mcp.client.reach import Reach
 from ksi_mcp.client.store import Key, Store
-from ksi_mcp.client.suspects import target_of
+from ksi_mcp.client.tools.definitions import prefix_of
+from ksi_mcp.client.tools.offer import Offer, Rival
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.events import McpServer, McpServerReport
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolContext, Tools

@@ -21,14 +21,14 @@ from ksi_daemon.protocol import (
     Unavailable,
 )
 from ksi_mcp.client import places
-from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.keys.references import without_references
+from ksi_mcp.client.keys.suspects import check_named, secrets_in
 from ksi_mcp.client.lookout import Lookout
-from ksi_mcp.client.offer import Rival
 from ksi_mcp.client.reach import Reach
-from ksi_mcp.client.references import without_references
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.store import Key, Store
-from ksi_mcp.client.suspects import check_named, secrets_in
+from ksi_mcp.client.tools.offer import Rival
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.events import McpHeldBack, McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from ksi_mcp.client.definitions import Definition, KnownTool
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
 from ksi_mcp.events import McpServer
 from ksi_postgres.database import Database
 from ksi_postgres.queries import load_queries

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct
 from pydantic import ValidationError
 
 from ksi_daemon.protocol.wire import DECODE_ERRORS
-from ksi_mcp.client.lines import Lines, TooLong
+from ksi_mcp.lines import Lines, TooLong
 
 MAX_LINE_BYTES: Final = 4_000_000
 CHUNK_BYTES: Final = 65_536

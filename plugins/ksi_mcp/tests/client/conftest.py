@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ksi_daemon.testing import DaemonProcess
-from ksi_mcp.client.connection import Connection
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.logins import Logins

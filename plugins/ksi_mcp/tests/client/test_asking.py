@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ksi_client import AsyncClient, UnixTransport
 from ksi_daemon.protocol.paths import socket_path
-from ksi_mcp.client.dialogues import Asking, Dialogue, Parked
+from ksi_mcp.client.asking.dialogues import Asking, Dialogue, Parked
+from ksi_mcp.client.asking.forms import Answers, Form, MisfitError, answers_in, question_of
 from ksi_mcp.client.errors import LostError
-from ksi_mcp.client.forms import Answers, Form, MisfitError, answers_in, question_of
 from ksi_mcp.tests.client.conftest import calls, faulty
 from ksi_mcp.tests.client.test_servers import added
 

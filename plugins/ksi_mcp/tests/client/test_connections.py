@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ksi_mcp.client.asking.forms import Answers, Form
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
-from ksi_mcp.client.forms import Answers, Form
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_mcp.tests.client.conftest import Connected, calls, faulty, tools_of

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client import definitions
-from ksi_mcp.client.definitions import Definition, KnownTool
-from ksi_mcp.client.lines import Bounds, Lines, TooLong, answered_id, why_not
-from ksi_mcp.client.text import cleaned, fenced
+from ksi_mcp.client.tools import definitions
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
+from ksi_mcp.client.tools.text import cleaned, fenced
 from ksi_mcp.events import McpServer
+from ksi_mcp.lines import Bounds, Lines, TooLong, answered_id, why_not
 from ksi_mcp.settings import McpSettings
 
 

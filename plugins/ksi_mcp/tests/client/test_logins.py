@@ -15,11 +15,11 @@ import pytest
 from aiohttp import web
 
 from ksi_daemon.protocol import Failed
-from ksi_mcp.client import logins
-from ksi_mcp.client.bearer import Bearer
 from ksi_mcp.client.errors import AnswerError
-from ksi_mcp.client.login import log_in
-from ksi_mcp.client.logins import Login
+from ksi_mcp.client.keys import logins
+from ksi_mcp.client.keys.login import log_in
+from ksi_mcp.client.keys.logins import Login
+from ksi_mcp.client.wires.bearer import Bearer
 from ksi_mcp.events import McpServer
 from ksi_mcp.tests.client.conftest import Connected
 from ksi_mcp.tests.client.test_http import Far

@@ -11,14 +11,14 @@ from mcp.shared.exceptions import MCPError
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Denied, KsiError, NotFound, Unavailable
 from ksi_daemon.router import Router
-from ksi_mcp.client import session
-from ksi_mcp.client.connection import Connection
-from ksi_mcp.client.definitions import Definition, KnownTool
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
-from ksi_mcp.client.offer import Offer
 from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.servers import Servers
 from ksi_mcp.client.store import Key, Known, Store
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
+from ksi_mcp.client.tools.offer import Offer
+from ksi_mcp.client.wires import session
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ksi_daemon.protocol import Unavailable
-from ksi_mcp.client.connection import Connection
 from ksi_mcp.client.errors import LostError
 from ksi_mcp.client.lookout import Lookout, several
 from ksi_mcp.client.reach import Reach
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.settings import McpSettings
 from ksi_mcp.tests.client.conftest import Told, faulty
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ksi_mcp.client.errors import AnswerError
-from ksi_mcp.client.references import Secrets
+from ksi_mcp.client.keys.references import Secrets
 from ksi_mcp.events import McpServer
 from ksi_mcp.tests.client.conftest import FAULTY, Connected, faulty
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ksi_mcp.client import results
+from ksi_mcp.client.tools import results
 from ksi_mcp.exchange import Content
 
 IMAGE = {"type": "image", "mimeType": "image/png", "data": "AAAA"}

@@ -10,9 +10,9 @@ from typer.testing import CliRunner, Result
 from ksi_cli.connection import connect
 from ksi_cli.output import UsageError
 from ksi_client import InvalidData, NotFound
-from ksi_mcp.client import logins
 from ksi_mcp.client.commands import login_file
-from ksi_mcp.client.logins import Login
+from ksi_mcp.client.keys import logins
+from ksi_mcp.client.keys.logins import Login
 from ksi_mcp.client.places import folder_of, login_of
 from ksi_mcp.commands import mcp
 from ksi_mcp.events import McpServerReport

@@ -23,8 +23,8 @@ from ksi_client import (
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
-from ksi_mcp.client.definitions import Definition, KnownTool
 from ksi_mcp.client.store import Store
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
 from ksi_mcp.events import McpServer
 from ksi_mcp.tests.client.conftest import calls, faulty, tools_of
 from ksi_postgres.database import Database

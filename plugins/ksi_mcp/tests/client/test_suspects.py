@@ -6,7 +6,7 @@ import pytest
 
 from ksi_daemon.protocol import Context, Event, InvalidData
 from ksi_journal.rows import Rows
-from ksi_mcp.client.suspects import check_named, secrets_in, target_of
+from ksi_mcp.client.keys.suspects import check_named, secrets_in, target_of
 from ksi_mcp.events import McpAdd, McpServer
 
 FAR = "https://far.test/mcp"

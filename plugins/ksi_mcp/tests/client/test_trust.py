@@ -8,9 +8,9 @@ from mcp_types import JSONRPCResponse
 from mcp_types.methods import validate_server_result
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client import definitions
-from ksi_mcp.client.definitions import Definition, KnownTool
-from ksi_mcp.client.listing import mended
+from ksi_mcp.client.tools import definitions
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
+from ksi_mcp.client.tools.listing import mended
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 

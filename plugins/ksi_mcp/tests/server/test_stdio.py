@@ -26,8 +26,8 @@ from ksi_cli.output import UsageError
 from ksi_client import AsyncClient, Denied, InvalidData, KsiError, LocalTransport, Unavailable
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.peer import Peer
-from ksi_mcp.client.lines import TooLong
 from ksi_mcp.commands import mcp, serve
+from ksi_mcp.lines import TooLong
 from ksi_mcp.server.pipes import MAX_LINE_BYTES, Pipes, id_of
 from ksi_mcp.stdio import Wanted, serve_on
 from ksi_mcp.tests.server.conftest import LEGACY, MODERN, text_of

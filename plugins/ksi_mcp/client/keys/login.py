@@ -22,9 +22,9 @@ from pydantic import AnyUrl
 
 from ksi_daemon import __version__
 from ksi_daemon.protocol import Failed, TimedOut, Unavailable
-from ksi_mcp.client import logins
-from ksi_mcp.client.logins import Login
-from ksi_mcp.client.text import cleaned
+from ksi_mcp.client.keys import logins
+from ksi_mcp.client.keys.logins import Login
+from ksi_mcp.client.tools.text import cleaned
 
 PERSON_S: Final = 600.0
 REQUEST_S: Final = 30.0

@@ -10,7 +10,7 @@ from mcp_types import JSONRPCResponse
 from mcp_types.methods import validate_server_result
 from pydantic import ValidationError
 
-from ksi_mcp.client.definitions import MAX_OWN_NAME_CHARS, NO_TOOL
+from ksi_mcp.client.tools.definitions import MAX_OWN_NAME_CHARS, NO_TOOL
 
 MODERN_RESULT: Final = "resultType"  # only the newer protocol has it
 MAX_WHY_CHARS: Final = 200

@@ -40,7 +40,8 @@ from mcp_types import (
 from pydantic import TypeAdapter, ValidationError
 
 from ksi_daemon import __version__
-from ksi_mcp.client.dialogues import Ask
+from ksi_mcp.client.asking.dialogues import Ask
+from ksi_mcp.client.asking.forms import Form
 from ksi_mcp.client.errors import (
     GONE,
     LOST,
@@ -49,9 +50,8 @@ from ksi_mcp.client.errors import (
     LostError,
     NotSentError,
 )
-from ksi_mcp.client.forms import Form
-from ksi_mcp.client.text import cleaned
-from ksi_mcp.client.watching import NO_SAMPLING, Wire
+from ksi_mcp.client.tools.text import cleaned
+from ksi_mcp.client.wires.watching import NO_SAMPLING, Wire
 
 MAX_PAGES: Final = 100
 MAX_ROUNDS: Final = 10  # in which a call may want to know something

@@ -6,15 +6,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 from ksi_daemon.protocol import Failed, TimedOut, Unavailable
-from ksi_mcp.client import forms, results
-from ksi_mcp.client.connection import Connection
-from ksi_mcp.client.definitions import Definition
-from ksi_mcp.client.dialogues import Dialogue, Key, Parked
+from ksi_mcp.client.asking import forms
+from ksi_mcp.client.asking.dialogues import Dialogue, Key, Parked
+from ksi_mcp.client.asking.forms import Form
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
-from ksi_mcp.client.forms import Form
-from ksi_mcp.client.offer import Offer
 from ksi_mcp.client.reach import Reach
-from ksi_mcp.client.text import fenced
+from ksi_mcp.client.tools import results
+from ksi_mcp.client.tools.definitions import Definition
+from ksi_mcp.client.tools.offer import Offer
+from ksi_mcp.client.tools.text import fenced
+from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.exchange import Content
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import Question, ToolContext

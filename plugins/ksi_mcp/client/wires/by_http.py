@@ -15,8 +15,8 @@ from mcp_types import JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from ksi_mcp.client.errors import GONE, LOST, NOT_SENT, REFUSED
-from ksi_mcp.client.lines import Bounds, Lines, TooLong, answered_id, head_of, why_not
-from ksi_mcp.client.watching import MESSAGES_PER_S, Pace, failure
+from ksi_mcp.client.wires.watching import MESSAGES_PER_S, Pace, failure
+from ksi_mcp.lines import Bounds, Lines, TooLong, answered_id, head_of, why_not
 
 MAX_ERROR_BYTES: Final = 65_536
 SESSION_HEADER: Final = "mcp-session-id"

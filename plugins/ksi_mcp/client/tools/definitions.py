@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client.text import cleaned, cleaned_schema, escaped
+from ksi_mcp.client.tools.text import cleaned, cleaned_schema, escaped
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ToolSpec

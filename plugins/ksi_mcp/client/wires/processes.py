@@ -27,8 +27,8 @@ from mcp_types import (
 from pydantic import ValidationError
 
 from ksi_mcp.client.errors import LOST, NOT_SENT, REFUSED
-from ksi_mcp.client.lines import Bounds, Lines, TooLong, answered_id, head_of, why_not
-from ksi_mcp.client.watching import MESSAGES_PER_S, Message, Over, Pace, failure
+from ksi_mcp.client.wires.watching import MESSAGES_PER_S, Message, Over, Pace, failure
+from ksi_mcp.lines import Bounds, Lines, TooLong, answered_id, head_of, why_not
 from ksi_models.api import GuardedProcess
 
 READ_BYTES: Final = 65_536

@@ -17,10 +17,10 @@ import httpx2
 import msgspec
 from msgspec import Struct, structs
 
-from ksi_mcp.client import logins
-from ksi_mcp.client.by_http import Endpoint
-from ksi_mcp.client.lines import Bounds
-from ksi_mcp.client.logins import Login
+from ksi_mcp.client.keys import logins
+from ksi_mcp.client.keys.logins import Login
+from ksi_mcp.client.wires.by_http import Endpoint
+from ksi_mcp.lines import Bounds
 
 RENEW_S: Final = 20.0
 MAX_BYTES: Final = 65_536

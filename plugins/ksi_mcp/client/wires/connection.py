@@ -12,24 +12,24 @@ from typing import Any, Final, Protocol
 
 from ksi_daemon.confinement import Confined
 from ksi_daemon.protocol import KsiError
-from ksi_mcp.client.dialogues import Ask, Asking, Dialogue, nobody
+from ksi_mcp.client.asking.dialogues import Ask, Asking, Dialogue, nobody
+from ksi_mcp.client.asking.forms import Answers, Form
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
-from ksi_mcp.client.forms import Answers, Form
-from ksi_mcp.client.lines import Bounds
-from ksi_mcp.client.references import Secrets
-from ksi_mcp.client.suspects import literal_secrets, secrets_in
-from ksi_mcp.client.text import cleaned
+from ksi_mcp.client.keys.references import Secrets
+from ksi_mcp.client.keys.suspects import literal_secrets, secrets_in
+from ksi_mcp.client.tools.text import cleaned
 from ksi_mcp.events import McpServer
+from ksi_mcp.lines import Bounds
 from ksi_mcp.settings import McpSettings
 from ksi_models.api import GuardedProcess, ProcessBounds
 
 log = logging.getLogger(__name__)
 
-SESSION: Final = "ksi_mcp.client.session"  # loaded late, with the SDK
-BEARER: Final = "ksi_mcp.client.bearer"
-WATCHING: Final = "ksi_mcp.client.watching"
-WIRES: Final = "ksi_mcp.client.wires"
-BY_HTTP: Final = "ksi_mcp.client.by_http"
+SESSION: Final = "ksi_mcp.client.wires.session"  # loaded late, with the SDK
+BEARER: Final = "ksi_mcp.client.wires.bearer"
+WATCHING: Final = "ksi_mcp.client.wires.watching"
+PROCESSES: Final = "ksi_mcp.client.wires.processes"
+BY_HTTP: Final = "ksi_mcp.client.wires.by_http"
 MAX_ITEMS: Final = 1_000
 CLOSE_S: Final = 5.0
 REFRESH_S: Final = 1.0
@@ -186,7 +186,7 @@ class Connection:
             yield session
 
     async def _process_wire(self) -> Any:
-        wires: Any = await asyncio.to_thread(importlib.import_module, WIRES)
+        wires: Any = await asyncio.to_thread(importlib.import_module, PROCESSES)
         server = self._server
         args = [await self._secrets.filled("an argument", each) for each in server.args]
         variables = await self._secrets.all_filled(server.variables)

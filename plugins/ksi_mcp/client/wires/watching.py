@@ -19,7 +19,7 @@ from mcp_types import (
 )
 
 from ksi_mcp.client.errors import LOST
-from ksi_mcp.client.listing import mended
+from ksi_mcp.client.tools.listing import mended
 
 BURST_S: Final = 2.0
 NO_SAMPLING: Final = "servers are not given answers of models, which cost money"

@@ -7,8 +7,8 @@ import msgspec
 from msgspec import Struct
 
 from ksi_daemon.protocol.wire import DECODE_ERRORS
-from ksi_mcp.client.results import fits
-from ksi_mcp.client.text import cleaned
+from ksi_mcp.client.tools.results import fits
+from ksi_mcp.client.tools.text import cleaned
 
 MAX_FIELDS: Final = 20
 MAX_MESSAGE_CHARS: Final = 4_000

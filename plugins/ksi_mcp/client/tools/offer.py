@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from ksi_daemon.protocol import Denied, InvalidData, NotFound
-from ksi_mcp.client import definitions
-from ksi_mcp.client.definitions import Definition, KnownTool
 from ksi_mcp.client.store import Key, Known, Store
+from ksi_mcp.client.tools import definitions
+from ksi_mcp.client.tools.definitions import Definition, KnownTool
 from ksi_mcp.events import McpServer, McpToolReport
 from ksi_mcp.settings import McpSettings
 from ksi_tools.api import ProviderRegistration, Tools

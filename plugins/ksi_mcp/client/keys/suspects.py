@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from ksi_daemon.protocol import InvalidData
-from ksi_mcp.client.references import HOLE, MASK, without_references
+from ksi_mcp.client.keys.references import HOLE, MASK, without_references
 from ksi_mcp.events import McpServer
 
 Span: TypeAlias = tuple[int, int]  # where in a text it begins and ends

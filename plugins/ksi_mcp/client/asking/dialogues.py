@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
+from ksi_mcp.client.asking.forms import Answers, Form
 from ksi_mcp.client.errors import LostError
-from ksi_mcp.client.forms import Answers, Form
 
 MAX_QUESTIONS: Final = 8  # of one call
 ENDED: Final = "its connection was ended"

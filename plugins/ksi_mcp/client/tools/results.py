@@ -13,7 +13,7 @@ import jsonschema_rs
 import msgspec
 
 from ksi_mcp.blocks import told_of
-from ksi_mcp.client.text import cleaned
+from ksi_mcp.client.tools.text import cleaned
 from ksi_mcp.exchange import Content
 
 MAX_URI_CHARS: Final = 500

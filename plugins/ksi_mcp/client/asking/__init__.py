@@ -1,0 +1,1 @@
+"""Calls of servers' tools, in whose middle a person may be asked."""

@@ -1,0 +1,1 @@
+"""What servers say of their tools, and what these return: made safe, kept, and held to it."""

@@ -1,0 +1,1 @@
+"""The ways to a server, and a live connection by one of them."""
