@@ -35,18 +35,22 @@ def embedding_of(
 
 async def until_idle(embedding: Embedding, timeout_s: float = 30.0) -> None:
     """Wait until nothing waits for a vector, other than what was set aside."""
-    async with asyncio.timeout(timeout_s):
-        while True:
-            embedding.idle.clear()
-            known = await embedding.vectors.embedders()
-            is_complete = any(each.id == embedding.id and each.is_complete for each in known)
-            if (
-                is_complete
-                and embedding.id is not None
-                and await embedding.vectors.next_lease_end(embedding.id) is None
-            ):
-                return
-            await embedding.idle.wait()
+    seen: tuple[Any, ...] = ()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                embedding.idle.clear()
+                known = await embedding.vectors.embedders()
+                is_complete = any(each.id == embedding.id and each.is_complete for each in known)
+                seen = (embedding.id, known)
+                if is_complete and embedding.id is not None:
+                    lease_s = await embedding.vectors.next_lease_end(embedding.id)
+                    seen = (*seen, lease_s)
+                    if lease_s is None:
+                        return
+                await embedding.idle.wait()
+    except TimeoutError as error:
+        raise AssertionError(f"it is not idle, but as it was seen last: {seen}") from error
 
 
 async def drain(embedding: Embedding) -> None:

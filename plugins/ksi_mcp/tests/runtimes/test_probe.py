@@ -39,7 +39,10 @@ def _accept(listener: socket.socket, answer: Answer, threads: ThreadPoolExecutor
             connection, _ = listener.accept()
         except OSError:  # it is over
             return
-        threads.submit(_serve, connection, answer)
+        try:
+            threads.submit(_serve, connection, answer)
+        except RuntimeError:  # the test is over, and with it whoever asks
+            connection.close()
 
 
 def _serve(connection: socket.socket, answer: Answer) -> None:
