@@ -301,11 +301,15 @@ async def test_postgres_and_python_agree_on_globs(database: Database) -> None:
 
     collect()
     try:
-        for name, glob in cases:
-            sql = "SELECT ksi_tools.matches_any($1, ARRAY[$2])"
-            assert await connection.fetchval(sql, name, glob) == fnmatchcase(name, glob)
+        found = await connection.fetch(
+            "SELECT t.name LIKE ksi_tools.pattern_of(t.glob) "
+            "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY t (name, glob, at) ORDER BY t.at",
+            *zip(*cases, strict=True),
+        )
     finally:
         await connection.close()
+
+    assert [row[0] for row in found] == [fnmatchcase(name, glob) for name, glob in cases]
 
 
 async def test_a_child_never_has_more_than_its_parent_whatever_is_said(database: Database) -> None:
