@@ -84,7 +84,7 @@ def unpaired(messages: tuple[Message, ...]) -> list[Any]:
     return wrong + waiting
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(MESSAGES, max_size=15), st.integers(0, 6), TEXTS, st.integers(60, 6000))
 def test_whatever_was_said_what_is_sent_fits_and_is_sound(
     before: list[Message], after: int, asked: str, budget: int
@@ -237,7 +237,7 @@ def test_a_call_that_has_no_result_gets_one_that_says_so() -> None:
     assert unpaired(fitted.messages) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(TEXTS, st.text(min_size=100, max_size=2000)), st.integers(3, 500))
 def test_a_shortened_text_has_at_most_so_many_tokens(text: str, cap: int) -> None:
     short = shortened(text, cap)

@@ -175,14 +175,14 @@ def test_what_is_fenced_has_no_headings() -> None:
     [
         "# h\n" * 100_000,
         "# h\ntext\n" * 100_000,
-        "x" * 1_000_000,
-        " " * 1_000_000,
-        "\n" * 1_000_000,
-        "." * 1_000_000,
+        "x" * 300_000,
+        " " * 300_000,
+        "\n" * 300_000,
+        "." * 300_000,
         "```\n" * 200_000,
         "- a\n" * 200_000,
         'a." ' * 250_000,
-        "́" * 500_000,
+        "́" * 150_000,
     ],
     ids=lambda text: repr(text[:8]),
 )
@@ -192,4 +192,4 @@ def test_no_text_takes_long(text: str) -> None:
     chunks = chunks_of(text, form="markdown")
 
     assert "".join(each.text[each.overlap :] for each in chunks) == text
-    assert time.process_time() - began < 10  # a quadratic one takes hours
+    assert time.process_time() - began < 10  # a quadratic one takes many minutes

@@ -214,7 +214,7 @@ SOUP = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.lists(
 ).map("".join)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(SOUP | st.text(max_size=80))
 @example("SEARCH limit limit limit 5")
 @example("SEARCH x FROM a=b")

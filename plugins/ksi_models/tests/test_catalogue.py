@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi_daemon.protocol import InvalidData, NotFound
@@ -54,6 +54,7 @@ def test_an_id_is_split_at_its_first_mark(model: str, parts: tuple[str, str]) ->
     assert split(model) == parts
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(min_size=1, max_size=50))
 def test_any_text_is_a_model_or_a_typed_error(text: str) -> None:
     made = catalogue(there("openai"), aliases={"fast": "openai:x"})

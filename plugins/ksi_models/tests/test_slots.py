@@ -140,7 +140,7 @@ class Fairness(RuleBasedStateMachine):
 
 
 TestFairness = Fairness.TestCase
-TestFairness.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestFairness.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 async def test_keys_are_served_in_turn_however_many_calls_each_has() -> None:

@@ -204,7 +204,7 @@ def test_a_stream_that_is_cut_anywhere_goes_on_without_a_gap(
     assert client.seen() == expected.seen()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(said=st.lists(steps, min_size=1, max_size=3), more=texts, data=st.data())
 def test_what_is_made_anew_takes_the_place_of_what_is_void(
     said: list[tuple[list[tuple[str, str]], int]], more: list[tuple[str, str]], data: st.DataObject
