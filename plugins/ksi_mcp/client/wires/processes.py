@@ -33,6 +33,8 @@ from ksi_models.api import GuardedProcess
 
 READ_BYTES: Final = 65_536
 CLOSE_S: Final = 1.0
+# For one that says nothing more by itself: its guard tells what it left unread, once it is gone.
+GONE_S: Final = 4.0
 NEVER: Final = math.inf
 # With these the SDK says that no answer came; a server's own answer is one, whatever its code.
 OF_THE_SDK: Final = frozenset({CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT})
@@ -58,7 +60,7 @@ class _Pipes:
                     for line in lines.feed(data):
                         for message in await self._messages(line):
                             await send.send(message)
-                how = await ended(self._process)
+                how = await ended(self._process, GONE_S)
                 while True:  # who asks after this is told too
                     while self._asked:
                         await send.send(SessionMessage(self._unanswered(how)))
@@ -125,13 +127,17 @@ def _parsed(line: bytes) -> JSONRPCMessage:
         return jsonrpc_message_adapter.validate_json(text, by_name=False)
 
 
-async def ended(process: GuardedProcess) -> str:
+async def ended(process: GuardedProcess, within_s: float) -> str:
     """End a process that says nothing more, and return how it has ended.
 
     Its input is closed first: then its guard can tell how much of that it left unread.
+
+    Args:
+        process: It.
+        within_s: How long it may take to end by itself.
     """
     process.write_and_close(b"")
-    if not await process.until_gone(CLOSE_S):
+    if not await process.until_gone(within_s):
         process.end()
         await process.until_gone()
         return "it closed its output"
@@ -158,4 +164,4 @@ async def process_wire(process: GuardedProcess, bounds: Bounds) -> AsyncIterator
             group.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            await ended(process)
+            await ended(process, CLOSE_S)
