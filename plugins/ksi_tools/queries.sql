@@ -66,5 +66,7 @@ SELECT ksi_tools.which_permitted($1, $2, $3, $4, $5);
 
 -- name: word
 -- Which of these tools may a subject call by its own word?
-SELECT array_agg(t.tool) FROM unnest($3::text[], $4::text[]) AS t (tool, effects)
- WHERE coalesce(ksi_tools.word_of($1, $2, t.tool, t.effects), t.effects = 'read_only');
+SELECT array_agg(t.tool)
+  FROM unnest($3::text[], $4::text[], ksi_tools.words_of($1, $2, $3::text[], $4::text[]))
+    AS t (tool, effects, word)
+ WHERE coalesce(t.word, t.effects = 'read_only');
