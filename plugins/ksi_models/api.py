@@ -18,6 +18,7 @@ import msgspec
 from ksi_daemon.bus import Bus
 from ksi_daemon.protocol import Failed, TimedOut
 from ksi_models.events import Message, ModelCall, ModelChunk, ModelResponse, TextPart
+from ksi_models.keyrings import ask_keyring
 from ksi_models.provider import Answered, Provider, ProviderError, Question
 from ksi_models.providers.claude_messages import ActedAlone
 from ksi_models.providers.guarded import Ended, GuardedProcess, ProcessBounds
@@ -36,6 +37,7 @@ __all__ = [
     "Question",
     "ToolServer",
     "answer_of",
+    "ask_keyring",
     "text_of",
 ]
 

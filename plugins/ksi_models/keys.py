@@ -1,22 +1,19 @@
 """Holds the keys of providers, and keeps them out of whatever leaves the plugin."""
 
-import asyncio
-import contextlib
 import logging
 import os
 import re
-import threading
 from collections.abc import MutableMapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from ksi_models.keyrings import ask_keyring
 from ksi_models.settings import ModelsSettings, ProviderSettings
 
 log = logging.getLogger(__name__)
 
 MASK: Final = "********"
-SERVICE: Final = "ksi"
 FOLDER: Final = "keys"
 MAX_KEY_BYTES: Final = 16 * 1024
 MIN_SECRET: Final = 6  # what is shorter would mask half of any text
@@ -136,45 +133,22 @@ class Keys:
 
     async def _from_keyring(self, provider: str) -> str | None:
         if provider not in self._of_keyring:
-            self._of_keyring[provider] = await _ask_keyring(
-                provider, self._settings.keyring_timeout_s
-            )
+            self._of_keyring[provider] = await self._asked_keyring(provider)
         return self._of_keyring[provider]
+
+    async def _asked_keyring(self, provider: str) -> str | None:
+        timeout_s = self._settings.keyring_timeout_s
+        try:
+            return await ask_keyring(provider, timeout_s)
+        except TimeoutError:
+            log.warning(
+                "the keyring did not answer in time; models.keyring turns it off",
+                extra={"setting": "models.keyring_timeout_s", "timeout_s": timeout_s},
+            )
+            return None
 
     # -- keeping --------------------------------------------------------------------------------
 
     def redacted(self, text: str) -> str:
         """Return a text in which no key stands any more."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
-
-
-async def _ask_keyring(provider: str, timeout_s: float) -> str | None:
-    """Ask in a thread of its own, which is left behind where a person is waited for."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str | None] = loop.create_future()
-
-    def answered(found: str | None) -> None:
-        if not answer.done():
-            answer.set_result(found)
-
-    def ask() -> None:
-        found = None
-        try:
-            import keyring  # noqa: PLC0415  late: it takes a while, and often nobody needs it
-
-            found = keyring.get_password(SERVICE, provider)
-        except Exception as error:  # noqa: BLE001  each of its many back ends raises what it likes
-            log.debug("the keyring can't be asked", extra={"why": type(error).__name__})
-        with contextlib.suppress(RuntimeError):  # the loop is closed by now
-            loop.call_soon_threadsafe(answered, found)
-
-    threading.Thread(target=ask, name="keyring", daemon=True).start()
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await answer
-    except TimeoutError:
-        log.warning(
-            "the keyring did not answer in time; models.keyring turns it off",
-            extra={"setting": "models.keyring_timeout_s", "timeout_s": timeout_s},
-        )
-        return None

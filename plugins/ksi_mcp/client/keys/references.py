@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from ksi_daemon.protocol import Unavailable
+from ksi_models.api import ask_keyring
 
-SERVICE: Final = "ksi"
 MAX_BYTES: Final = 16 * 1024
 KEYRING_TIMEOUT_S: Final = 5.0
 MASK: Final = "********"
@@ -107,25 +106,6 @@ def _of_file(path: str) -> str | None:
 
 
 async def _of_keyring(name: str) -> str | None:
-    """Ask in a thread of its own, which is left behind where a person is waited for."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str | None] = loop.create_future()
-
-    def answered(found: str | None) -> None:
-        if not answer.done():
-            answer.set_result(found)
-
-    def ask() -> None:
-        found = None
-        with contextlib.suppress(Exception):  # each of its many back ends raises what it likes
-            import keyring  # noqa: PLC0415  late: it takes a while, and often nobody needs it
-
-            found = keyring.get_password(SERVICE, name)
-        with contextlib.suppress(RuntimeError):  # the loop is closed by now
-            loop.call_soon_threadsafe(answered, found)
-
-    threading.Thread(target=ask, name="keyring", daemon=True).start()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(KEYRING_TIMEOUT_S):
-            return await answer
+        return await ask_keyring(name, KEYRING_TIMEOUT_S)
     return None
