@@ -38,6 +38,9 @@ FAULTS: Final = (
     OSError,
 )
 RELEASE_TIMEOUT_S: Final = 1.0
+# Connections that stay taken between queries: for asyncpg's pool to hand one out and take it back
+# costs as much processor time as a short query does.
+KEPT: Final = 8
 
 # Postgres' own arrays that queries take and return: name, number, number of their elements' type.
 ARRAYS: Final = (
@@ -113,6 +116,8 @@ class Database:
         self._settings = settings
         self._role = role
         self._pool: asyncpg.Pool | None = None
+        self._kept: list[Connection] = []  # of the pool, taken, and free
+        self._waiting = 0  # for the pool
         self._is_pooled = False
         self._next_attempt_at = 0.0
         self._doubted = asyncio.Event()
@@ -192,7 +197,9 @@ class Database:
     def pool_sizes(self) -> tuple[int, int]:
         """Return how many connections the pool has, and how many of them do nothing."""
         pool = self._pool
-        return (0, 0) if pool is None else (pool.get_size(), pool.get_idle_size())
+        if pool is None:
+            return (0, 0)
+        return (pool.get_size(), pool.get_idle_size() + len(self._kept))
 
     # -- queries --------------------------------------------------------------------------------
 
@@ -253,10 +260,12 @@ class Database:
     async def _connection(self) -> AsyncIterator[Connection]:
         """Take a connection of the pool, and give what goes wrong its form."""
         connection: Connection | None = None
-        pool = self._usable_pool()
+        pool, kept = self._usable_pool(), self._kept
+        is_free = False
         try:
             connection = await self._acquire(pool)
             yield connection
+            is_free = self._may_keep(connection, kept)
         except FAULTS as error:
             lost = connection is None or is_lost(connection)
             if isinstance(error, OSError) and not lost and not isinstance(error, TimeoutError):
@@ -268,13 +277,29 @@ class Database:
                 raise
             raise told from error
         finally:
-            if connection is not None:
-                # Before it gives one back it waits for the end of a query that was broken off; one
-                # that does not end is closed. The query's own result or error stands either way.
-                with contextlib.suppress(*FAULTS):
-                    await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+            if is_free:
+                kept.append(connection)
+            elif connection is not None:
+                await self._release(pool, connection)
+
+    async def _release(self, pool: asyncpg.Pool, connection: Connection) -> None:
+        # Before it takes one back the pool waits for the end of a query that was broken off; one
+        # that does not end is closed. The query's own result or error stands either way.
+        with contextlib.suppress(*FAULTS):
+            await pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+
+    def _may_keep(self, connection: Connection, kept: list[Connection]) -> bool:
+        """Say whether to keep a connection that did what it should, and whose pool is the same."""
+        is_wanted = not self._waiting and len(kept) < KEPT and kept is self._kept
+        return is_wanted and not is_lost(connection)
 
     async def _acquire(self, pool: asyncpg.Pool) -> Connection:
+        while self._kept:
+            connection = self._kept.pop()
+            if not is_lost(connection):
+                return connection
+            await self._release(pool, connection)
+        self._waiting += 1
         try:
             return await pool.acquire(timeout=self._settings.acquire_timeout_s)
         except TimeoutError as error:
@@ -283,6 +308,8 @@ class Database:
                 "postgres.acquire_timeout_s)",
                 retry_after_s=1.0,
             ) from error
+        finally:
+            self._waiting -= 1
 
     def _usable_pool(self) -> asyncpg.Pool:
         if self._pool is None or not self.is_up:
@@ -340,12 +367,19 @@ class Database:
                 self._next_attempt_at = time.monotonic() + pause
                 await asyncio.sleep(pause)
                 delay = min(delay * 2, self._settings.retry_max_s)
-            assert self._pool is not None
-            await self._pool.expire_connections()
+            await self._expire()
             self._set_up()
             for listeners in self._listeners.values():
                 for listener in list(listeners):
                     listener(None)
+
+    async def _expire(self) -> None:
+        """Use no connection any more that was made before Postgres went."""
+        assert self._pool is not None
+        await self._pool.expire_connections()
+        kept, self._kept = self._kept, []
+        for connection in kept:
+            await self._release(self._pool, connection)
 
     async def _is_there(self) -> bool:
         """Say whether only some connection was lost, and Postgres goes on."""

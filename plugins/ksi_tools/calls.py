@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 
 MAX_DELAY_S: Final = 5.0
 STOP_SHARE_S: Final = 2.0
+WRITTEN_WITHIN_S: Final = 1.0
 MAX_MESSAGE_CHARS: Final = 1000
 IN_DOUBT: Final = (
     "Nobody knows whether this call had its effect: {why}. It is not repeated; a person is to say "
@@ -72,7 +73,8 @@ class Execution:
         self.waiters = 0
         self.why_cancelled: str | None = None
         self.outcome: e.ToolCalled | KsiError | None = None
-        self.done = asyncio.Event()
+        self.is_told = asyncio.Event()
+        self.is_over = asyncio.Event()  # told, and written
         self._scope: asyncio.Timeout | None = None
 
     def cancel(self, why: str) -> None:
@@ -81,6 +83,12 @@ class Execution:
             self.why_cancelled = why
             if self._scope is not None:
                 self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def tell(self, outcome: e.ToolCalled | KsiError) -> None:
+        """Tell whoever waits what came of it; what was told first stands."""
+        if not self.is_told.is_set():
+            self.outcome = outcome
+            self.is_told.set()
 
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[asyncio.Timeout]:
@@ -150,9 +158,17 @@ class Calls:
         try:
             async with asyncio.timeout(within_s):
                 for execution in list(self._running.values()):
-                    await execution.done.wait()
+                    await execution.is_over.wait()
         except TimeoutError:
             return
+
+    async def written(self) -> None:
+        """Wait, within bounds, until what was told of calls is written."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WRITTEN_WITHIN_S):
+                for execution in list(self._running.values()):
+                    if execution.is_told.is_set():
+                        await execution.is_over.wait()
 
     # -- one call -------------------------------------------------------------------------------
 
@@ -222,10 +238,10 @@ class Calls:
         """Wait for a call's end; when nobody does any more, it is cancelled."""
         execution.waiters += 1
         try:
-            await execution.done.wait()
+            await execution.is_told.wait()
         finally:
             execution.waiters -= 1
-            if not execution.waiters and not execution.done.is_set():
+            if not execution.waiters and not execution.is_told.is_set():
                 execution.cancel("it was cancelled while it was being done")
         outcome = execution.outcome
         if isinstance(outcome, e.ToolCalled):
@@ -236,23 +252,24 @@ class Calls:
     async def _execute(self, execution: Execution) -> None:
         """Make a call; never raises, since all calls share a group."""
         intent = execution.intent
-        execution.outcome = Cancelled(f"{intent.tool.name} was cancelled")
+        outcome: e.ToolCalled | KsiError = Cancelled(f"{intent.tool.name} was cancelled")
         try:
             async with self._slot():
-                execution.outcome = await self._made(execution)
+                outcome = await self._made(execution)
         except KsiError as error:
-            execution.outcome = error
+            outcome = error
         except Fenced:
-            execution.outcome = Unavailable(
+            outcome = Unavailable(
                 "this daemon calls no tools any more: another has taken over", retry_after_s=1.0
             )
         except Exception as error:  # the boundary of a task in a shared group
             log.error("a call broke", exc_info=error, extra={"tool": intent.tool.name})
             kind = type(error).__name__
-            execution.outcome = Failed(f"the call of {intent.tool.name} broke with {kind}")
+            outcome = Failed(f"the call of {intent.tool.name} broke with {kind}")
         finally:
             del self._running[intent.context.tenant, intent.call_id]
-            execution.done.set()
+            execution.tell(outcome)
+            execution.is_over.set()
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -313,6 +330,10 @@ class Calls:
         intent = execution.intent
         answer = await self._answer(intent) if times > 1 else None
         ending = await self._effect(execution, times, answer)
+        if _may_be_told_first(intent, ending):
+            execution.tell(self._ended_as(intent, ending, is_repeated=times > 1))
+            for _ in range(2):  # whoever waits is told, and the answer sent, before all else
+                await asyncio.sleep(0)
         if not await self._persist(lambda: self._ledger.end(intent, ending)):
             raise Unavailable(
                 f"the call {intent.call_id} is not this daemon's any more", retry_after_s=1.0
@@ -505,6 +526,19 @@ def context_of(call: Known) -> Context:
         agent=call.agent,
         conversation=call.conversation,
         run=call.run,
+    )
+
+
+def _may_be_told_first(intent: Intent, ending: Ending) -> bool:
+    """Say whether a result may be told while it is written: lost, it would be read once more.
+
+    A run goes on from what was recorded, and a long output is read from the record.
+    """
+    return (
+        intent.tool.effects == "read_only"
+        and not is_agents(intent.context)
+        and ending.status == "done"
+        and not ending.text.pieces
     )
 
 

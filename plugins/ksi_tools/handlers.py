@@ -185,6 +185,7 @@ class Handlers:
     async def calls(self, request: e.ToolCalls) -> e.ToolCallsListed:
         """List calls, the newest first: the ledger of effects."""
         whose = _narrowed(whose_of(_context()), request.conversation_id, request.run_id)
+        await self._calls.written()
         found = await self._ledger.calls(whose, status=request.status, limit=request.limit)
         return e.ToolCallsListed(calls=tuple(each.record for each in found))
 

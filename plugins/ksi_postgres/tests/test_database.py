@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from ksi_daemon.logs import RepeatFilter
 from ksi_daemon.protocol import Busy, Denied, TimedOut, Unavailable
 from ksi_postgres import migrations, setup
-from ksi_postgres.database import ARRAYS, Database
+from ksi_postgres.database import ARRAYS, KEPT, Database, is_lost
 from ksi_postgres.embedded import EmbeddedServer
 from ksi_postgres.logins import APP, Logins, socket_url
 from ksi_postgres.settings import PostgresSettings
@@ -210,6 +210,55 @@ async def test_a_busy_pool_says_which_settings_to_raise(database_logins: Logins)
         assert caught.value.retry_after_s == 1.0
         assert database.is_up
         assert await database.fetchval("SELECT 1") == 1
+
+
+async def test_who_waits_for_a_connection_gets_the_next_that_is_free(
+    database_logins: Logins,
+) -> None:
+    settings = quick(pool_connections=2, acquire_timeout_s=SOON_S)
+    async with opened(database_logins, settings) as database:
+        async with database.transaction(), asyncio.TaskGroup() as tasks, database.transaction():
+            waiting = tasks.create_task(database.fetchval("SELECT 1"))
+            await _until(lambda: database._waiting == 1)
+        assert waiting.result() == 1
+        assert database.pool_sizes() == (2, 2)
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not is_so():  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.001)
+
+
+async def test_of_many_free_connections_only_some_stay_taken(database_logins: Logins) -> None:
+    async with opened(database_logins, quick(pool_connections=KEPT + 2)) as database:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(KEPT + 2):
+                await stack.enter_async_context(database.transaction())
+        assert len(database._kept) == KEPT
+        assert database.pool_sizes() == (KEPT + 2, KEPT + 2)
+
+
+async def test_a_free_connection_that_was_closed_is_not_used(database_logins: Logins) -> None:
+    async with opened(database_logins, quick(pool_connections=1)) as database:
+        before = await database.fetchval("SELECT pg_backend_pid()")
+        await as_admin(database_logins, f"SELECT pg_terminate_backend({before})")
+        await _until(lambda: is_lost(database._kept[0]))
+
+        assert await database.fetchval("SELECT pg_backend_pid()") != before
+        assert database.pool_sizes() == (1, 1)
+
+
+async def test_no_connection_from_before_postgres_went_is_used(database_logins: Logins) -> None:
+    async with opened(database_logins, quick(pool_connections=2), watched=False) as database:
+        async with database.transaction() as taken:
+            free = await database.fetchval("SELECT pg_backend_pid()")
+            busy = await taken.fetchval("SELECT pg_backend_pid()")
+            await database._expire()
+        async with database.transaction() as one, database.transaction() as other:
+            now = {await each.fetchval("SELECT pg_backend_pid()") for each in (one, other)}
+
+    assert not now & {free, busy}
 
 
 async def test_too_many_connections_are_no_lost_postgres(database_logins: Logins) -> None:

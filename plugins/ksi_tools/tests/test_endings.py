@@ -13,7 +13,7 @@ from ksi_daemon.protocol import TimedOut as NobodyKnows
 from ksi_postgres.database import Database
 from ksi_tools.api import tool
 from ksi_tools.registry import gathered
-from ksi_tools.store import Intent
+from ksi_tools.store import Ending, Intent, Ledger
 from ksi_tools.tests.conftest import Client, Run
 from ksi_tools.tests.test_ledger import Daemon, tool_with
 from ksi_tools.text import read_arguments
@@ -103,6 +103,79 @@ class Hanging:
     def hang(self) -> None:
         """Hang."""
         self.go_on.wait()
+
+
+@tool(effects="read_only")
+async def peek(size: int = 1) -> str:
+    """Look."""
+    return "x" * size
+
+
+class Late:
+    """Has outcomes written late: not before they may be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_due = asyncio.Event()
+        self.may = asyncio.Event()
+        end = Ledger.end
+
+        async def late(ledger: Ledger, intent: Intent, ending: Ending) -> bool:
+            self.is_due.set()
+            await self.may.wait()
+            return await end(ledger, intent, ending)
+
+        monkeypatch.setattr(Ledger, "end", late)
+
+
+async def test_who_reads_is_told_while_it_is_written_and_sees_it_in_the_ledger(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run(peek) as client:
+        late = Late(monkeypatch)
+        first = await call(client, "peek", "c1")
+        again = await call(client, "peek", "c1")
+        asyncio.get_running_loop().call_later(0.1, late.may.set)
+        (kept,) = (await client.request("tool:calls", {}))["calls"]
+
+    assert first == again
+    assert (first["status"], first["content"]) == ("done", "x")
+    assert (kept["call_id"], kept["status"], kept["content"]) == ("c1", "done", "x")
+
+
+@pytest.mark.parametrize(
+    ("size", "context"),
+    [(1, {"conversation": "talk"}), (1, {"agent": "ann"}), (1_000_000, {})],
+    ids=["in a conversation", "by an agent", "with a long output"],
+)
+async def test_what_others_go_on_from_is_told_once_it_is_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, size: int, context: dict[str, str]
+) -> None:
+    async with run(peek) as client:
+        late = Late(monkeypatch)
+        request = {"name": "peek", "arguments": {"size": size}}
+        async with asyncio.TaskGroup() as tasks:
+            asked = tasks.create_task(client.request("tool:call", request, context=context))
+            await late.is_due.wait()
+            await client.request("tool:list", {})  # an answer to the other would be here by now
+            was_told = asked.done()
+            late.may.set()
+
+    assert not was_told
+    assert asked.result()["status"] == "done"
+
+
+async def test_what_was_told_is_written_although_the_daemon_stops(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        async with run(peek) as client:
+            late = Late(patched)
+            await call(client, "peek", "c1")
+            asyncio.get_running_loop().call_later(0.1, late.may.set)
+    async with run(peek) as client:
+        (kept,) = (await client.request("tool:calls", {}))["calls"]
+
+    assert kept["status"] == "done"
 
 
 async def test_functions_that_hang_leave_the_threads_of_the_daemon_alone(run: Run) -> None:
