@@ -13,6 +13,7 @@ from ksi_completion.conversations import Conversations, LockTaken, Viewer
 from ksi_completion.events import ConversationLock, ConversationUnlock, Lock
 from ksi_daemon.protocol import Busy, Conflict, KsiError
 from ksi_postgres.database import Database
+from ksi_postgres.patience import until_there
 
 CHANNEL: Final = "ksi_completion_locks"
 LOOK_AGAIN_S: Final = 15.0  # should a word be lost
@@ -188,7 +189,7 @@ class _Taking:
                     while not self.is_done:
                         await self._sleep(news)
                         news.clear()
-                        await self._ask(0.0)
+                        await until_there(lambda: self._ask(0.0))
         elif self.is_done and request.wait_s > 0:
             await self._ask(0.0)  # what it was given to wait is not part of its time
         if not self.is_done:

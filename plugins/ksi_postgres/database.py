@@ -349,6 +349,8 @@ class Database:
                 self._heard.add(channel)
 
     def _notified(self, connection: Any, pid: int, channel: str, payload: object) -> None:
+        if not self.is_up:
+            return  # nobody could ask for more yet; all are told to look once it is up
         for listener in list(self._listeners.get(channel, ())):
             listener(str(payload))
 

@@ -71,6 +71,7 @@ class Execution:
         self.prepared = prepared
         self.limit_s = limit_s
         self.waiters = 0
+        self.has_told = False  # of its progress
         self.why_cancelled: str | None = None
         self.outcome: e.ToolCalled | KsiError | None = None
         self.is_told = asyncio.Event()
@@ -330,7 +331,7 @@ class Calls:
         intent = execution.intent
         answer = await self._answer(intent) if times > 1 else None
         ending = await self._effect(execution, times, answer)
-        if _may_be_told_first(intent, ending):
+        if _may_be_told_first(execution, ending):
             execution.tell(self._ended_as(intent, ending, is_repeated=times > 1))
             for _ in range(2):  # whoever waits is told, and the answer sent, before all else
                 await asyncio.sleep(0)
@@ -390,7 +391,7 @@ class Calls:
         token = _INSIDE.set(True)
         started = time.perf_counter()
         try:
-            result = await self._done(execution, self._context(intent, attempt, answer))
+            result = await self._done(execution, self._context(execution, attempt, answer))
         except Question as question:
             text = Text(clean(str(question))[: self._settings.max_content_chars])
             return Ending("waiting", text, _ms_since(started), why=ASKED)
@@ -443,7 +444,8 @@ class Calls:
             broke = Failed(f"{tool.name} failed with {kind} in {tool.provider}; the log has more")
             raise Effect(broke, is_unknown=False) from error
 
-    def _context(self, intent: Intent, attempt: int, answer: str | None) -> ToolContext:
+    def _context(self, execution: Execution, attempt: int, answer: str | None) -> ToolContext:
+        intent = execution.intent
         whose = intent.context
         loop = asyncio.get_running_loop()
         interval_s = self._settings.progress_interval_s
@@ -459,6 +461,7 @@ class Calls:
             if now < due_at:
                 return
             due_at = now + interval_s
+            execution.has_told = True
             told = e.ToolProgressed(
                 call_id=intent.call_id,
                 name=intent.tool.name,
@@ -529,16 +532,19 @@ def context_of(call: Known) -> Context:
     )
 
 
-def _may_be_told_first(intent: Intent, ending: Ending) -> bool:
+def _may_be_told_first(execution: Execution, ending: Ending) -> bool:
     """Say whether a result may be told while it is written: lost, it would be read once more.
 
-    A run goes on from what was recorded, and a long output is read from the record.
+    A run goes on from what was recorded, a long output is read from the record, and what was told
+    of the progress is still on its way to those who are told of the end.
     """
+    intent = execution.intent
     return (
         intent.tool.effects == "read_only"
         and not is_agents(intent.context)
         and ending.status == "done"
         and not ending.text.pieces
+        and not execution.has_told
     )
 
 

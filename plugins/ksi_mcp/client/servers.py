@@ -70,6 +70,7 @@ class Servers:
         self._home = home
         self._confined = confined
         self._remotes: dict[Key, Remote] = {}
+        self._going: dict[Key, asyncio.Event] = {}  # those that are being forgotten
         self._group: asyncio.TaskGroup | None = None
         self._reload: dict[Key, None] = {}
         self._wanted = asyncio.Event()
@@ -209,12 +210,22 @@ class Servers:
 
     async def _forget(self, key: Key) -> None:
         """Drop a server that was removed, and what there is of it in the home."""
+        await self._until_gone(key)  # whoever has asked for it comes here, and the news of it
         remote = self._remotes.get(key)
         if remote is None:
             return
+        gone = self._going[key] = asyncio.Event()
         self._drop(key)
-        await remote.until_left()
-        await self._clear(key)
+        try:
+            await remote.until_left()
+            await self._clear(key)
+        finally:
+            del self._going[key]
+            gone.set()
+
+    async def _until_gone(self, key: Key) -> None:
+        while (gone := self._going.get(key)) is not None:
+            await gone.wait()
 
     async def _clear(self, key: Key) -> None:
         try:
@@ -306,6 +317,7 @@ class Servers:
             raise Conflict(f"there is a server {name!r}: remove it first (mcp:remove)")
         if verdict == "too_many":
             raise Busy(f"there are {self._settings.max_servers} servers (mcp.max_servers)")
+        await self._until_gone(key)
         await self._clear(key)  # what one of that name has left, while no daemon ran here
         return self._taken_on(key, server)
 

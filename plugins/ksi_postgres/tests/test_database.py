@@ -261,6 +261,30 @@ async def test_no_connection_from_before_postgres_went_is_used(database_logins: 
     assert not now & {free, busy}
 
 
+async def test_what_is_told_before_postgres_is_back_is_told_when_it_is(
+    database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+    expire = Database._expire
+
+    async def told_meanwhile(database: Database) -> None:
+        await as_admin(database_logins, "SELECT pg_notify('words', 'early')")
+        assert database._watched is not None
+        await database._watched.execute("SELECT")  # what was notified comes before its answer
+        await expire(database)
+
+    monkeypatch.setattr(Database, "_expire", told_meanwhile)
+    async with opened(database_logins, quick()) as database:
+        comings = Comings(database)
+        await database.listen("words", told.append)
+        assert database._watched is not None
+        pid = database._watched.get_server_pid()
+        await as_admin(database_logins, f"SELECT pg_terminate_backend({pid})")
+        await comings.until(False, True)
+
+        assert told == [None]
+
+
 async def test_too_many_connections_are_no_lost_postgres(database_logins: Logins) -> None:
     async with opened(database_logins, quick(pool_connections=8)) as database:
         comings = Comings(database)

@@ -11,7 +11,7 @@ from ksi_client import Unavailable
 from ksi_daemon.protocol import Context, Failed, InvalidData
 from ksi_daemon.protocol import TimedOut as NobodyKnows
 from ksi_postgres.database import Database
-from ksi_tools.api import tool
+from ksi_tools.api import ToolContext, tool
 from ksi_tools.registry import gathered
 from ksi_tools.store import Ending, Intent, Ledger
 from ksi_tools.tests.conftest import Client, Run
@@ -142,17 +142,33 @@ async def test_who_reads_is_told_while_it_is_written_and_sees_it_in_the_ledger(
     assert (kept["call_id"], kept["status"], kept["content"]) == ("c1", "done", "x")
 
 
+@tool(effects="read_only")
+async def peer(context: ToolContext) -> str:
+    """Look for long."""
+    context.progress("looking")
+    return "x"
+
+
 @pytest.mark.parametrize(
-    ("size", "context"),
-    [(1, {"conversation": "talk"}), (1, {"agent": "ann"}), (1_000_000, {})],
-    ids=["in a conversation", "by an agent", "with a long output"],
+    ("name", "arguments", "context"),
+    [
+        ("peek", {}, {"conversation": "talk"}),
+        ("peek", {}, {"agent": "ann"}),
+        ("peek", {"size": 1_000_000}, {}),
+        ("peer", {}, {}),
+    ],
+    ids=["in a conversation", "by an agent", "with a long output", "with progress"],
 )
 async def test_what_others_go_on_from_is_told_once_it_is_written(
-    run: Run, monkeypatch: pytest.MonkeyPatch, size: int, context: dict[str, str]
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    arguments: dict[str, int],
+    context: dict[str, str],
 ) -> None:
-    async with run(peek) as client:
+    async with run(peek, peer) as client:
         late = Late(monkeypatch)
-        request = {"name": "peek", "arguments": {"size": size}}
+        request = {"name": name, "arguments": arguments}
         async with asyncio.TaskGroup() as tasks:
             asked = tasks.create_task(client.request("tool:call", request, context=context))
             await late.is_due.wait()

@@ -32,6 +32,7 @@ PROCESSES: Final = "ksi_mcp.client.wires.processes"
 BY_HTTP: Final = "ksi_mcp.client.wires.by_http"
 MAX_ITEMS: Final = 1_000
 CLOSE_S: Final = 5.0
+TELL_S: Final = 1.0
 REFRESH_S: Final = 1.0
 MAX_REFRESH_S: Final = 60.0
 STEADY_S: Final = 10.0
@@ -110,6 +111,7 @@ class Connection:
         self._asks = Asking()
         self._dialogues: list[Dialogue] = []
         self._has_answered = False
+        self._has_left = False
         self._ready_at = 0.0
         self._asked_at = 0.0
         self._pause_s = REFRESH_S
@@ -139,6 +141,7 @@ class Connection:
                     self.was_ready = True
                     self.is_ready.set()
                     await self._live(session)
+                    await self._until_told()
                     limit.reschedule(asyncio.get_running_loop().time() + CLOSE_S)
         except TimeoutError:
             if self._session is None:
@@ -232,6 +235,13 @@ class Connection:
                 continue
             elif not is_stale and not self.calls:
                 self._over()  # before it is closed: nobody may call any more
+
+    async def _until_told(self) -> None:
+        """Let those who call a server that has left be told whether it can have got that."""
+        until = time.monotonic() + TELL_S
+        while self._has_left and self.calls:
+            if not await self._is_stirred(until - time.monotonic()):
+                return
 
     async def _is_stirred(self, within_s: float) -> bool:
         """Wait for something to happen; says whether it did."""
@@ -415,6 +425,7 @@ class Connection:
     def _gone(self, why: str) -> None:
         """Note that the server says nothing more; who connects it is told by the SDK."""
         if self._session is not None:
+            self._has_left = True
             self.give_up(why)
 
     def _changed(self) -> None:

@@ -6,11 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ksi_mcp.client.asking.forms import Answers, Form
 from ksi_mcp.client.errors import AnswerError, LostError, NotSentError
+from ksi_mcp.client.wires.connection import Connection
+from ksi_mcp.client.wires.session import Session
 from ksi_mcp.events import McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_mcp.tests.client.conftest import Connected, calls, faulty, tools_of
@@ -57,6 +60,39 @@ async def test_a_server_that_crashes_leaves_its_call_in_doubt(connected: Connect
         with pytest.raises(NotSentError):
             await connection.call("echo", {}, told.progressed)
         assert connection.is_over
+
+
+async def test_what_is_sent_to_a_server_that_has_just_left_is_in_no_doubt(
+    connected: Connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call may have begun before its server's end is known, and be sent after it."""
+    has_left = asyncio.Event()
+    gone, call = Connection._gone, Session.call
+
+    def left(connection: Connection, why: str) -> None:
+        gone(connection, why)
+        has_left.set()
+
+    async def late(session: Session, name: str, *args: Any) -> dict[str, Any]:
+        if name == "echo":
+            await has_left.wait()
+        return await call(session, name, *args)
+
+    monkeypatch.setattr(Connection, "_gone", left)
+    monkeypatch.setattr(Session, "call", late)
+    async with connected() as (connection, told), asyncio.TaskGroup() as tasks:
+        begun = asyncio.Event()
+
+        async def send() -> None:
+            begun.set()
+            with pytest.raises(NotSentError, match="it ended"):
+                await connection.call("echo", {}, told.progressed)
+
+        tasks.create_task(send())
+        await begun.wait()
+        await connection.call("leave", {}, told.progressed)
+
+    assert calls(tmp_path / "faulty") == ["leave"]
 
 
 async def test_a_server_that_can_t_be_started_says_why(connected: Connected) -> None:

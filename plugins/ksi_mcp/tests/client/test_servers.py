@@ -23,6 +23,8 @@ from ksi_client import (
 from ksi_daemon.daemon import Daemon
 from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
+from ksi_mcp.client.places import folder_of
+from ksi_mcp.client.servers import Servers
 from ksi_mcp.client.store import Store
 from ksi_mcp.client.tools.definitions import Definition, KnownTool
 from ksi_mcp.events import McpServer
@@ -142,7 +144,8 @@ async def test_a_server_that_left_is_started_again_and_gets_the_call_once(
     # late to tell what was left unread that nobody waits for that any more.
     late = [each for each in ended if each["status"] == "in_doubt"]
     assert [each["status"] for each in ended if each not in late] == ["done"] * (6 - len(late))
-    assert all("closed its output" in each["content"] for each in late), late
+    told = [each["content"] for each in late]
+    assert all("closed its output" in each for each in told), told
     assert calls(tmp_path / "far").count("leave") == 3
     assert calls(tmp_path / "far").count("echo") == 3 - len(late)
 
@@ -339,6 +342,41 @@ async def test_servers_are_added_and_removed(run: Run, tmp_path: Path) -> None:
     assert kept["status"] == "done"
     assert [(each["name"], len(each["tools"]) > 1) for each in listed["servers"]] == [("far", True)]
     assert [each["name"] for each in left["servers"]] == ["near"]
+
+
+async def test_a_server_is_gone_with_all_that_was_its_own_when_its_removal_is_told(
+    run: Run, tmp_path: Path, ksi_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word of a removal may come before the removal's own answer: each has it forgotten."""
+    dropped, may = asyncio.Event(), asyncio.Event()
+    remove, clear = Store.remove, Servers._clear
+
+    async def removed_late(store: Store, key: tuple[str, str]) -> None:
+        await remove(store, key)
+        await dropped.wait()
+
+    async def cleared_late(servers: Servers, key: tuple[str, str]) -> None:
+        dropped.set()
+        await may.wait()
+        await clear(servers, key)
+
+    folder = folder_of(ksi_home, "default", "far")
+    async with run() as client:
+        await added(client, "far", faulty(tmp_path / "far"))
+        await called(client, "far_echo", text="on")
+        monkeypatch.setattr(Store, "remove", removed_late)
+        monkeypatch.setattr(Servers, "_clear", cleared_late)
+        was_there = folder.exists()
+        async with asyncio.TaskGroup() as tasks:
+            removal = tasks.create_task(client.request("mcp:remove", {"name": "far"}))
+            await dropped.wait()
+            await client.request("mcp:list")
+            was_told = removal.done()
+            may.set()
+
+        assert was_there
+        assert not was_told
+        assert not folder.exists()
 
 
 async def test_what_is_known_of_a_server_is_not_known_of_its_successor(database: Database) -> None:
