@@ -41,6 +41,8 @@ RELEASE_TIMEOUT_S: Final = 1.0
 # Connections that stay taken between queries: for asyncpg's pool to hand one out and take it back
 # costs as much processor time as a short query does.
 KEPT: Final = 8
+# How often they are given back nevertheless: the pool closes what was idle, or used, for long.
+GIVE_BACK_S: Final = 60.0
 
 # Postgres' own arrays that queries take and return: name, number, number of their elements' type.
 ARRAYS: Final = (
@@ -199,7 +201,8 @@ class Database:
         pool = self._pool
         if pool is None:
             return (0, 0)
-        return (pool.get_size(), pool.get_idle_size() + len(self._kept))
+        free = sum(not is_lost(each) for each in self._kept)
+        return (pool.get_size(), pool.get_idle_size() + free)
 
     # -- queries --------------------------------------------------------------------------------
 
@@ -291,7 +294,7 @@ class Database:
     def _may_keep(self, connection: Connection, kept: list[Connection]) -> bool:
         """Say whether to keep a connection that did what it should, and whose pool is the same."""
         is_wanted = not self._waiting and len(kept) < KEPT and kept is self._kept
-        return is_wanted and not is_lost(connection)
+        return is_wanted and not is_lost(connection) and not connection.is_in_transaction()
 
     async def _acquire(self, pool: asyncpg.Pool) -> Connection:
         while self._kept:
@@ -359,7 +362,7 @@ class Database:
     async def watch(self) -> None:
         """Notice at once when Postgres goes, and connect again, with back-off, until it is back."""
         while True:
-            await self._doubted.wait()
+            await self._until_doubted()
             if await self._is_there():
                 continue
             self._set_down("the connection was lost")
@@ -381,7 +384,24 @@ class Database:
         await self._pool.expire_connections()
         kept, self._kept = self._kept, []
         for connection in kept:
-            await self._release(self._pool, connection)
+            # At once: nothing runs there, and one that answers no more would hold up all others.
+            with contextlib.suppress(asyncpg.InterfaceError):  # it is lost, and the pool knows
+                connection.terminate()
+
+    async def _until_doubted(self) -> None:
+        while not self._doubted.is_set():
+            try:
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._doubted.wait()
+            except TimeoutError:
+                await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Let the pool have each free connection once, the longest unused first."""
+        assert self._pool is not None
+        for _ in range(len(self._kept)):
+            if self._kept:
+                await self._release(self._pool, self._kept.pop(0))
 
     async def _is_there(self) -> bool:
         """Say whether only some connection was lost, and Postgres goes on."""

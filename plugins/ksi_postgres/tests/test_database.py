@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 
 from ksi_daemon.logs import RepeatFilter
 from ksi_daemon.protocol import Busy, Denied, TimedOut, Unavailable
+from ksi_postgres import database as databases
 from ksi_postgres import migrations, setup
 from ksi_postgres.database import ARRAYS, KEPT, Database, is_lost
 from ksi_postgres.embedded import EmbeddedServer
@@ -245,8 +247,35 @@ async def test_a_free_connection_that_was_closed_is_not_used(database_logins: Lo
         await as_admin(database_logins, f"SELECT pg_terminate_backend({before})")
         await _until(lambda: is_lost(database._kept[0]))
 
+        connections, free = database.pool_sizes()
         assert await database.fetchval("SELECT pg_backend_pid()") != before
+        assert free <= connections
         assert database.pool_sizes() == (1, 1)
+
+
+async def test_a_connection_that_is_left_in_a_transaction_is_nobody_else_s(
+    database_logins: Logins,
+) -> None:
+    async with opened(database_logins, quick(pool_connections=1)) as database:
+        await database.execute("BEGIN")
+        first, other = [await database.fetchval("SELECT txid_current()") for _ in range(2)]
+
+        assert first != other
+
+
+async def test_free_connections_are_closed_when_nobody_needs_them_for_long(
+    database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_pool = partial(asyncpg.create_pool, max_inactive_connection_lifetime=0.01)
+    monkeypatch.setattr(asyncpg, "create_pool", create_pool)
+    monkeypatch.setattr(databases, "GIVE_BACK_S", 0.01)
+    async with opened(database_logins, quick(pool_connections=4)) as database:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(4):
+                await stack.enter_async_context(database.transaction())
+        await _until(lambda: database.pool_sizes() == (1, 1))
+
+        assert await database.fetchval("SELECT 1") == 1
 
 
 async def test_no_connection_from_before_postgres_went_is_used(database_logins: Logins) -> None:
@@ -259,6 +288,26 @@ async def test_no_connection_from_before_postgres_went_is_used(database_logins: 
             now = {await each.fetchval("SELECT pg_backend_pid()") for each in (one, other)}
 
     assert not now & {free, busy}
+
+
+async def test_connections_that_answer_no_more_hold_up_nobody_when_postgres_is_back(
+    database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network may have dropped them, or what stands between has another server by now."""
+    asked: list[asyncpg.Connection] = []
+
+    async def never(connection: asyncpg.Connection, **_: object) -> None:
+        asked.append(connection)
+        await asyncio.Event().wait()
+
+    async with opened(database_logins, quick(), watched=False) as database:
+        await database.fetchval("SELECT 1")
+        monkeypatch.setattr(asyncpg.Connection, "close", never)
+        async with asyncio.timeout(SOON_S):
+            await database._expire()
+
+        assert not asked
+        assert await database.fetchval("SELECT 1") == 1
 
 
 async def test_what_is_told_before_postgres_is_back_is_told_when_it_is(
