@@ -37,6 +37,7 @@ OWN_QUEUES: Final = (DEFAULT_QUEUE, KEYED_QUEUE)
 RENEW_TIMEOUT_S: Final = 2
 LAUNCH_TIMEOUT_S: Final = 60.0
 QUEUES_WITHIN_S: Final = 2.0
+UNUSED_S: Final = 0.1  # a stop waits for it
 
 _ONE: Final = threading.Lock()  # DBOS keeps its state in module globals
 # What DBOS says of every run that fails or is given up, we say ourselves.
@@ -147,6 +148,9 @@ class Engine:
                 "serializer": _serializer(),
                 "run_migrations": False,
                 "log_level": "WARNING",
+                # DBOS's own streams and events have no use here; the thread that tells of them
+                # would wake a hundred times a second.
+                "notification_coalesce_sec": UNUSED_S,
             }
         )
         _quieten()
