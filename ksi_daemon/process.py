@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ksi_client.sync import Client
 from ksi_daemon.home import Home
-from ksi_daemon.protocol import Failed, InvalidData, KsiError, TimedOut
+from ksi_daemon.protocol import Denied, Failed, InvalidData, KsiError, TimedOut
 
 START_TIMEOUT_S: Final = 300.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -188,22 +188,32 @@ class Progress:
 
 
 def probe(home: Home, *, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[State, dict[str, Any]]:
-    """Ask the daemon of a home how it is; the answer is that of ``system:health``."""
+    """Ask the daemon of a home how it is; the answer is that of ``system:health``.
+
+    It is asked in the name of the token that was given, and where that may not ask, or is not
+    valid, in the user's own. Where neither may, it runs and has not told how it is.
+    """
     if home.running_pid() is None:
         return "absent", {}
-    try:
-        client = Client(home.socket, timeout_s=timeout_s)
-    except KsiError:
-        return "silent", {}
-    with client:
+    for token in (None, ""):
         try:
-            report: dict[str, Any] = client.request("system:health")
-        except TimedOut:
-            return "silent", {}
+            client = Client(home.socket, token=token, timeout_s=timeout_s)
+        except Denied:
+            continue
         except KsiError:
-            return "starting", {}  # the plugin that answers it has not started
-    state: State = report["state"]
-    return state, report
+            return "silent", {}
+        with client:
+            try:
+                report: dict[str, Any] = client.request("system:health")
+            except Denied:
+                continue
+            except TimedOut:
+                return "silent", {}
+            except KsiError:
+                return "starting", {}  # the plugin that answers it has not started
+        state: State = report["state"]
+        return state, report
+    return "ready", {}
 
 
 def stop(home: Home, *, timeout_s: float = STOP_TIMEOUT_S) -> Stopped | None:

@@ -136,6 +136,23 @@ def test_a_daemon_that_hangs_is_told_so_and_can_be_stopped(ksi: KsiCommand) -> N
     assert Home(ksi.home).running_pid() is None
 
 
+def test_a_daemon_is_found_ready_by_who_holds_a_token_that_may_not_ask(ksi: KsiCommand) -> None:
+    pid = pid_of(ksi("start", "--json"))
+    few, wrong = ksi.home / "few", ksi.home / "wrong"
+    few.write_text(ksi("token", "create", "few", "--call", "system:hello").out)
+    wrong.write_text("ksi_no_token")
+
+    for file in (few, wrong):
+        environ = {"KSI_TOKEN_FILE": str(file)}
+        started = ksi("start", "--json", "--timeout-s", "5", **environ)
+        status = ksi("status", "--json", **environ)
+
+        assert started.code == status.code == 0, started.err
+        assert (pid_of(started), started.json["already_running"]) == (pid, True)
+        assert status.json["state"] == "ready"
+        assert status.json["plugins"]["system"] == "ok"
+
+
 def test_wrong_settings_are_told_by_restart_before_anything_is_stopped(ksi: KsiCommand) -> None:
     pid = pid_of(ksi("start", "--json"))
     (ksi.home / "ksi.toml").write_text("[log]\nlevle = 'debug'\n")
