@@ -1,10 +1,14 @@
 """The commands for servers of others: ``ksi mcp add``, ``list``, ``check``, ``accept`` …."""
 
 import asyncio
+import contextlib
+import threading
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 import typer
 
 from ksi_cli import output
@@ -17,8 +21,36 @@ from ksi_mcp.client.places import login_of
 from ksi_mcp.client.targets import read_target
 
 DEFAULT: Final = "default"  # whose the servers are that are everybody's
+TELL_AFTER_S: Final = 2.0  # who waits for longer wonders whether anything is going on
+A_NAME: Final = "has up to 40 letters, digits, - and _, and begins with a letter or a digit"
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The server's, as `ksi mcp list` shows.")]
+
+def fitting(word: str, kind: Any, told: str) -> str:
+    """Return a word that the daemon would take.
+
+    Raises:
+        UsageError: It would not.
+    """
+    try:
+        msgspec.convert(word, kind)
+    except msgspec.ValidationError:
+        raise UsageError(told) from None
+    return word
+
+
+def server_name(name: str | None) -> str | None:
+    """Return what may be a server's name."""
+    if name is None:
+        return None
+    return fitting(name, e.ServerName, f"{name!r} is no server's name: one {A_NAME}")
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The server's, as `ksi mcp list` shows.", callback=server_name
+    ),
+]
 Tenant = Annotated[
     str | None, typer.Option(metavar="NAME", help="Whose servers; one's own unless given.")
 ]
@@ -30,6 +62,17 @@ def asked(event: str, data: Any, kind: type[Answer], tenant: str | None) -> Answ
     with connect() as client:
         context = None if tenant is None else {"tenant": tenant}
         return client.request(event, data, result_type=kind, context=context)
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say what is waited for, where that takes long."""
+    timer = threading.Timer(TELL_AFTER_S, output.note, (what,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str]:
@@ -47,8 +90,17 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
     return made
 
 
+def variable_name(word: str) -> str:
+    """Return what may be a variable's name."""
+    told = f"--environment takes the name of a variable of KSI's, and {word!r} is none"
+    return fitting(word, e.VariableName, told)
+
+
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is to be called.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="What it is to be called.", callback=server_name),
+    ],
     target: Annotated[
         list[str], typer.Argument(metavar="TARGET", help="Its URL, or its command after --.")
     ],
@@ -82,10 +134,18 @@ def add(
         typer.Option("--accept-new/--hold-new", help="Tools that come later."),
     ] = None,
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="How long a call may take.")
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.001,
+            max=86_400,
+            metavar="SECONDS",
+            help="How long a call may take.",
+        ),
     ] = None,
     memory_mb: Annotated[
-        int | None, typer.Option("--memory", metavar="MB", help="How much memory it may have.")
+        int | None,
+        typer.Option("--memory", min=16, metavar="MB", help="How much memory it may have."),
     ] = None,
     legacy: Annotated[
         bool, typer.Option("--legacy", help="Don't ask for the newest protocol first.")
@@ -93,10 +153,10 @@ def add(
     tenant: Tenant = None,
     as_json: JsonFlag = False,
 ) -> None:
-    r"""Have agents call the tools of another program that speaks MCP.
+    """Have agents call the tools of another program that speaks MCP.
 
-    \b
     ksi mcp add files -- npx -y @modelcontextprotocol/server-filesystem /data
+
     ksi mcp add tracker https://mcp.tracker.example/mcp --oauth
 
     A command is run in a folder of its own, and has nothing of this shell's environment: what it is
@@ -110,7 +170,7 @@ def add(
         url=url,
         command=words[0] if words else "",
         args=tuple(words[1:]),
-        environment=tuple(environment or ()),
+        environment=tuple(map(variable_name, environment or ())),
         headers=pairs(header, "--header"),
         variables=pairs(variable, "--variable"),
         oauth=oauth,
@@ -123,7 +183,13 @@ def add(
         memory_mb=memory_mb,
         handshake="legacy" if legacy else "auto",
     )
-    added = asked("mcp:add", e.McpAdd(name=name, server=server), e.McpServerReport, tenant)
+    ask = e.McpAdd(name=name, server=server)
+    try:
+        with telling(f"{name} is being asked for its tools …"):
+            added = asked("mcp:add", ask, e.McpServerReport, tenant)
+    except KeyboardInterrupt:
+        output.note(f"{name} may have been added all the same: see ksi mcp list")
+        raise
     output.show(added, report_text, as_json=as_json)
     if added.why:
         output.note(f"it is kept: see ksi mcp check {name}, or ksi mcp remove {name}")
@@ -144,17 +210,26 @@ def list_servers(*, tenant: Tenant = None, as_json: JsonFlag = False) -> None:
 
 def check(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The server's; all unless given.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The server's; all unless given.", callback=server_name
+        ),
     ] = None,
     *,
     tenant: Tenant = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask servers for their tools now, and show what is held back."""
-    checked = asked("mcp:check", e.McpCheck(name=name), e.McpServers, tenant)
+    checked = checked_now(name, tenant)
     output.show(checked, reports_text, as_json=as_json)
     if any(each.why for each in checked.servers):
         raise typer.Exit(output.FAILED)
+
+
+def checked_now(name: str | None, tenant: str | None) -> e.McpServers:
+    """Ask a server, or all, for their tools."""
+    with telling(f"{name or 'each server'} is being asked for its tools …"):
+        return asked("mcp:check", e.McpCheck(name=name), e.McpServers, tenant)
 
 
 def accept(
@@ -201,7 +276,7 @@ def login(
             await asyncio.to_thread(webbrowser.open, url)
 
     asyncio.run(log_in(found.target, login_file(found, tenant), show))
-    checked = asked("mcp:check", e.McpCheck(name=name), e.McpServers, tenant)
+    checked = checked_now(name, tenant)
     output.write(reports_text(checked))
 
 

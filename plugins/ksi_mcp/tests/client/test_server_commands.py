@@ -1,15 +1,19 @@
 """``ksi mcp add`` and its like, with a daemon."""
 
 import json
+import queue
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from ksi_cli import output
 from ksi_cli.connection import connect
 from ksi_cli.output import UsageError
 from ksi_client import InvalidData, NotFound
+from ksi_mcp.client import commands
 from ksi_mcp.client.commands import login_file
 from ksi_mcp.client.keys import logins
 from ksi_mcp.client.keys.logins import Login
@@ -121,3 +125,57 @@ def test_what_is_said_wrong_is_told(run: Command) -> None:
         run("add", "x", "http://far.test", "--header", "Authorization=abc")
     with pytest.raises(NotFound, match="no server"):
         run("login", "nobody")
+    for words in (("add", "x y", "--", "cat"), ("remove", "x y"), ("check", "x y")):
+        with pytest.raises(UsageError, match="'x y' is no server's name: one has up to 40 letters"):
+            run(*words)
+    with pytest.raises(UsageError, match="'A=b' is none"):
+        run("add", "x", "--environment", "A=b", "--", "cat")
+    assert "Invalid value for '--timeout'" in run("add", "x", "--timeout", "0", "cat").stderr
+    assert "Invalid value for '--memory'" in run("add", "x", "--memory", "8", "cat").stderr
+
+
+def test_who_waits_for_a_server_is_told_what_for(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(output, "note", told.put)
+    monkeypatch.setattr(commands, "TELL_AFTER_S", 0.0)
+    asked = commands.asked
+
+    def slow(event: str, *rest: Any) -> Any:
+        waits = told.get(timeout=10.0) if event in ("mcp:add", "mcp:check") else ""
+        assert waits in ("", "far is being asked for its tools …")
+        return asked(event, *rest)
+
+    monkeypatch.setattr(commands, "asked", slow)
+    server = faulty(tmp_path / "far")
+
+    added = run("add", "far", "--", server.command, *server.args)
+    checked = run("check", "far")
+    run("remove", "far")
+
+    assert (added.exit_code, checked.exit_code) == (0, 0)
+
+
+def test_who_interrupts_an_add_is_told_that_it_may_be_kept(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "asked", interrupted)
+    monkeypatch.setattr(output, "note", told.append)
+
+    done = run("add", "far", "http://127.0.0.1:1/mcp")
+
+    assert done.exit_code != 0
+    assert told == ["far may have been added all the same: see ksi mcp list"]
+
+
+def test_the_examples_in_the_help_of_add_stand_on_lines_of_their_own(run: Command) -> None:
+    lines = [line.strip() for line in run("add", "--help").stdout.splitlines()]
+
+    assert "ksi mcp add tracker https://mcp.tracker.example/mcp --oauth" in lines
+    assert "ksi mcp add files -- npx -y @modelcontextprotocol/server-filesystem /data" in lines
