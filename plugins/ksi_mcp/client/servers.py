@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from ksi_mcp.client.wires.connection import Connection
 from ksi_mcp.events import McpHeldBack, McpServer
 from ksi_mcp.settings import McpSettings
 from ksi_postgres.database import Database
+from ksi_postgres.patience import until_there
 from ksi_tools.api import Tools
 from ksi_tools.events import ToolList, ToolListed
 
@@ -73,6 +75,7 @@ class Servers:
         self._going: dict[Key, asyncio.Event] = {}  # those that are being forgotten
         self._group: asyncio.TaskGroup | None = None
         self._reload: dict[Key, None] = {}
+        self._has_missed = False  # what was notified while Postgres was away
         self._wanted = asyncio.Event()
         self._is_loaded = False
         self._lookout = Lookout(self._unknown, settings.first_at_once)
@@ -170,15 +173,19 @@ class Servers:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            while self._has_missed:
+                self._has_missed = False
+                added = await until_there(self._store.servers)
+                self._reload.update(dict.fromkeys((*self._remotes, *added)))
             while self._reload:
                 key = next(iter(self._reload))
                 del self._reload[key]
-                await self._reload_one(key)
+                await until_there(partial(self._reload_one, key))
 
     def _notified(self, payload: str | None) -> None:
-        """Note which server has changed; after Postgres was away it may be any."""
+        """Note which server has changed; after Postgres was away it may be any, and a new one."""
         if payload is None:
-            self._reload.update(dict.fromkeys(self._remotes))
+            self._has_missed = True
         else:
             tenant, _, name = payload.rpartition(" ")
             self._reload[tenant, name] = None

@@ -21,6 +21,7 @@ from ksi_client import (
     UnixTransport,
 )
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.protocol import TimedOut
 from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
 from ksi_mcp.client.places import folder_of
@@ -377,6 +378,49 @@ async def test_a_server_is_gone_with_all_that_was_its_own_when_its_removal_is_to
         assert was_there
         assert not was_told
         assert not folder.exists()
+
+
+async def until_listed(client: AsyncClient, name: str) -> None:
+    """Wait until a daemon has a server."""
+    async with asyncio.timeout(20):
+        while name not in {each["name"] for each in (await client.request("mcp:list"))["servers"]}:
+            pass
+
+
+async def test_a_server_that_another_daemon_has_added_while_postgres_was_away_is_known(
+    run: Run, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expire = Database._expire
+
+    async def added_meanwhile(back: Database) -> None:
+        await Store(database).add(("default", "far"), faulty(tmp_path / "far"), 10)
+        assert back._watched is not None
+        await back._watched.execute("SELECT")  # what was notified comes before its answer
+        await expire(back)
+
+    monkeypatch.setattr(Database, "_expire", added_meanwhile)
+    async with run() as client:
+        here = client.daemon._services[Database]
+        assert isinstance(here, Database)
+        assert here._watched is not None
+        here._watched.terminate()
+        await until_listed(client, "far")
+
+
+async def test_a_server_that_another_daemon_has_added_is_known_though_it_can_t_be_read_at_once(
+    run: Run, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, errors = Store.server, iter((TimedOut("the query took too long"),))
+
+    async def read_late(store: Store, key: tuple[str, str]) -> McpServer | None:
+        for error in errors:
+            raise error
+        return await read(store, key)
+
+    monkeypatch.setattr(Store, "server", read_late)
+    async with run() as client:
+        await Store(database).add(("default", "far"), faulty(tmp_path / "far"), 10)
+        await until_listed(client, "far")
 
 
 async def test_what_is_known_of_a_server_is_not_known_of_its_successor(database: Database) -> None:
