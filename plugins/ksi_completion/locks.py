@@ -55,11 +55,13 @@ class Locks:
         lock_id = request.lock_id or secrets.token_hex(16)
         place = (viewer.tenant, request.conversation_id)
         taking = _Taking(self._store, viewer, request, lock_id)
+        is_taken = False
         with self._hearing(place) as news:
             try:
                 await taking.wait(news)
+                is_taken = True
             finally:
-                if not taking.is_done and taking.is_held and request.lock_id is None:
+                if not is_taken and taking.may_be_held and request.lock_id is None:
                     with contextlib.suppress(KsiError):  # it expires; what is raised goes on
                         await self._release(viewer, request.conversation_id, lock_id, force=False)
         taken = taking.taken
@@ -177,6 +179,7 @@ class _Taking:
         self._lock_id = lock_id
         self.taken: LockTaken | None = None
         self.is_held = False
+        self.may_be_held = False  # also where nobody knows, since the answer was lost
         self.is_done = False
 
     async def wait(self, news: asyncio.Event) -> None:
@@ -197,6 +200,7 @@ class _Taking:
 
     async def _ask(self, more_s: float) -> None:
         request = self._request
+        self.may_be_held = True
         taken = await self._store.take_lock(
             self._viewer,
             request.conversation_id,
@@ -206,7 +210,7 @@ class _Taking:
             prolonged=self.is_held or request.lock_id is not None,
         )
         self.taken = taken
-        self.is_held = taken.verdict in ("ok", "running")
+        self.is_held = self.may_be_held = taken.verdict in ("ok", "running")
         self.is_done = taken.verdict == "ok"
         if taken.verdict == "lost":
             raise Conflict(

@@ -2,12 +2,22 @@
 
 import asyncio
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksi_client import AsyncClient, Busy, Conflict, Denied, InvalidData, LocalTransport
+from ksi_client import (
+    AsyncClient,
+    Busy,
+    Conflict,
+    Denied,
+    InvalidData,
+    LocalTransport,
+    TimedOut,
+)
+from ksi_completion.conversations import Conversations, LockTaken
 from ksi_completion.tests.conversing import (
     Started,
     conversing,
@@ -228,6 +238,29 @@ async def test_who_waits_and_goes_away_leaves_no_lock(
         pass
 
     assert ("default", "c") in started.places
+
+
+@pytest.mark.parametrize(("wait_s", "lost"), [(0, 1), (30, 2)], ids=["at once", "prolonged"])
+async def test_a_lock_of_which_nobody_was_told_is_given_back(
+    client: AsyncClient,
+    conversation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_s: float,
+    lost: int,
+) -> None:
+    take, asked = Conversations.take_lock, count(1)
+
+    async def answer_lost(store: Conversations, *args: Any, **more: Any) -> LockTaken:
+        taken = await take(store, *args, **more)
+        if next(asked) == lost:
+            raise TimedOut("the query took too long")
+        return taken
+
+    monkeypatch.setattr(Conversations, "take_lock", answer_lost)
+    with pytest.raises(TimedOut):
+        await lock(client, wait_s=wait_s)
+
+    assert await held(client) == []
 
 
 @pytest.mark.parametrize(
