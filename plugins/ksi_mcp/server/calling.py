@@ -11,7 +11,7 @@ from mcp.shared.exceptions import MCPError
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ksi_daemon.protocol import KsiError
+from ksi_daemon.protocol import KsiError, Unavailable
 from ksi_mcp.events import McpCall, McpCalled, McpCalling
 from ksi_mcp.server import asking, results
 from ksi_mcp.server.catalogue import Offered
@@ -156,7 +156,11 @@ class Calling:
         answers: dict[str, Any] | None,
         state: str | None,
     ) -> McpCalling:
-        """Have a tool called, tell of its progress, and return the last that it says."""
+        """Have a tool called, tell of its progress, and return the last that it says.
+
+        Where the daemon goes away meanwhile it is asked again, by the call's id: that is the same
+        call, and never a second effect.
+        """
         call = McpCall(
             name=offered.tool,
             arguments=arguments,
@@ -166,6 +170,16 @@ class Calling:
             answers=answers,
             state=state,
         )
+        try:
+            return await self._heard(call)
+        except Unavailable:
+            try:
+                return await self._heard(call)
+            except Unavailable as error:
+                told = f"{error.message}; whether it was called is in: ksi tool calls"
+                raise Unavailable(told, retry_after_s=error.retry_after_s) from error
+
+    async def _heard(self, call: McpCall) -> McpCalling:
         if not self._is_followed():
             quiet: McpCalled = await self._reach.ask(
                 "mcp:call_quietly", call, result_type=McpCalled

@@ -25,6 +25,7 @@ from ksi_cli import output
 from ksi_cli.output import UsageError
 from ksi_client import AsyncClient, Denied, InvalidData, KsiError, LocalTransport, Unavailable
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.protocol import Failed
 from ksi_daemon.protocol.peer import Peer
 from ksi_mcp.commands import mcp, serve
 from ksi_mcp.lines import TooLong
@@ -190,6 +191,52 @@ async def test_a_daemon_that_has_gone_is_started_by_the_next_call(
     assert before.structured_content == {"sum": 3}
     assert [each.result().structured_content for each in after] == [{"sum": 21}, {"sum": 22}]
     assert way.starts == 1
+
+
+async def ignored(progress: float, total: float | None, message: str | None) -> None:
+    """Take what a call says of its progress."""
+
+
+async def test_a_call_whose_daemon_goes_away_is_in_doubt_and_made_once(
+    program: Start, way: Lost, toolbox: Toolbox
+) -> None:
+    async with program() as (client, _):
+        for progress in (None, ignored):
+            toolbox.begun.clear()
+            toolbox.calls.clear()
+            async with asyncio.TaskGroup() as tasks:
+                asked = client.call_tool("linger", {"text": "oh"}, progress_callback=progress)
+                call = tasks.create_task(asked)
+                await toolbox.begun.wait()
+                way.lose()
+            told = call.result()
+
+            assert told.is_error
+            assert told.meta is not None
+            assert told.meta["ksi/status"] == "in_doubt"
+            assert told.meta["ksi/call_id"]
+            assert toolbox.calls == ["oh"]
+
+
+async def test_a_call_whose_daemon_stays_away_tells_where_to_look(
+    program: Start, way: Lost, toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        raise Failed("the disk is full")
+
+    monkeypatch.setattr(way, "start", start)
+    async with program() as (client, _):
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(client.call_tool("linger", {"text": "oh"}))
+            await toolbox.begun.wait()
+            way.lose()
+        told = call.result()
+
+    assert told.is_error
+    assert text_of(told) == (
+        "unavailable: the daemon has gone: the disk is full; "
+        "whether it was called is in: ksi tool calls"
+    )
 
 
 async def test_who_may_do_less_is_told_of_news_and_ends_with_its_token(

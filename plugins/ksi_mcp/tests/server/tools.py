@@ -30,6 +30,14 @@ class Toolbox:
         return text.upper()
 
     @tool(effects="effectful")
+    async def linger(self, text: str) -> str:
+        """Shout, and say nothing more."""
+        self.calls.append(text)
+        self.begun.set()
+        await asyncio.Event().wait()
+        return text
+
+    @tool(effects="effectful")
     async def sure(self, context: ToolContext) -> str:
         """Ask until somebody says yes."""
         if context.answer != "yes":
