@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
+from uuid import uuid4
 
 import msgspec
 import typer
@@ -9,6 +10,7 @@ import typer
 from ksi_cli import completion, output
 from ksi_cli.connection import connect, show_answer
 from ksi_cli.output import JsonFlag, UsageError
+from ksi_client import Unavailable
 from ksi_daemon.protocol.errors import error_from
 from ksi_daemon.protocol.names import did_you_mean
 from ksi_tools import events as e
@@ -128,11 +130,16 @@ def call(
     as_json: JsonFlag = False,
 ) -> None:
     """Call a tool, and print what came of it."""
+    call_id = call_id or uuid4().hex
     ask = e.ToolCall(
         name=name, arguments=arguments(words or []), call_id=call_id, timeout_s=timeout_s
     )
     with connect(timeout_s=None if timeout_s is None else timeout_s + 30) as client:
-        called = client.request("tool:call", ask, result_type=e.ToolCalled)
+        try:
+            called = client.request("tool:call", ask, result_type=e.ToolCalled)
+        except Unavailable as lost:
+            told = f"{lost.message}; the same with --call-id {call_id} tells what came of it"
+            raise Unavailable(told, retry_after_s=lost.retry_after_s) from lost
     output.show(called, called_text, as_json=as_json)
     if called.status in ("failed", "dropped"):
         error = None if called.error is None else error_from(called.error)
@@ -193,7 +200,7 @@ def how_to_resolve(call_id: str) -> str:
     return (
         "Look at the world, then say one of:\n"
         f"  ksi tool resolve {call_id} done   it has happened\n"
-        f"  ksi tool resolve {call_id} redo   it has not; call again\n"
+        f"  ksi tool resolve {call_id} redo   it hasn't; call again\n"
         f"  ksi tool resolve {call_id} drop   leave it"
     )
 

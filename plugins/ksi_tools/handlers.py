@@ -331,8 +331,9 @@ class Handlers:
         except (Unavailable, TimedOut, Busy):
             return HealthChecked(health="degraded", why="calls can't be recorded")
         if in_doubt := found.get("in_doubt", 0):
+            counted = "1 call is" if in_doubt == 1 else f"{in_doubt} calls are"
             why = (
-                f"{in_doubt} calls are in doubt: see tool:in_doubt (ksi tool in-doubt), and say "
+                f"{counted} in doubt: see tool:in_doubt (ksi tool in-doubt), and say "
                 "with tool:resolve (ksi tool resolve)"
             )
             return HealthChecked(health="degraded", why=why)

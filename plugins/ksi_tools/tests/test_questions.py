@@ -1,14 +1,19 @@
 """Tools that want to know something from a person before they go on."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from ksi_client import Cancelled, Conflict, Unavailable
+from ksi_tools import commands
 from ksi_tools import events as e
 from ksi_tools.api import Question, ToolContext, tool
 from ksi_tools.calls import Calls, Execution
-from ksi_tools.commands import called_text
+from ksi_tools.commands import called_text, how_to_resolve
 from ksi_tools.tests.conftest import Client, Run
 
 
@@ -93,6 +98,33 @@ def test_who_calls_by_hand_sees_the_question_and_how_to_go_on() -> None:
     assert lines[0] == "Send it?"
     assert lines[2].endswith("ksi tool answer c1 TEXT")
     assert lines[3].endswith("--call-id c1")
+
+
+def test_how_a_call_in_doubt_is_settled_fits_a_narrow_terminal() -> None:
+    assert max(map(len, how_to_resolve("0" * 32).splitlines())) <= 80
+
+
+def test_who_calls_by_hand_while_the_daemon_dies_is_told_how_to_see_what_came_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Dying:
+        def request(self, event: str, data: e.ToolCall, **_: Any) -> Any:
+            raise Unavailable(f"the daemon closed the connection amid {data.call_id}")
+
+    @contextmanager
+    def dying(**_: Any) -> Iterator[Dying]:
+        yield Dying()
+
+    monkeypatch.setattr(commands, "connect", dying)
+
+    with pytest.raises(Unavailable) as told:
+        CliRunner().invoke(commands.app, ["call", "send", "text=hi"], catch_exceptions=False)
+    found = re.fullmatch(
+        r".* amid (\w{32}); the same with --call-id (\w{32}) tells what came of it",
+        told.value.message,
+    )
+    assert found is not None
+    assert found[1] == found[2]
 
 
 async def test_a_call_that_was_cancelled_before_its_tool_was_called_has_no_answer(

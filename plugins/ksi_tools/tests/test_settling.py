@@ -84,6 +84,15 @@ async def test_a_question_waits_for_a_person_and_outlives_the_daemon(run: Run) -
     assert after["content"] == "red"
 
 
+async def test_one_call_in_doubt_is_counted_as_one(run: Run) -> None:
+    async with run(World()) as client:
+        doubted = await call(client, "strike", "c1", what="a")
+        health = await client.request("health:check")
+
+    assert doubted["status"] == "in_doubt"
+    assert "1 call is in doubt" in str(health)
+
+
 async def test_a_run_goes_on_when_its_question_is_answered(run: Run) -> None:
     asking = Asking()
     async with run(asking) as client:
