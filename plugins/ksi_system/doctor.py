@@ -391,7 +391,7 @@ def doubts(patient: Patient) -> Iterator[Finding]:
         yield fail("tool calls", error.message, "ksi tool in-doubt")
         return
     if found:
-        what = f"of {len(found)} nobody knows whether they have happened"
+        what = f"{len(found)} in doubt: a person is to say what happened"
         yield warn("tool calls", what, "ksi tool in-doubt")
     else:
         yield ok("tool calls", "none is in doubt")

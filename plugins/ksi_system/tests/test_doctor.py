@@ -167,6 +167,16 @@ def test_packages_that_do_not_fit_are_told(requirement: str, problem: str) -> No
     assert bool(told) == bool(problem)
 
 
+def test_calls_in_doubt_are_counted(
+    patient: doctor.Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient.state = "ready"
+    monkeypatch.setattr(patient, "ask", lambda _: {"calls": [{}]})
+
+    expected = "1 in doubt: a person is to say what happened"
+    assert list(doctor.doubts(patient)) == [warn("tool calls", expected, "ksi tool in-doubt")]
+
+
 def test_a_database_is_judged_by_what_its_command_reports(patient: doctor.Patient) -> None:
     well = {"version": "18.6", "size_bytes": 1024**2, "schema": [{"pending": []}]}
     behind = {**well, "schema": [{"pending": ["0002_x"]}]}
