@@ -41,6 +41,13 @@ def test_the_generated_tables_are_up_to_date(generate: ModuleType, told: Any) ->
     assert ROOT / "plugins" / "ksi_system" / "README.md" in files
 
 
+def test_the_readme_leads_to_the_page_of_each_plugin_once() -> None:
+    _, _, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Read on")
+
+    pages = [page.parent.name for page in (ROOT / "plugins").glob("ksi_*/README.md")]
+    assert [name for name in pages if table.count(f"{name}/README.md") != 1] == []
+
+
 def test_every_event_and_every_setting_has_its_sentence(generate: ModuleType, told: Any) -> None:
     routes, settings = told
 
