@@ -216,19 +216,28 @@ class Servers:
             self._rename_beside(remote)
 
     async def _forget(self, key: Key) -> None:
-        """Drop a server that was removed, and what there is of it in the home."""
-        await self._until_gone(key)  # whoever has asked for it comes here, and the news of it
+        """Drop a server that was removed, and what there is of it in the home.
+
+        Whoever has asked for it comes here, and the news of it; it goes on without them.
+        """
+        await self._until_gone(key)
         remote = self._remotes.get(key)
         if remote is None:
             return
-        gone = self._going[key] = asyncio.Event()
+        self._going[key] = asyncio.Event()
         self._drop(key)
+        if self._group is None:  # the daemon stops
+            await self._clear_after(remote)
+        else:
+            self._group.create_task(self._clear_after(remote), name=f"leave {key[1]}")
+            await self._until_gone(key)
+
+    async def _clear_after(self, remote: Remote) -> None:
         try:
             await remote.until_left()
-            await self._clear(key)
+            await self._clear(remote.key)
         finally:
-            del self._going[key]
-            gone.set()
+            self._going.pop(remote.key).set()
 
     async def _until_gone(self, key: Key) -> None:
         while (gone := self._going.get(key)) is not None:

@@ -25,6 +25,7 @@ from ksi_daemon.protocol import TimedOut
 from ksi_daemon.protocol.paths import socket_path
 from ksi_daemon.testing import installed_plugins, running_daemon
 from ksi_mcp.client.places import folder_of
+from ksi_mcp.client.remote import Remote
 from ksi_mcp.client.servers import Servers
 from ksi_mcp.client.store import Store
 from ksi_mcp.client.tools.definitions import Definition, KnownTool
@@ -378,6 +379,33 @@ async def test_a_server_is_gone_with_all_that_was_its_own_when_its_removal_is_to
         assert was_there
         assert not was_told
         assert not folder.exists()
+
+
+async def test_a_removal_goes_on_without_whoever_has_asked_for_it(
+    run: Run, tmp_path: Path, ksi_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving, may = asyncio.Event(), asyncio.Event()
+    until_left = Remote.until_left
+
+    async def left_late(remote: Remote) -> None:
+        leaving.set()
+        await may.wait()
+        await until_left(remote)
+
+    monkeypatch.setattr(Remote, "until_left", left_late)
+    folder = folder_of(ksi_home, "default", "far")
+    async with run() as client:
+        await added(client, "far", faulty(tmp_path / "far"))
+        async with asyncio.TaskGroup() as tasks:
+            removal = tasks.create_task(client.request("mcp:remove", {"name": "far"}))
+            await leaving.wait()
+            removal.cancel()
+        await client.request("mcp:list")  # it is cancelled there by now
+        was_there = folder.exists()
+        may.set()
+
+    assert was_there
+    assert not folder.exists()
 
 
 async def until_listed(client: AsyncClient, name: str) -> None:
