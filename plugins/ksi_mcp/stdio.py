@@ -30,6 +30,7 @@ from ksi_system.events import (
 ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REVOKE_S: Final = 2.0
 TOKEN_S: Final = 30 * 86_400.0
+TOOLS: Final = "tools:call:"  # and a tool's name: what is not read-only may be called
 # What every call here passes; which of it is let through is looked at before.
 NEEDED: Final = (
     "mcp:call",
@@ -126,7 +127,8 @@ async def _check(client: AsyncClient, scopes: tuple[str, ...]) -> None:
     told = await client.request("system:describe", SystemDescribe(), result_type=SystemDescribed)
     known = sorted({each.scope for each in told.events if each.scope is not None})
     for scope in scopes:
-        if not any(matches_any(each, (scope,)) for each in known):
+        is_of_tools = scope.startswith(TOOLS)  # those of a server that is not known yet are in none
+        if not is_of_tools and not any(matches_any(each, (scope,)) for each in known):
             raise InvalidData(f"no event has the scope {scope!r}{did_you_mean(scope, known)}")
 
 

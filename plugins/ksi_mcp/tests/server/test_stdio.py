@@ -279,6 +279,18 @@ async def test_who_may_do_less_is_told_of_news_and_ends_with_its_token(
     assert (len(during), len(after), way.starts) == (1, 0, 0)
 
 
+async def test_one_tool_alone_can_be_let_through(program: Start, toolbox: Toolbox) -> None:
+    few = Wanted(scopes=("tools:write", "tools:call:shout"))
+    async with program(wanted=few) as (client, _):
+        names = {each.name for each in (await client.list_tools()).tools}
+        told = await client.call_tool("shout", {"text": "oh"})
+
+    assert text_of(told) == "OH"
+    assert toolbox.calls == ["oh"]
+    assert "shout" in names
+    assert not {"linger", "sure"} & names
+
+
 async def test_a_scope_that_there_is_not_is_refused(way: Lost) -> None:
     for wrong in ("", "odd:raed"):
         started = Started(way, Wanted(scopes=(wrong,)))
