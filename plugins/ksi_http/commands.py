@@ -3,7 +3,7 @@
 import os
 import sys
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,9 +11,13 @@ from ksi_cli import output
 from ksi_cli.connection import connect
 from ksi_cli.output import JsonFlag, UsageError
 from ksi_client import NotFound
+from ksi_daemon.protocol.names import did_you_mean, matches_any
 from ksi_daemon.protocol.paths import home_directory
 from ksi_http import events as e
 from ksi_http import keys
+from ksi_system.events import SystemDescribed
+
+OF_TOOLS: Final = "tools:call:"  # and a tool's name: no event has those
 
 key = typer.Typer(
     rich_markup_mode=None, help="Make, list and revoke the keys of requests over HTTP."
@@ -65,9 +69,14 @@ def create(
     )
     with connect() as client:
         made = client.request("http:key_create", ask, result_type=e.HttpKeyCreated)
+        described = client.request("system:describe", result_type=SystemDescribed)
     if not as_json:
         until = "for ever" if made.expires_at is None else f"until {moment(made.expires_at)}"
         output.note(f"valid {until}; it is not shown again")
+    known = sorted({each.scope for each in described.events if each.scope is not None})
+    for each in scope:
+        if not each.startswith(OF_TOOLS) and not any(matches_any(one, (each,)) for one in known):
+            output.note(f"! no event has the scope {each!r}{did_you_mean(each, known)}")
     output.show(made, lambda created: created.key, as_json=as_json)
 
 

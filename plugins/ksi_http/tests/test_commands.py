@@ -105,6 +105,16 @@ def test_a_key_that_may_do_nothing_is_not_made(run: Command) -> None:
         run("create", "nobody")
 
 
+def test_a_scope_that_no_event_has_is_told(run: Command) -> None:
+    made = run(
+        "create", "typo", "--scope", "sistem:*", "--scope", "system:*", "--scope", "tools:call:x"
+    )
+
+    assert made.exit_code == 0
+    assert made.stderr.count("no event has the scope") == 1
+    assert "! no event has the scope 'sistem:*'; did you mean system:read?" in made.stderr
+
+
 def test_where_there_are_no_keys_it_says_how_to_make_one(run: Command) -> None:
     assert "ksi key create" in run("list", "--tenant", "nobody").stdout
 
