@@ -66,7 +66,8 @@ def given_token() -> str | None:
     try:
         return inherited_token()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the token's file, KSI_TOKEN_FILE, can't be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"the token's file, KSI_TOKEN_FILE, can't be read: {why}") from error
 
 
 def _not_running(error: Unavailable) -> Unavailable | NotRunning:

@@ -297,7 +297,11 @@ def test_a_command_acts_as_the_token_that_it_was_given(ksi: KsiCommand, tmp_path
 
     assert ksi("send", "system:hello", "--json", **environ).json["principal"] == "token:worker"
     assert ksi("send", "system:stats", "--json", **environ).json["error"]["code"] == "denied"
-    assert ksi("events", KSI_TOKEN_FILE="/dev/null/none").code == 2
+    missing = ksi("events", KSI_TOKEN_FILE="/dev/null/none")
+    assert missing.code == 2
+    assert missing.err.endswith(
+        "the token's file, KSI_TOKEN_FILE, can't be read: Not a directory\n"
+    )
 
 
 def test_a_group_has_no_options_for_completion_which_would_be_that_of_ksi(ksi: KsiCommand) -> None:
