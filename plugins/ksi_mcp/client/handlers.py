@@ -38,7 +38,9 @@ class Handlers:
         """Have agents call the tools of another program."""
         context = _persons_context()
         remote = await self._servers.add(context.tenant, request.name, request.server)
-        return await self._checked(remote, context)
+        report = await self._checked(remote, context)
+        self._servers.find(context.tenant, request.name)  # it may have been removed meanwhile
+        return report
 
     @event_handler("mcp:remove")
     async def remove(self, request: e.McpRemove) -> e.McpServers:

@@ -43,6 +43,7 @@ class Reach:
         self._connecting = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
+        self._has_ended = False
 
     # -- connecting -----------------------------------------------------------------------------
 
@@ -50,9 +51,11 @@ class Reach:
         """Return a connection, which is made where there is none.
 
         Raises:
-            Unavailable: It can't be made, or could not be made a moment ago.
+            Unavailable: It can't be made, or could not be made a moment ago; or never will be.
         """
         async with self._connecting:
+            if self._has_ended:
+                raise self._unavailable("it was removed, or the daemon stops")
             connection = self.connection
             if connection is None or connection.is_over:
                 connection = await self._begun()
@@ -110,7 +113,8 @@ class Reach:
         return max(0.0, self._retry_at - time.monotonic())
 
     def end(self) -> None:
-        """End the connection; does not wait for that."""
+        """End the connection, and make no other; does not wait for that."""
+        self._has_ended = True
         if self.connection is not None:
             self.connection.end()
 

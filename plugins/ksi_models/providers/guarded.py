@@ -256,9 +256,13 @@ class GuardedProcess:
 
     async def until_gone(self, timeout_s: float = GONE_TIMEOUT_S) -> bool:
         """Wait until it has ended; the guard of one that doesn't is killed after `end`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._pipes.gone.wait()
+        # Not by `asyncio.timeout`: in a task that is being cancelled the first releases of Python
+        # 3.11 take its end for the cancellation, and what is left to do here would not be done.
+        waiting = asyncio.Task(self._pipes.gone.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=timeout_s)
+        finally:
+            waiting.cancel()
         is_gone = self._pipes.gone.is_set()
         if not is_gone and self._is_ending:
             with contextlib.suppress(ProcessLookupError):

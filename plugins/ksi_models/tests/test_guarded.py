@@ -1,8 +1,11 @@
 """What a guard knows of the command that it ran."""
 
+import asyncio
 import importlib.util
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,47 @@ async def started(folder: Path, script: str) -> GuardedProcess:
     command = [sys.executable, "-I", "-S", "-c", script]
     environ = dict(os.environ)
     return await GuardedProcess.start(command, environ=environ, folder=folder, max_line_bytes=100)
+
+
+TIMEOUT = asyncio.timeout
+
+
+@asynccontextmanager
+async def old_timeout(delay_s: float) -> AsyncIterator[asyncio.Timeout]:
+    """Do as Python 3.11.2, where a task that is being cancelled is never told of a time-out."""
+    try:
+        async with TIMEOUT(delay_s) as scope:
+            yield scope
+    except TimeoutError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise
+
+
+async def test_a_task_that_is_being_cancelled_waits_for_a_command_no_longer_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asyncio, "timeout", old_timeout)
+    process = await started(tmp_path, "import time; time.sleep(1000)")
+    begun, was_gone = asyncio.Event(), []
+
+    async def use() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            was_gone.append(await process.until_gone(0.05))
+            process.end()
+            was_gone.append(await process.until_gone())
+
+    async with asyncio.TaskGroup() as tasks:
+        using = tasks.create_task(use())
+        await begun.wait()
+        using.cancel()
+
+    assert was_gone == [False, True]
+    assert process.is_gone
 
 
 async def test_what_is_given_to_a_command_that_has_ended_was_not_read(tmp_path: Path) -> None:

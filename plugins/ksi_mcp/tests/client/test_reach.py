@@ -91,6 +91,29 @@ async def test_who_comes_while_it_is_connected_waits_for_the_same(way: Ways, fol
     assert starts(folder) == 1
 
 
+async def test_one_that_is_removed_while_it_is_connected_is_not_started_once_more(
+    way: Ways, folder: Path
+) -> None:
+    (folder / "sleeps").touch()
+    async with way(SOON) as reach, asyncio.TaskGroup() as tasks:
+
+        async def come() -> str:
+            with pytest.raises(Unavailable) as caught:
+                await reach.connected()
+            return str(caught.value)
+
+        both = [tasks.create_task(come()) for _ in range(2)]
+        while not starts(folder):  # noqa: ASYNC110  another process tells it
+            await asyncio.sleep(0.01)
+        reach.end()
+
+    assert [each.result() for each in both] == [
+        "faulty: it was ended",
+        "faulty: it was removed, or the daemon stops",
+    ]
+    assert starts(folder) == 1
+
+
 async def test_one_that_can_t_be_connected_is_tried_ever_later(way: Ways, folder: Path) -> None:
     (folder / "refuses").touch()
     async with way(LATE) as reach:
