@@ -10,7 +10,7 @@ import typer
 from ksi_cli import output
 from ksi_cli.connection import connect
 from ksi_cli.output import JsonFlag, UsageError
-from ksi_client import NotFound
+from ksi_client import Client, KsiError, NotFound
 from ksi_daemon.protocol.names import did_you_mean, matches_any
 from ksi_daemon.protocol.paths import home_directory
 from ksi_http import events as e
@@ -33,6 +33,15 @@ def show(*, as_json: JsonFlag = False) -> None:
     if found is None:
         raise NotFound("there is no key yet: the daemon makes one when it starts")
     output.show({"key": found}, lambda told: told["key"], as_json=as_json)
+
+
+def scopes_known(client: Client) -> list[str]:
+    """Return the scopes that events have; none where whoever asks may not know."""
+    try:
+        described = client.request("system:describe", result_type=SystemDescribed)
+    except KsiError:
+        return []
+    return sorted({each.scope for each in described.events if each.scope is not None})
 
 
 @key.command()
@@ -68,13 +77,12 @@ def create(
         ttl_s=ttl_s,
     )
     with connect() as client:
+        known = scopes_known(client)  # before: a key is shown once, whatever goes wrong
         made = client.request("http:key_create", ask, result_type=e.HttpKeyCreated)
-        described = client.request("system:describe", result_type=SystemDescribed)
     if not as_json:
         until = "for ever" if made.expires_at is None else f"until {moment(made.expires_at)}"
         output.note(f"valid {until}; it is not shown again")
-    known = sorted({each.scope for each in described.events if each.scope is not None})
-    for each in scope:
+    for each in scope if known else ():
         if not each.startswith(OF_TOOLS) and not any(matches_any(one, (each,)) for one in known):
             output.note(f"! no event has the scope {each!r}{did_you_mean(each, known)}")
     output.show(made, lambda created: created.key, as_json=as_json)
