@@ -155,7 +155,7 @@ class Database:
         except Denied:
             await self.close()
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except FAULTS as error:
             await self.close()
             raise translated(error, lost=True) from error
         self._set_up()
@@ -333,7 +333,7 @@ class Database:
         After Postgres was away it is called with ``None``: what was notified meanwhile is lost.
         """
         self._listeners.setdefault(channel, []).append(listener)
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with contextlib.suppress(*FAULTS):
             await self._hear()  # a connection that is lost is made again, with all channels
 
     def unlisten(self, channel: str, listener: Listener) -> None:
@@ -410,7 +410,7 @@ class Database:
             async with self._hearing:
                 assert self._watched is not None
                 await self._watched.execute("SELECT", timeout=self._settings.connect_timeout_s)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except FAULTS:
             return False
         return True
 
@@ -420,7 +420,7 @@ class Database:
             self._watched.terminate()
         try:
             self._watched = await self._watch_connection()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except FAULTS as error:
             self.why_down = told_of(error)
             log.warning("Postgres can't be reached", extra={"error": gone(error).message})
             return False

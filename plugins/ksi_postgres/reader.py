@@ -10,7 +10,7 @@ import asyncpg
 from msgspec import Struct
 
 from ksi_daemon.protocol import Denied, InvalidData, TimedOut, Unavailable
-from ksi_postgres.database import Connection, Database, is_lost
+from ksi_postgres.database import FAULTS, Connection, Database, is_lost
 from ksi_postgres.errors import told_of, translated
 from ksi_postgres.migrations import SQL
 from ksi_postgres.settings import PostgresSettings
@@ -90,7 +90,7 @@ class Reader:
                 return await self._read(connection, tenant, sql, arguments)
         except TimeoutError as error:
             raise TimedOut(f"the query took longer than {limit} s") from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except FAULTS as error:
             raise _told_to_its_author(error) from error
 
     async def _read(
@@ -171,7 +171,7 @@ class Reader:
                     "jit": "off",
                 },
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except FAULTS as error:
             raise translated(error, lost=True) from error
 
     async def _check_session(self, connection: Connection) -> None:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
@@ -307,6 +308,25 @@ async def test_connections_that_answer_no_more_hold_up_nobody_when_postgres_is_b
             await database._expire()
 
         assert not asked
+        assert await database.fetchval("SELECT 1") == 1
+
+
+async def test_a_connection_that_breaks_between_two_messages_is_no_end_of_the_watch(
+    database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(database_logins, quick()) as database:
+        comings, broken = Comings(database), database._watched
+        execute = asyncpg.Connection.execute
+
+        async def broken_off(connection: asyncpg.Connection, *args: Any, **options: Any) -> str:
+            if connection is broken:
+                raise asyncpg.InternalClientError("another operation is in progress")
+            return str(await execute(connection, *args, **options))
+
+        monkeypatch.setattr(asyncpg.Connection, "execute", broken_off)
+        database._doubted.set()
+        await comings.until(False, True)
+
         assert await database.fetchval("SELECT 1") == 1
 
 
