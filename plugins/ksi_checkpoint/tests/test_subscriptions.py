@@ -266,9 +266,12 @@ async def test_a_user_reads_its_own_events_alone(run: Run, ksi_home: Path) -> No
 
 @pytest.fixture
 def quick_daemon(
-    daemon_process: DaemonProcess, database_logins: Logins, monkeypatch: pytest.MonkeyPatch
+    database_logins: Logins, daemon_process: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> DaemonProcess:
-    """A daemon in a process of its own, on the test's database, that writes its journal often."""
+    """A daemon in a process of its own, on the test's database, that writes its journal often.
+
+    The database comes first, and so goes last: the daemon ends with it there.
+    """
     monkeypatch.setenv("KSI_DATABASE_URL", database_logins.admin)
     monkeypatch.setenv("KSI_JOURNAL_FLUSH_INTERVAL_S", "0.01")
     daemon_process.start()
