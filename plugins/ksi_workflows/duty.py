@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -288,10 +289,15 @@ class Duty:
             )
             self._bus.publish("workflow:quarantined", quarantined)
 
+    async def wind_up(self, within_s: float = math.inf) -> None:
+        """Let the steps that run finish, and begin no others; does nothing the second time."""
+        await self._runner.wind_up(min(self._settings.stop_grace_s, within_s))
+
     async def stop(self) -> None:
         """Leave office in good order: what is recorded, any daemon can go on with."""
         self._owner.closed()
-        await self._runner.stop(self._settings.stop_grace_s)
+        await self.wind_up()
+        self._runner.abandon_all("stopping")
         is_lost, self._is_over = self._is_over, True
         await asyncio.to_thread(self._engine.stop)
         if self._store.is_in_office and not is_lost:

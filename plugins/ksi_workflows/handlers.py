@@ -15,13 +15,20 @@ from ksi_workflows.schedules import next_time, zone_of
 from ksi_workflows.workflows import Workflows
 
 WAIT_MARGIN_S: Final = 3700.0
+DRAIN_SHARE: Final = 0.8  # of the time that a contributor has, so that it ends before it is ended
 
 
 class Handlers:
-    """Shows and touches what is the caller's tenant's, and nothing else."""
+    """Shows and touches what is the caller's tenant's, and nothing else.
 
-    def __init__(self, workflows: Workflows) -> None:
+    Args:
+        workflows: The runs.
+        drain_timeout_s: How long a contributor to the drain may take.
+    """
+
+    def __init__(self, workflows: Workflows, drain_timeout_s: float) -> None:
         self._workflows = workflows
+        self._drain_timeout_s = drain_timeout_s
         self._store = workflows.store
 
     @event_handler("workflow:start", scope="workflows:write")
@@ -211,6 +218,11 @@ class Handlers:
         """Tell whether runs can be started, and go on."""
         why = self._workflows.why_not
         return HealthChecked(health="ok" if why is None else "degraded", why=why)
+
+    @event_contributor("system:drained")
+    async def drained(self) -> None:
+        """Let the steps that run finish while the plugins are there that they need."""
+        await self._workflows.duty.wind_up(self._drain_timeout_s * DRAIN_SHARE)
 
 
 def _tenant() -> str:

@@ -52,7 +52,7 @@ async def ksi_lifespan(plugin: Plugin) -> AsyncIterator[None]:
         await duty.run_settling(settled)
 
     plugin.offer(workflows)
-    plugin.add(Handlers(workflows))
+    plugin.add(Handlers(workflows, daemon.options.contributor_timeout_s))
     async with workflows.runner:
         with duty.watching_for_standstill():
             plugin.start_task("launch", launch, FOR_EVER)

@@ -588,8 +588,10 @@ class Runner:
         for run in list(self.running.values()):
             run.interrupt(why, at_once=True)
 
-    async def stop(self, grace_s: float) -> None:
-        """Let the steps that run finish, begin no others, then end what is left."""
+    async def wind_up(self, grace_s: float) -> None:
+        """Let the steps that run finish, and begin no others; does nothing the second time."""
+        if self._is_stopping:
+            return
         self._is_stopping = True
         self._idle.clear()
         for run in list(self.running.values()):
@@ -600,4 +602,3 @@ class Runner:
                     await self._idle.wait()
             except TimeoutError:
                 log.warning("steps are interrupted", extra={"runs": len(self.running)})
-        self.abandon_all("stopping")

@@ -24,8 +24,8 @@ class WorkflowsSettings(Struct, frozen=True, kw_only=True):
         step_threads: Threads in which steps run that are plain functions.
         keep_ended_days: How long a run that has finished, failed or was cancelled is kept with its
             steps; 0 is for ever. What was set aside stays until somebody decides.
-        stop_grace_s: How long steps may go on when the daemon stops; later steps wait for its
-            next start.
+        stop_grace_s: How long steps may go on when the daemon stops, and no longer than four
+            fifths of `daemon.contributor_timeout_s`; later steps wait for its next start.
     """
 
     takeover_after_s: Annotated[float, Meta(ge=1)] = 30.0
@@ -39,4 +39,4 @@ class WorkflowsSettings(Struct, frozen=True, kw_only=True):
     engine_threads: Annotated[int, Meta(ge=4)] = 16
     step_threads: Positive = 16
     keep_ended_days: Annotated[float, Meta(ge=0)] = 30.0
-    stop_grace_s: Annotated[float, Meta(ge=0)] = 5.0
+    stop_grace_s: Annotated[float, Meta(ge=0)] = 4.0

@@ -1,15 +1,25 @@
 """Runs from start to end, in one daemon."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from ksi_client import AsyncClient, InvalidData, NotFound
+from ksi_client import AsyncClient, InvalidData, LocalTransport, NotFound
 from ksi_daemon.daemon import Daemon
+from ksi_daemon.event_system import event_contributor
+from ksi_daemon.hookspecs import PluginInfo, hookimpl
+from ksi_daemon.loader import EntryPoint
+from ksi_daemon.plugin import Plugin
 from ksi_daemon.protocol import Cancelled, Conflict, Event, Failed, TimedOut, Unavailable
+from ksi_daemon.testing import ModuleEntryPoint, module_plugin, running_daemon
+from ksi_postgres.logins import Logins
+from ksi_postgres.testing import settings_for
 from ksi_workflows.api import Retry, Workflows, current_run, receive, sleep, step, workflow
+from ksi_workflows.tests.daemons import outcome_of
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -535,3 +545,66 @@ async def test_health_says_so_while_the_engine_works(
 
     mine = next(each for each in health["plugins"] if each["plugin"] == "workflows")
     assert mine["health"] == "ok"
+
+
+# -- the end of a daemon --------------------------------------------------------------------------
+
+
+class Oven:
+    """A plugin whose step takes a while longer when the daemon is drained."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.cooled = asyncio.Event()
+        self.is_gone = False
+        self.was_gone: list[bool] = []
+
+    @event_contributor("system:drained")
+    def drained(self) -> None:
+        asyncio.get_running_loop().call_later(0.2, self.cooled.set)
+
+    def plugin(self) -> ModuleEntryPoint:
+        @step
+        async def roast() -> str:
+            self.begun.set()
+            await self.cooled.wait()
+            self.was_gone.append(self.is_gone)
+            return "done"
+
+        @workflow("roast")
+        async def roasted() -> str:
+            return await roast()
+
+        async def lifespan(plugin: Plugin) -> AsyncIterator[None]:
+            plugin.service(Workflows).register(roasted)
+            plugin.add(self)
+            yield
+            self.is_gone = True
+
+        def info() -> PluginInfo:
+            return PluginInfo(requires=("workflows",))
+
+        return module_plugin("oven", ksi_plugin=hookimpl(info), ksi_lifespan=hookimpl(lifespan))
+
+
+async def test_a_step_that_runs_when_the_daemon_stops_has_its_plugin_until_it_ends(
+    ksi_home: Path, ksi_plugins: list[EntryPoint], database_logins: Logins
+) -> None:
+    oven, settings = Oven(), settings_for(database_logins)
+    async with (
+        running_daemon(ksi_home, *ksi_plugins, oven.plugin(), settings=settings) as daemon,
+        AsyncClient(LocalTransport(daemon)) as client,
+    ):
+        accepted = await client.request("workflow:start", {"name": "roast"})
+        await oven.begun.wait()
+    next_oven = Oven()
+    plugins = (*ksi_plugins, next_oven.plugin())
+    async with (
+        running_daemon(ksi_home, *plugins, settings=settings) as daemon,
+        AsyncClient(LocalTransport(daemon)) as client,
+    ):
+        ended = await outcome_of(client, accepted["run_id"])
+
+    assert ended["output"] == "done"
+    assert oven.was_gone == [False]
+    assert not next_oven.begun.is_set()
