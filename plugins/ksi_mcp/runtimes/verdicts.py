@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import structs
 
+from ksi_daemon.supervisor import is_stopping
 from ksi_mcp.events import McpRuntime, McpWay
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Verdict:
             why = f"its trial took {TRIAL_S:g} s"
             return McpRuntime(name=self._name, state="unproven", why=why)
         except Exception as error:
+            if is_stopping():
+                raise  # its clean-up failed: to go on would lose the cancellation
             log.exception("a runtime could not be tried", extra={"runtime": self._name})
             why = f"its trial failed with {type(error).__name__}"
             return McpRuntime(name=self._name, state="unproven", why=why)

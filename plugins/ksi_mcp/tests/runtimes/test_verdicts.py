@@ -34,6 +34,7 @@ from ksi_models.settings import ModelsSettings
 MESSAGES = [{"role": "user", "parts": [{"kind": "text", "text": "hello"}]}]
 TOOL = {"name": "pay", "description": "Pay.", "parameters": {"type": "object"}}
 CALL = {"messages": MESSAGES, "tools": [TOOL]}
+SOON_S = 10.0
 GATES = (TURNS, AGENTS, PROGRAMS)
 
 
@@ -328,3 +329,24 @@ async def test_a_token_that_can_not_be_handed_over_ends(
         await trials.sessions.open((), no_answer, tmp_path / "gone")
 
     assert daemon.tokens.records() == []
+
+
+async def test_a_trial_whose_clean_up_fails_ends_all_the_same_when_the_daemon_stops() -> None:
+    verdicts, begun = Verdicts(), asyncio.Event()
+
+    async def trial() -> McpRuntime:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            raise Unavailable("Postgres can't be reached")
+
+    async def run() -> None:
+        with pytest.RaisesGroup(Unavailable):
+            await verdicts.run()
+
+    verdicts.add("odd", trial, advice="")
+    async with asyncio.timeout(SOON_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(run())
+        await begun.wait()
+        running.cancel()
